@@ -1,0 +1,269 @@
+"""One adapter in memory: factors by site, a scaling each, perhaps a head; from and to PEFT files.
+
+Knows a backbone's sites and PEFT's file format; does not know banks, batches or tasks.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters_hub import info as files_
+from adapters_hub.backbone import Backbone, site_shape
+from adapters_hub.errors import AdapterFileError, BackboneMismatchError, SettingsError
+from adapters_hub.info import AdapterFiles, AdapterInfo
+
+_STARTS = (True, "gaussian")
+
+
+@dataclass
+class Adapter:
+    """A plain LoRA (arXiv:2106.09685): at each site the delta is ``scaling · B @ A``.
+
+    ``factors`` maps a site to A (r, in) and B (out, r); ranks may differ by site. ``head`` maps
+    the head's parameters by their path in the task class. ``prefix`` stands before the path of a
+    site of the body in that class, and so in the file; ``outer`` are the sites above the body.
+    """
+
+    info: AdapterInfo
+    factors: dict[str, tuple[Tensor, Tensor]]
+    scaling: dict[str, float]
+    head: dict[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    outer: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.info.name
+
+    def parameters(self) -> list[Tensor]:
+        """All tensors, in one fixed order: factors by site, then the head by name."""
+        pairs = [tensor for site in sorted(self.factors) for tensor in self.factors[site]]
+        return pairs + [self.head[name] for name in sorted(self.head)]
+
+    def path(self, site: str) -> str:
+        """A site's path in the class the adapter is saved for."""
+        return site if site in self.outer else self.prefix + site
+
+    def map(self, change: Any) -> "Adapter":
+        """The same adapter with every tensor changed, such as moved or cast."""
+        return replace(
+            self,
+            factors={site: (change(a), change(b)) for site, (a, b) in self.factors.items()},
+            head={name: change(tensor) for name, tensor in self.head.items()},
+        )
+
+    def trainable(self) -> "Adapter":
+        """A float32 copy whose tensors are parameters."""
+        return self.map(lambda t: nn.Parameter(t.detach().to(torch.float32, copy=True)))
+
+    # ── from ─────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def load(
+        cls, found: AdapterFiles, backbone: Backbone, check_backbone: bool = True
+    ) -> "Adapter":
+        """Read an adapter's numbers for a backbone.
+
+        Raises `BackboneMismatchError` if its fingerprint is another's (unless ``check_backbone``
+        is False) or a site is missing or has another shape; `AdapterFileError` for damaged files.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        _same_backbone(found.info, backbone, check_backbone)
+        try:
+            tensors = load_file(found.weights, device=str(backbone.device))
+        except (SafetensorError, OSError) as error:
+            raise AdapterFileError(f"{found.weights}: {error}") from error
+        factors, scaling, prefix = {}, {}, ""
+        for module, (key_a, key_b) in found.modules.items():
+            site = backbone.site_of(module)
+            if site is None:
+                raise BackboneMismatchError(
+                    f"{found.info.name!r} adapts {module}, and {backbone.name} has no such linear "
+                    f"layer (it has {_examples(backbone.sites)})"
+                )
+            a, b = tensors[key_a], tensors[key_b]
+            shape = site_shape(backbone.sites[site])
+            if (a.shape[1], b.shape[0]) != shape:
+                raise BackboneMismatchError(
+                    f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
+                    f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
+                )
+            factors[site] = (a, b)
+            scaling[site] = found.spec.scaling(module, a.shape[0])
+            if site not in backbone.head_sites:
+                prefix = module.removesuffix(site)
+        head = {path: tensors[key] for path, key in found.head.items()}
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
+        outer = backbone.head_sites
+        return cls(found.info, factors, scaling, head, found.spec.config, prefix, outer)
+
+    @classmethod
+    def create(
+        cls,
+        info: AdapterInfo,
+        backbone: Backbone,
+        lora: Any,
+        *,
+        prefix: str,
+        head: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> "Adapter":
+        """A new adapter from a `peft.LoraConfig`, started as PEFT starts it: its delta is zero.
+
+        ``lora.target_modules`` chooses sites as in PEFT (None: PEFT's default for the
+        architecture, ``"all-linear"``: every site of the body); None for ``lora`` itself makes an
+        adapter that is only a head.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        factors, scaling = {}, {}
+        config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "r": 1,
+            "lora_alpha": 1,
+            "target_modules": [],
+        }
+        if lora is not None:
+            if lora.init_lora_weights not in _STARTS:
+                raise SettingsError(
+                    f"init_lora_weights={lora.init_lora_weights!r} is not supported here; "
+                    f"choose one of {', '.join(map(repr, _STARTS))}"
+                )
+            config = _plain(lora.to_dict())
+            files_.check_plain(config, "the LoRA configuration")
+            for site in target_sites(backbone, lora, prefix):
+                fan_in, fan_out = site_shape(backbone.sites[site])
+                rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
+                a = torch.empty(rank, fan_in)
+                if lora.init_lora_weights == "gaussian":
+                    a.normal_(std=1 / rank, generator=generator)
+                else:
+                    nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+                factors[site] = (a, torch.zeros(fan_out, rank))
+                scaling[site] = files_.LoraSpec(config).scaling(prefix + site, rank)
+        info = replace(info, rank=max((a.shape[0] for a, _ in factors.values()), default=0))
+        made = cls(info, factors, scaling, dict(head or {}), config, prefix, backbone.head_sites)
+        return made.map(lambda tensor: tensor.to(backbone.device))
+
+    # ── to ───────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a PEFT folder that `peft.PeftModel.from_pretrained` and `Library.add` read."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.peft_config()
+        tensors = {}
+        for site, (a, b) in self.factors.items():
+            stem = files_.KEY_PREFIX + self.path(site)
+            tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a, b
+        for path, tensor in self.head.items():
+            tensors[files_.KEY_PREFIX + path] = tensor
+        tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterFileError(f"{self.name}: {key} holds NaN or infinity; not saved")
+        save_file(tensors, folder / files_.WEIGHTS_FILE, files_.metadata(self.info, config))
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
+        return folder
+
+    def peft_config(self) -> dict[str, Any]:
+        """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks."""
+        ranks = {site: a.shape[0] for site, (a, _) in self.factors.items()}
+        rank = max(ranks.values(), default=1)
+        alphas = {site: self.scaling[site] * r for site, r in ranks.items()}
+        if self.config.get("use_rslora"):
+            alphas = {site: self.scaling[site] * math.sqrt(r) for site, r in ranks.items()}
+        alpha = next((alphas[site] for site, r in ranks.items() if r == rank), rank)
+        return {
+            **self.config,
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": _whole(alpha),
+            "rank_pattern": {self.path(s): r for s, r in ranks.items() if r != rank},
+            "alpha_pattern": {
+                self.path(s): _whole(v) for s, v in alphas.items() if not math.isclose(v, alpha)
+            },
+            "target_modules": sorted(self.path(site) for site in self.factors),
+            "modules_to_save": self._head_modules() or None,
+            "base_model_name_or_path": self.info.backbone,
+            "bias": "none",
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+
+    def _head_modules(self) -> list[str]:
+        """The modules PEFT saves whole: ``score``, ``classifier``, an untrained ``pooler``."""
+        return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
+
+
+def target_sites(backbone: Backbone, lora: Any, prefix: str) -> list[str]:
+    """The sites a `peft.LoraConfig` means, by PEFT's own rules; `SettingsError` if none."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    body = dict(backbone.base.named_modules())
+    sites = [site for site in backbone.sites if site in body]
+    if lora.target_modules != "all-linear":
+        if lora.target_modules is None:
+            default = DEFAULTS.get(backbone.config.model_type)
+            if default is None:
+                raise SettingsError(
+                    f"PEFT has no default target_modules for {backbone.config.model_type!r}; "
+                    "give them, or 'all-linear'"
+                )
+            lora.target_modules = set(default)
+        sites = [s for s in sites if check_target_module_exists(lora, prefix + s)]
+    if not sites:
+        raise SettingsError(
+            f"target_modules={lora.target_modules!r} matches no linear layer of {backbone.name} "
+            f"(it has {_examples(backbone.sites)})"
+        )
+    return sites
+
+
+def _same_backbone(info: AdapterInfo, backbone: Backbone, check: bool) -> None:
+    if check and info.fingerprint not in (None, backbone.fingerprint):
+        raise BackboneMismatchError(
+            f"{info.name!r} belongs to another backbone:\n"
+            f"  adapter:  {info.fingerprint} ({info.backbone})\n"
+            f"  backbone: {backbone.fingerprint} ({backbone.name})\n"
+            "check_backbone=False loads it all the same if the shapes fit"
+        )
+
+
+def _pattern(patterns: Mapping[str, int] | None, module: str, default: int) -> int:
+    import re
+
+    matches = (v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", module))
+    return next(matches, default)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A LoRA configuration as JSON, without what PEFT fills in for nothing."""
+    kept = {k: v for k, v in config.items() if v not in (None, {}, [], False) or k == "r"}
+    text = json.dumps(kept, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+    return json.loads(text)
+
+
+def _whole(value: float) -> float | int:
+    return round(value) if math.isclose(value, round(value)) else value
+
+
+def _examples(sites: Iterable[str]) -> str:
+    names = sorted({site.rpartition(".")[2] for site in sites})
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

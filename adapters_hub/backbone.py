@@ -1,0 +1,479 @@
+"""The frozen backbone: loaded at a precision, its sites found once, task classes around it.
+
+Knows transformers' classes and names; does not know adapters. Nothing here ever trains: all
+parameters have ``requires_grad`` off and all modules are in eval mode.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.pytorch_utils import Conv1D
+
+from adapters_hub.errors import BackboneError, SettingsError
+from adapters_hub.fingerprint import fingerprint
+from adapters_hub.paths import STARTER, starter_folder
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
+BITS = (32, 16, 8, 4)
+_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+@dataclass
+class Backbone:
+    """A frozen pretrained model and its tokenizer.
+
+    ``model`` is the language-model class where the checkpoint has a language-model head, else the
+    bare model; ``base`` is the part below every head. ``sites`` maps each linear layer's path to
+    the layer; paths are relative to ``base``, so they are the same whatever head is on top.
+    """
+
+    name: str
+    folder: Path
+    model: nn.Module
+    base: nn.Module
+    tokenizer: Any
+    kind: Kind
+    bits: int
+    fingerprint: str
+    has_lm_head: bool
+    untrained: frozenset[str] = frozenset()  # base parameters that the checkpoint lacks (a pooler)
+    sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    _shells: dict[Any, "TaskShell"] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are, and so where inputs go."""
+        return next(self.model.parameters()).device
+
+    @property
+    def prefix(self) -> str:
+        """What stands before a site's path in ``model``: ``bert.``, ``model.``, or nothing."""
+        name = getattr(self.model, "base_model_prefix", "")
+        return f"{name}." if name and getattr(self.model, name, None) is self.base else ""
+
+    def site_of(self, module: str) -> str | None:
+        """The site that a module path from a PEFT file means, for any head it was saved under."""
+        own = getattr(self.base, "base_model_prefix", "")
+        for path in (module, module.removeprefix(f"{own}."), module.partition(".")[2]):
+            if path in self.sites:
+                return path
+        return None
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """What a forward without generation asks for: no key-value cache."""
+        return {"use_cache": False} if self.kind == "decoder" else {}
+
+    @cached_property
+    def head_sites(self) -> frozenset[str]:
+        """Sites outside the body, such as ``lm_head``."""
+        body = dict(self.base.named_modules())
+        return frozenset(site for site in self.sites if site not in body)
+
+    def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+        """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).
+
+        Only these go through the head, which for masked targets saves most of its cost.
+        """
+        hidden = self.base(**inputs, **self.call_options).last_hidden_state[at]
+        head = copy.copy(self.model)
+        head._modules = {**self.model._modules, self.prefix[:-1]: _Given(hidden[None])}
+        return head(input_ids=inputs["input_ids"], **self.call_options).logits[0]
+
+    def shell(self, auto_class: str, **config: Any) -> "TaskShell":
+        """A transformers task class (``AutoModelForSequenceClassification``, …) around ``base``."""
+        key = (auto_class, tuple(sorted(config.items())))
+        if key not in self._shells:
+            self._shells[key] = TaskShell(self, auto_class, config)
+        return self._shells[key]
+
+
+class TaskShell:
+    """A transformers task class that computes its head and borrows everything below it.
+
+    The class is built on the meta device, so it costs nothing; its head's parameters are passed in
+    at each call. So every architecture has the head, the pooling and the parameter names that
+    transformers and PEFT give it, one body serves any number of heads, and rows of one batch can
+    have different heads over one pass through the body. Calls share no state: threads are fine.
+    """
+
+    def __init__(self, backbone: Backbone, auto_class: str, changes: dict[str, Any]) -> None:
+        config = copy.deepcopy(backbone.config)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(config) not in mapping:
+            raise BackboneError(f"transformers has no {auto_class} for {config.model_type} models")
+        cls = mapping[type(config)]
+        with torch.device("meta"):
+            self._shell = (cls[0] if isinstance(cls, tuple) else cls)(config).eval()
+        self._base = backbone.base
+        self._options = backbone.call_options
+        self._slot = self._shell.base_model_prefix
+        uses_pooler = getattr(getattr(self._shell, self._slot), "pooler", None) is not None
+        self._shell._modules[self._slot] = None
+        self.prefix = f"{self._slot}."
+        self._pooler_prefix = f"{self._slot}.pooler."
+        self.shapes = {name: p.shape for name, p in self._shell.named_parameters()}
+        if uses_pooler:
+            own = dict(backbone.base.named_parameters())
+            self.shapes |= {self.prefix + name: own[name].shape for name in backbone.untrained}
+
+    def initial_head(self, seed: int) -> dict[str, torch.Tensor]:
+        """Fresh head parameters (float32) by path, started as transformers starts them."""
+        children = {
+            name: child for name, child in self._shell.named_children() if child is not None
+        }
+        if any(name.startswith(self._pooler_prefix) for name in self.shapes):
+            children[self._pooler_prefix[:-1]] = self._base.pooler
+        head: dict[str, torch.Tensor] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, child in children.items():
+                real = copy.deepcopy(child).to_empty(device="cpu").float()
+                real.apply(self._shell._init_weights)
+                head |= {f"{name}.{k}": v.detach() for k, v in real.named_parameters()}
+        return {name: head[name] for name in self.shapes}
+
+    def __call__(
+        self,
+        heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
+        inputs: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Logits, a (rows, labels) tensor for each (head parameters, row indices or None = all).
+
+        The body runs once over the whole batch, however many heads there are.
+        """
+        body = _Body(self._base)
+        logits: list[torch.Tensor] = []
+        for parameters, rows in heads:
+            shell = _bind(self._shell, parameters)
+            body.pooler = _pooler_of(self._base, parameters, self._pooler_prefix)
+            shell._modules[self._slot] = body
+            if body.output is None:  # the first head sees the whole batch, so that the body does
+                out = shell(**inputs, **self._options).logits
+                logits.append(out if rows is None else out[rows])
+            else:
+                body.rows = rows
+                own = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
+                logits.append(shell(**own, **self._options).logits)
+        return logits
+
+
+class _Given(nn.Module):
+    """Stands where a language-model class has its body, with the hidden states already known."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+class _Body(nn.Module):
+    """Stands where a task class has its body: runs it once, then hands out rows of its output."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self._run = base.__call__  # not a submodule: its parameters are not the head's
+        self.output: Any = None
+        self.rows: torch.Tensor | None = None
+        self.pooler: nn.Module | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.output is None:
+            self.output = self._run(*args, **kwargs)
+        out = type(self.output)(last_hidden_state=self._take(self.output.last_hidden_state))
+        pooled = getattr(self.output, "pooler_output", None)
+        if self.pooler is not None:
+            out["pooler_output"] = self.pooler(out.last_hidden_state)
+        elif pooled is not None:
+            out["pooler_output"] = self._take(pooled)
+        return out
+
+    def _take(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.rows is None else tensor[self.rows]
+
+
+def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> Any:
+    """A shallow copy of a module tree that holds the given tensors as its parameters."""
+    clone = copy.copy(module)
+    own: dict[str, Any] = {
+        name: None if old is None else parameters[path + name]
+        for name, old in module._parameters.items()
+    }
+    clone._parameters = own
+    clone._modules = {
+        name: None if child is None else _bind(child, parameters, f"{path}{name}.")
+        for name, child in module._modules.items()
+    }
+    return clone
+
+
+def _pooler_of(base: Any, parameters: dict[str, torch.Tensor], prefix: str) -> nn.Module | None:
+    """A pooler from the head's own parameters, where the checkpoint brought none."""
+    own = {
+        name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)
+    }
+    return _bind(base.pooler, own) if own else None
+
+
+# ── loading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_backbone(
+    name: str,
+    *,
+    bits: int = 32,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Load ``starter``, a folder, or a hub id, frozen, at 32, 16 (bfloat16), 8 or 4 bits.
+
+    8 and 4 bits quantise the linear layers with bitsandbytes (arXiv:2208.07339, 2305.14314). Code
+    that comes with a checkpoint runs only with ``trust_remote_code``. Offline, a hub id must be in
+    the local cache. Raises `BackboneError`, or `SettingsError` for wrong ``bits``.
+    """
+    if bits not in BITS:
+        raise SettingsError(f"bits={bits!r}: choose one of {', '.join(map(str, BITS))}")
+    folder = checkpoint_folder(name, revision)
+    print_ = fingerprint(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{name}: {error}") from error
+    auto, kind = _class_for(config)
+    options = _precision(bits, device) | {"trust_remote_code": trust_remote_code}
+    model, missing = _load(auto, folder, options)
+    base = getattr(model, model.base_model_prefix, model)
+    has_lm_head = auto is not transformers.AutoModel
+    if has_lm_head and base is model:  # T5's language model holds encoder and decoder itself
+        with torch.device("meta"):
+            base = transformers.AutoModel.from_config(config)
+        for child_name in dict(base.named_children()):
+            setattr(base, child_name, getattr(model, child_name))
+    untrained = {key.removeprefix(f"{model.base_model_prefix}.") for key in missing}
+    if has_lm_head and kind == "encoder":
+        untrained |= _attach_pooler(base, config, folder, device, options["dtype"])
+    if lost := sorted(key for key in untrained if not key.startswith("pooler.")):
+        raise BackboneError(
+            f"{name}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__}, which "
+            f"would be random: {', '.join(lost[:4])}"
+        )
+    if "quantization_config" not in options:
+        model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    _keep_4bit_differentiable(model)
+    _set_padding(tokenizer, model)
+    backbone = Backbone(
+        name=name,
+        folder=folder,
+        model=model,
+        base=base,
+        tokenizer=tokenizer,
+        kind=kind,
+        bits=bits,
+        fingerprint=print_,
+        has_lm_head=has_lm_head,
+        untrained=frozenset(untrained),
+    )
+    backbone.sites = find_sites(model, backbone.prefix)
+    return backbone
+
+
+def find_sites(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    """Every linear layer adapters may act on, by its path below ``prefix``.
+
+    Linear layers of mixture-of-experts blocks are left out: their input is a shuffle of tokens, in
+    which rows of the batch can no longer be told apart.
+    """
+    return {
+        path.removeprefix(prefix): module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and ".experts." not in path
+    }
+
+
+def site_shape(module: nn.Module) -> tuple[int, int]:
+    """(in, out) features of a site, whatever its class packs its weight into."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return module.in_features, module.out_features  # type: ignore[return-value]
+
+
+def enable_checkpointing(model: Any, context_fn: Any) -> None:
+    """Recompute each layer's activations in the backward instead of keeping them.
+
+    transformers does so only for layers in training mode, so the layers alone are put into it,
+    with the dropout they apply by themselves set to nothing: a frozen backbone has none.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False, "context_fn": context_fn})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            for name, value in vars(module).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+
+def checkpoint_folder(name: str, revision: str | None = None) -> Path:
+    """The local folder of a backbone; a hub id is downloaded, or taken from the cache offline."""
+    if name == STARTER:
+        return starter_folder()
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_CHECKPOINT_FILES))
+    except HFValidationError:
+        raise BackboneError(f"{name!r} is neither {STARTER!r}, a folder, nor a hub id") from None
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise BackboneError(
+            f"{name!r}: no such folder, and not to be had from the hub or its local cache "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Without network, give a "
+            f"folder, or {STARTER!r}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or reports of transformers while a checkpoint loads."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _class_for(config: Any) -> tuple[Any, Kind]:
+    """The auto class with the checkpoint's language-model head, if it has one, and its kind."""
+    architecture = (config.architectures or [""])[0]
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM, "encoder-decoder"
+    if any(part in architecture for part in ("CausalLM", "LMHead", "ConditionalGeneration")):
+        return transformers.AutoModelForCausalLM, "decoder"
+    masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    if any(part in architecture for part in ("MaskedLM", "PreTraining")) and masked:
+        return transformers.AutoModelForMaskedLM, "encoder"
+    return transformers.AutoModel, "encoder" if masked else "decoder"
+
+
+def _precision(bits: int, device: torch.device) -> dict[str, Any]:
+    wide = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if bits >= 16:
+        return {"dtype": torch.float32 if bits == 32 else torch.bfloat16}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise BackboneError(
+            f"bits={bits} needs bitsandbytes: pip install 'adapters-hub[bits]'"
+        ) from None
+    if bits == 8:
+        quantised = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        quantised = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=wide
+        )
+    return {"dtype": wide, "quantization_config": quantised, "device_map": {"": device}}
+
+
+def _load(auto: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, set[str]]:
+    try:
+        with _quiet():
+            model, report = auto.from_pretrained(
+                folder,
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise BackboneError(f"{folder}: {error}") from error
+    return model, set(report["missing_keys"])
+
+
+def _attach_pooler(
+    base: nn.Module, config: Any, folder: Path, device: torch.device, dtype: torch.dtype
+) -> set[str]:
+    """Give an encoder the pooler its classification class has and its LM class leaves out.
+
+    Returns the pooler's parameter names if the checkpoint has no weights for it.
+    """
+    with torch.device("meta"):
+        full = transformers.AutoModel.from_config(config)
+    if getattr(full, "pooler", None) is None or getattr(base, "pooler", None) is not None:
+        return set()
+    from safetensors import safe_open
+
+    from adapters_hub.fingerprint import weight_files
+
+    pooler = full.pooler.to_empty(device="cpu")
+    pooler.apply(full._init_weights)
+    left = dict(pooler.named_parameters())
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                own = key.rpartition("pooler.")[2]
+                if "pooler." in key and own in left:
+                    left.pop(own).data.copy_(tensors.get_tensor(key))
+    base.pooler = pooler.to(device=device, dtype=dtype)
+    return {f"pooler.{name}" for name in left}
+
+
+def _keep_4bit_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers out of eval mode on the CPU.
+
+    In eval mode they repack their weight for a kernel that has no backward and drops the gradient
+    with no more than a warning. The layer has no dropout, so nothing else changes.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
+
+
+def _set_padding(tokenizer: Any, model: Any) -> None:
+    """Batches need a padding token; a decoder without one pads with its end token, masked."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id

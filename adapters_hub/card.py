@@ -1,0 +1,67 @@
+"""An adapter's ``README.md``: a model card with the Hub's fields, from and to `AdapterInfo`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters_hub.errors import AdapterFileError
+from adapters_hub.info import AdapterInfo
+
+_TASK_TAG = {"classification": "text-classification", "language-modeling": "text-generation"}
+
+
+def write_card(info: AdapterInfo) -> str:
+    """The card's text: YAML front matter, then what a reader wants to know."""
+    import yaml
+
+    tags = ["lora", "adapters_hub", *([f"domain:{info.domain}"] if info.domain else [])]
+    front: dict[str, Any] = {
+        "library_name": "peft",
+        "base_model": info.backbone,
+        "language": info.language,
+        "license": info.license,
+        "pipeline_tag": _TASK_TAG.get(info.task or ""),
+        "tags": tags,
+    }
+    front = {key: value for key, value in front.items() if value is not None}
+    rows = {
+        "language": info.language,
+        "domain": info.domain,
+        "task": info.task,
+        "labels": ", ".join(info.labels or ()),
+        "backbone": info.backbone,
+        "backbone fingerprint": info.fingerprint,
+        "trained over": ", ".join(info.over),
+        "rank": info.rank,
+        "sites": info.sites,
+        "parameters": f"{info.parameters:,}",
+        **{metric: f"{value:.4g}" for metric, value in info.metrics.items()},
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    loads = f'import adapters_hub as ah\n\nmodel = ah.load_backbone("{info.backbone or "…"}")\n'
+    loads += f'model.use("{info.name}")'
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        f"# {info.name}",
+        info.description,
+        f"| | |\n| --- | --- |\n{table}",
+        f"```python\n{loads}\n```",
+        f"Trained with:\n\n```sh\n{info.trained_with}\n```" if info.trained_with else None,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read_front_matter(path: Path) -> Mapping[str, Any]:
+    """The YAML front matter of a card; empty if there is no file or no front matter."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return {}
+    try:
+        front = yaml.safe_load(text[3:].split("\n---", 1)[0])
+    except yaml.YAMLError as error:
+        raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
+    return front if isinstance(front, dict) else {}

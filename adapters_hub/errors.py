@@ -1,0 +1,78 @@
+"""Every error this library raises on purpose.
+
+AdaptersHubError
+├── SettingsError            a setting or argument has a value that cannot work
+├── LanguageError            not a language
+├── BlendError               a blend cannot be read
+├── NotFoundError            no such adapter, language or domain in the library
+├── AmbiguousTermError       a term of a blend could mean several adapters
+├── HeadError                a row needs one task head and has none, or several
+├── LibraryError             the library folder refused a change
+│   └── AdapterNameError      an adapter name that cannot be a folder or a term
+├── AdapterFileError         an adapter's files are damaged or unsafe
+│   └── UnsupportedAdapterError   sound files, but not a plain additive LoRA
+├── BackboneError            the backbone cannot be loaded as asked
+│   └── BackboneMismatchError     the adapter belongs to another backbone
+├── DataError                a data file, line or field is wrong
+└── TrainingError            training cannot go on
+"""
+
+
+class AdaptersHubError(Exception):
+    """Base of all errors of this library; catch it to catch them all."""
+
+
+class SettingsError(AdaptersHubError, ValueError):
+    """A setting or argument has a value that cannot work."""
+
+
+class LanguageError(AdaptersHubError, ValueError):
+    """A text that names no language."""
+
+
+class BlendError(AdaptersHubError, ValueError):
+    """A blend that cannot be read."""
+
+
+class NotFoundError(AdaptersHubError, LookupError):
+    """No such adapter, language or domain."""
+
+
+class AmbiguousTermError(AdaptersHubError, LookupError):
+    """A term of a blend that could mean several adapters."""
+
+
+class HeadError(AdaptersHubError, ValueError):
+    """A row needs exactly one task head and has none, or several."""
+
+
+class LibraryError(AdaptersHubError, OSError):
+    """The library folder refused a change."""
+
+
+class AdapterNameError(LibraryError, ValueError):
+    """An adapter name that cannot be a folder name and a term of a blend."""
+
+
+class AdapterFileError(AdaptersHubError, ValueError):
+    """An adapter's files are damaged, unsafe or incomplete."""
+
+
+class UnsupportedAdapterError(AdapterFileError):
+    """Sound files that hold something other than a plain additive LoRA."""
+
+
+class BackboneError(AdaptersHubError, RuntimeError):
+    """The backbone cannot be loaded, or cannot do what was asked."""
+
+
+class BackboneMismatchError(BackboneError):
+    """The adapter belongs to another backbone."""
+
+
+class DataError(AdaptersHubError, ValueError):
+    """A data file, a line or a field is wrong."""
+
+
+class TrainingError(AdaptersHubError, RuntimeError):
+    """Training cannot start or go on."""

@@ -1,0 +1,283 @@
+"""From settings to a trained, saved adapter: what the recipes share.
+
+Knows how settings, data, backbone, task, training and library fit together, and prints nothing
+but through the accelerator's main process. A recipe decides what is trained and what is shown.
+"""
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters_hub import languages
+from adapters_hub.adapter import Adapter
+from adapters_hub.backbone import Conv1D
+from adapters_hub.batches import plan_batches
+from adapters_hub.blend import Blend
+from adapters_hub.data import Splits, read_data, select, with_held_out
+from adapters_hub.errors import AdaptersHubError, DataError, LibraryError, NotFoundError
+from adapters_hub.info import AdapterInfo
+from adapters_hub.library import Library, check_name
+from adapters_hub.model import AdaptedModel, load_backbone
+from adapters_hub.settings import Resolved
+from adapters_hub.tasks import Row, Task, make_task
+from adapters_hub.training import Progress, train
+
+log = logging.getLogger(__name__)
+
+
+class Experiment:
+    """Everything one run needs, made from its settings; raises before any long work starts."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        from accelerate import Accelerator
+
+        self.settings = settings = resolved.settings
+        self.accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            cpu=settings.cpu,
+            log_with=list(settings.tracker) or None,
+            project_dir=settings.run_folder,
+        )
+        self.print = self.accelerator.print
+        self.print(f"settings (value, where from):\n{resolved.table()}\n")
+        self.library = Library(settings.library)
+        self.splits = self._read()
+        self.task = self._make_task()
+        self.model: AdaptedModel = load_backbone(
+            settings.backbone,
+            library=self.library,
+            bits=settings.bits,
+            device=self.accelerator.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        if settings.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        if settings.tracker:
+            flat = {
+                k: v if isinstance(v, int | float) else str(v) for k, v in vars(settings).items()
+            }
+            self.accelerator.init_trackers("adapters_hub", config=flat)
+        self._over = self._language_adapters()
+
+    # ── what is trained ──────────────────────────────────────────────────────────────────────
+
+    def new_adapter(
+        self, name: str, *, language: str | None = None, head_only: bool = False
+    ) -> Adapter:
+        """A fresh adapter for this run's task; ``head_only`` leaves the backbone as it is."""
+        from peft import LoraConfig
+
+        settings, backbone = self.settings, self.model.backbone
+        targets = list(settings.targets)
+        alpha = settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.rank
+        lora = LoraConfig(
+            r=settings.rank,
+            lora_alpha=alpha,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.rslora,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            task_type=self.task.peft_task_type(backbone),
+            fan_in_fan_out=any(isinstance(site, Conv1D) for site in backbone.sites.values()),
+        )
+        info = AdapterInfo(
+            name=name,
+            language=language,
+            domain=None if language else settings.domain,
+            task=self.task.name,
+            labels=self.task.labels,
+            backbone=settings.backbone,
+            fingerprint=backbone.fingerprint,
+            over=() if language else tuple(sorted({i.name for i in self._over.values()})),
+            license=settings.license,
+            trained_with="accelerate launch " + " ".join(sys.argv),
+        )
+        return Adapter.create(
+            info,
+            backbone,
+            None if head_only else lora,
+            prefix=self.task.prefix(backbone),
+            head=self.task.new_head(backbone, settings.seed),
+            seed=settings.seed,
+        )
+
+    def train(
+        self,
+        adapters: Sequence[Adapter],
+        owner: Callable[[Row], int] = lambda row: 0,
+        *,
+        over: bool = True,
+    ) -> tuple[list[Adapter], Progress]:
+        """Train adapters on the train split; ``owner`` says which one a row is for.
+
+        ``over`` puts each row's frozen language adapter below, for ``over_share`` of the rows.
+        """
+        settings = self.settings
+        backbone = self.model.backbone
+        examples = self.task.encode(self.splits["train"], backbone)
+        dev = self.task.encode(self.splits["dev"], backbone)
+        if not examples:
+            raise DataError(f"{settings.data}: no text long enough to train on")
+        batches = plan_batches(
+            [len(example.input_ids) for example in examples],
+            [(owner(e.row), e.row.language, e.row.domain) for e in examples],
+            batch_size=settings.batch_size,
+            steps=settings.steps,
+            alpha=settings.sampling_alpha,
+            seed=settings.seed,
+        )
+        below = self.language_blend if over else lambda row: Blend()
+        return train(
+            self.model,
+            self.task,
+            adapters,
+            examples,
+            [owner(example.row) for example in examples],
+            batches,
+            settings,
+            self.accelerator,
+            over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
+            dev=dev,
+            dev_owners=[owner(example.row) for example in dev],
+            folder=Path(settings.run_folder) / "+".join(a.name for a in adapters),
+        )
+
+    def language_blend(self, row: Row) -> Blend:
+        """The frozen language adapter of a row, as a blend; bare where there is none."""
+        info = self._over.get(row.language or "")
+        return self.model.resolve(info.name) if info else Blend()
+
+    def languages_with_adapters(self) -> list[str]:
+        """The data's languages for which a frozen language adapter is used."""
+        return sorted(self._over)
+
+    # ── what comes out ───────────────────────────────────────────────────────────────────────
+
+    def check_can_save(self, name: str) -> None:
+        """Raise `LibraryError` now rather than after the training."""
+        check_name(name)
+        if not self.settings.replace and any(info.name == name for info in self.library.list()):
+            raise LibraryError(
+                f"{self.library.root} already has {name!r}: choose another --name, or --replace it"
+            )
+
+    def save(self, adapter: Adapter, metrics: dict[str, float]) -> AdapterInfo | None:
+        """Put a trained adapter into the library (main process only) and say where."""
+        from dataclasses import replace
+
+        saved = None
+        if self.accelerator.is_main_process:
+            adapter = replace(adapter, info=replace(adapter.info, metrics=metrics))
+            with tempfile.TemporaryDirectory() as folder:
+                adapter.save(folder)
+                saved = self.library.add(
+                    folder, name=adapter.name, replace_existing=self.settings.replace
+                )
+        self.accelerator.wait_for_everyone()
+        return saved
+
+    def close(self) -> None:
+        """End trackers and processes."""
+        self.accelerator.end_training()
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _read(self) -> Splits:
+        settings = self.settings
+        splits = read_data(settings.data, settings.columns)
+        found = {row.domain for rows in splits.values() for row in rows}
+        if settings.domain is not None and not found & {settings.domain, None}:
+            have = ", ".join(sorted(str(domain) for domain in found))
+            raise DataError(
+                f"{settings.data} has no rows of the domain {settings.domain!r} ({have})"
+            )
+        splits = {name: select(rows, None, settings.domain) for name, rows in splits.items()}
+        splits = with_held_out(splits)
+        for name in ("train", "dev"):
+            chosen = select(splits[name], settings.language or None)
+            if not chosen and name == "train":
+                there = sorted({str(row.language) for row in splits[name]})
+                wanted = ", ".join(languages.canonical(tag) for tag in settings.language)
+                raise DataError(
+                    f"{settings.data}: no {name} rows in {wanted or 'any language'} "
+                    f"(have: {', '.join(there) or 'none'})"
+                )
+            splits[name] = chosen
+        return splits
+
+    def _make_task(self) -> Task:
+        settings = self.settings
+        if settings.task != "classification":
+            return make_task(
+                settings.task,
+                max_length=settings.max_length,
+                mask_probability=settings.mask_probability,
+            )
+        for row in self.splits["train"]:
+            if row.label is None:
+                raise DataError(
+                    f"{row.where}: field {settings.columns.get('label', 'label')!r} is missing, "
+                    "and classification needs it"
+                )
+        return make_task(
+            "classification",
+            label_names=tuple(sorted({row.label for row in self.splits["train"] if row.label})),
+            max_length=settings.max_length,
+            smoothing=settings.label_smoothing,
+        )
+
+    def _language_adapters(self) -> dict[str, AdapterInfo]:
+        """The frozen adapter for each language of the data, as ``--over`` says."""
+        asked = self.settings.over
+        if asked in (("none",), ()):
+            return {}
+        tags = {r.language for rows in self.splits.values() for r in rows if r.language}
+        wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
+        found = {}
+        for tag in sorted(wanted):
+            try:
+                info = self.library.find(f"lang:{tag}", self.model.backbone.fingerprint)
+            except AdaptersHubError as error:
+                if asked == ("auto",) and isinstance(error, LookupError | RuntimeError):
+                    continue  # 'auto' takes what there is
+                raise
+            if info.language == tag and not info.domain:
+                found[tag] = info
+            elif asked != ("auto",):
+                raise NotFoundError(
+                    f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
+                )
+        return found
+
+
+def _share(row: Row) -> float:
+    """A number in [0, 1) that is always the same for a row."""
+    import zlib
+
+    return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
+
+
+def set_threads() -> None:
+    """Let one process use all cores where a launcher has limited it to one thread."""
+    import os
+
+    if os.environ.get("OMP_NUM_THREADS") == "1" and os.environ.get("WORLD_SIZE", "1") == "1":
+        torch.set_num_threads(os.cpu_count() or 1)
+
+
+def main(recipe: Callable[[], Any]) -> None:
+    """Run a recipe; an error that the library raises on purpose is shown without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_threads()
+    try:
+        recipe()
+    except AdaptersHubError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"\n{stop or 'interrupted'}")

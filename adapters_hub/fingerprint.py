@@ -1,0 +1,90 @@
+"""Which backbone a checkpoint is: a short text, equal for equal weights, made without torch.
+
+It reads a little of the checkpoint's files: the structural part of the configuration, every
+tensor's name and shape, and sampled values rounded to bfloat16. So it is the same at whatever
+precision the model is loaded, the same for a float32 checkpoint and its bfloat16 copy, however
+it is cut into shards, and takes well under a second for tens of gigabytes.
+"""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from adapters_hub import tensorfile
+from adapters_hub.errors import BackboneError
+
+_STRUCTURE = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "num_layers",
+    "hidden_size", "d_model", "n_head", "n_layer", "n_embd", "num_heads", "vocab_size",
+)  # fmt: skip
+_SAMPLES = 64  # tensors sampled
+_VALUES = 32  # consecutive values from each
+
+
+def fingerprint(folder: str | Path) -> str:
+    """The fingerprint of a checkpoint folder, such as ``qwen3-6L-256-9f3c51d2a07be614``.
+
+    Raises `BackboneError` if the folder has no ``config.json`` or no safetensors weights.
+    """
+    folder = Path(folder)
+    files = weight_files(folder)
+    state = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _fingerprint(folder, state)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards its index names."""
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder}: no config.json, so this is not a model folder")
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    raise BackboneError(
+        f"{folder}: no model.safetensors; pickled weights (.bin) are not read: load them with "
+        "transformers where you trust them and save_pretrained them as safetensors"
+    )
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors = {}
+    for file, _, _ in state:
+        header = tensorfile.read_header(file)
+        tensors.update({name: (file, entry) for name, entry in header.tensors.items()})
+    digest = hashlib.sha256(json.dumps([config.get(key) for key in _STRUCTURE]).encode())
+    for name in sorted(tensors):
+        digest.update(json.dumps([name, tensors[name][1].shape]).encode())
+    floating = [
+        name for name in sorted(tensors) if tensors[name][1].dtype in ("F32", "F16", "BF16")
+    ]
+    step = max(1, len(floating) // _SAMPLES)
+    for name in floating[::step]:
+        digest.update(_sample(*tensors[name]))
+    layers = next(
+        (config[k] for k in ("num_hidden_layers", "num_layers", "n_layer") if k in config), "?"
+    )
+    width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), "?")
+    return f"{config.get('model_type', 'model')}-{layers}L-{width}-{digest.hexdigest()[:16]}"
+
+
+def _sample(file: str, entry: tensorfile.TensorEntry) -> bytes:
+    """Values from the middle of a tensor, as bfloat16 (rounded to nearest even)."""
+    import numpy as np
+
+    size = 4 if entry.dtype == "F32" else 2
+    count = (entry.end - entry.start) // size
+    first = max(0, count // 2 - _VALUES // 2)
+    with open(file, "rb") as stream:
+        stream.seek(entry.start + first * size)
+        raw = stream.read(min(_VALUES, count) * size)
+    if entry.dtype == "BF16":
+        return raw
+    values = np.frombuffer(raw, "<f4" if size == 4 else "<f2").astype("<f4")
+    bits = values.view("<u4").astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()

@@ -1,0 +1,264 @@
+"""What is known of one adapter, and how it is read from files, without torch.
+
+A stored adapter is a PEFT folder. What PEFT has no field for is one JSON text in the safetensors
+header, under `METADATA_KEY`, beside a copy of the LoRA configuration; so the lone ``.safetensors``
+file is a whole adapter. Knows PEFT's file format; does not know libraries or backbones.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from adapters_hub import tensorfile
+from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+METADATA_KEY = "adapters_hub"
+FORMAT_VERSION = 1
+KEY_PREFIX = "base_model.model."
+
+_TASK_OF_PEFT_TYPE = {"SEQ_CLS": "classification"}
+_REFUSED = {
+    "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
+    "cannot be summed or mixed; train a plain LoRA (use_dora=False)",
+    "use_qalora": "QA-LoRA pools its input before A, which is not a plain LoRA",
+    "lora_bias": "a bias on lora_B is not a plain LoRA",
+    "layer_replication": "layer replication changes the backbone itself",
+    "trainable_token_indices": "trained token embeddings are not a plain LoRA",
+    "target_parameters": "LoRA on bare parameters is not supported, only on linear layers",
+    "alora_invocation_tokens": "aLoRA acts from a token on, which is not a plain LoRA",
+    "arrow_config": "Arrow routes between adapters at run time",
+    "use_bdlora": "block-diagonal LoRA is not a plain LoRA",
+    "kasa_config": "KaSA changes the backbone itself",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "velora_config": "VeLoRA is not a plain LoRA",
+}
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One adapter of a library: what it is for and what it fits. All of it JSON."""
+
+    name: str
+    language: str | None = None  # canonical BCP-47 tag
+    domain: str | None = None
+    task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
+    labels: tuple[str, ...] | None = None  # classification: in the order of the logits
+    backbone: str | None = None  # hub id, folder, or "starter"
+    fingerprint: str | None = None
+    over: tuple[str, ...] = ()  # frozen adapters it was trained over
+    license: str | None = None
+    description: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    trained_with: str | None = None  # the command
+    rank: int = 0
+    sites: int = 0
+    parameters: int = 0
+    bytes: int = 0
+    hash: str | None = None
+    path: str | None = None  # the folder; not stored
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without the path."""
+        data = asdict(self)
+        del data["path"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "AdapterInfo":
+        """The reverse of `to_json`; fields this version does not know are left out."""
+        known = {f.name for f in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        if values.get("labels") is not None:
+            values["labels"] = tuple(values["labels"])
+        values["over"] = tuple(values.get("over") or ())
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The part of a PEFT configuration that says what the factors mean."""
+
+    config: dict[str, Any]
+
+    def scaling(self, module: str, rank: int) -> float:
+        """α/r, or α/√r with rsLoRA (arXiv:2312.03732), for a module's path in the model."""
+        patterns = self.config.get("alpha_pattern") or {}
+        alpha = next(
+            (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)),
+            self.config.get("lora_alpha", 8),
+        )
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as found on disk, checked: its info, configuration, header and weights file."""
+
+    info: AdapterInfo
+    spec: LoraSpec
+    header: tensorfile.Header
+    weights: Path
+    modules: dict[str, tuple[str, str]]  # module path in the model → keys of A and B
+    head: dict[str, str]  # parameter path in the model → key
+
+
+def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
+    """Read a PEFT folder or a lone ``.safetensors`` file of ours and check all but the numbers.
+
+    Raises `AdapterFileError` for damaged or unsafe files, `UnsupportedAdapterError` for adapters
+    that are sound but no plain LoRA. Metadata in the header win over the configuration file.
+    """
+    path = Path(path)
+    weights = _weights_file(path)
+    header = tensorfile.read_header(weights)
+    ours = _metadata(header, weights)
+    config = ours.get("lora") if path.is_file() else _config(path / CONFIG_FILE)
+    if not isinstance(config, dict):
+        raise AdapterFileError(
+            f"{path}: a lone file needs the metadata this library writes into its header, and it "
+            f"has none; give the PEFT folder with its {CONFIG_FILE} instead"
+        )
+    check_plain(config, path)
+    modules, head = split_keys(header, config, path)
+    ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
+    try:
+        info = AdapterInfo.from_json({"name": name or path.stem, **ours})
+    except TypeError as error:
+        raise AdapterFileError(f"{weights}: damaged metadata ({error})") from None
+    if METADATA_KEY not in header.metadata:
+        info = replace(
+            info,
+            backbone=config.get("base_model_name_or_path"),
+            task=_TASK_OF_PEFT_TYPE.get(config.get("task_type") or ""),
+        )
+    info = replace(
+        info,
+        name=name or info.name,
+        rank=max(ranks, default=0),
+        sites=len(modules),
+        parameters=sum(math.prod(entry.shape) for entry in header.tensors.values()),
+        bytes=weights.stat().st_size,
+        path=str(path),
+    )
+    return AdapterFiles(info, LoraSpec(config), header, weights, modules, head)
+
+
+def check_plain(config: dict[str, Any], where: str | Path) -> None:
+    """Raise `UnsupportedAdapterError` unless the configuration is that of a plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapterError(f"{where}: peft_type is {kind!r}; only LORA can be composed")
+    for key, reason in _REFUSED.items():
+        if config.get(key):
+            raise UnsupportedAdapterError(f"{where}: {key} is set: {reason}")
+    if config.get("bias", "none") != "none":
+        raise UnsupportedAdapterError(
+            f"{where}: bias={config['bias']!r} changes the backbone's biases; use bias='none'"
+        )
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise UnsupportedAdapterError(
+            f"{where}: init_lora_weights={start!r} moved part of the backbone's weight into the "
+            "start, so the file alone is not the delta; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, which stores the plain delta"
+        )
+
+
+def split_keys(
+    header: tensorfile.Header, config: dict[str, Any], where: str | Path
+) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Sort a file's tensors into LoRA pairs by module and head parameters."""
+    pairs: dict[str, dict[str, str]] = {}
+    head: dict[str, str] = {}
+    saved = tuple(config.get("modules_to_save") or ())
+    for key, entry in header.tensors.items():
+        path = key.removeprefix(KEY_PREFIX)
+        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", path):
+            if len(entry.shape) != 2:
+                raise UnsupportedAdapterError(f"{where}: {key} has shape {entry.shape}, not 2-D")
+            pairs.setdefault(match[1], {})[match[2]] = key
+        elif "lora_magnitude_vector" in path:
+            raise UnsupportedAdapterError(f"{where}: {_REFUSED['use_dora']}")
+        elif "lora_embedding" in path:
+            raise UnsupportedAdapterError(f"{where}: {key}: LoRA on an embedding is not supported")
+        elif any(part in path.split(".") for part in saved):
+            head[path.replace(".modules_to_save.default", "")] = key
+        else:
+            raise UnsupportedAdapterError(
+                f"{where}: {key} is neither a LoRA factor nor in modules_to_save {list(saved)}"
+            )
+    modules = {}
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise AdapterFileError(
+                f"{where}: {module} has lora_{min(pair)} but not the other factor"
+            )
+        a, b = (header.tensors[pair[side]].shape for side in "AB")
+        if a[0] != b[1]:
+            raise AdapterFileError(f"{where}: {module}: A is {a} and B is {b}; the ranks differ")
+        modules[module] = (pair["A"], pair["B"])
+    if not modules and not head:
+        raise AdapterFileError(f"{where}: no LoRA factors in the file")
+    return modules, head
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise AdapterFileError(f"{path}: not a .safetensors file or an adapter folder")
+        return path
+    if not path.is_dir():
+        raise AdapterFileError(f"{path}: no such folder or file")
+    weights = path / WEIGHTS_FILE
+    if weights.is_file():
+        return weights
+    for old in ("adapter_model.bin", "adapter_model.pt"):
+        if (path / old).exists():
+            raise AdapterFileError(
+                f"{path / old} is a pickle, which can run code when it is opened; "
+                "load it with PEFT where you trust it and save_pretrained it as safetensors"
+            )
+    present = sorted(entry.name for entry in path.iterdir())[:5]
+    raise AdapterFileError(f"{path}: no {WEIGHTS_FILE} (there: {', '.join(present) or 'nothing'})")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterFileError(f"{path}: missing; a PEFT adapter folder has one") from None
+    except ValueError as error:
+        raise AdapterFileError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise AdapterFileError(f"{path}: not a JSON object")
+    return config
+
+
+def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, Any]:
+    raw = header.metadata.get(METADATA_KEY)
+    if raw is None:
+        return {}
+    try:
+        data = json.loads(raw)
+        version = data["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"{weights}: damaged metadata in the header ({error!r})") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{weights}: written by a newer version of the format ({version}, this one reads "
+            f"{FORMAT_VERSION}); upgrade adapters_hub"
+        )
+    return data
+
+
+def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
+    """The header's metadata for an adapter: what `read_adapter` reads back."""
+    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": config}
+    return {"format": "pt", METADATA_KEY: json.dumps(ours, ensure_ascii=False, sort_keys=True)}

@@ -1,0 +1,86 @@
+"""Languages: any usual way to write one → one canonical BCP-47 tag, and the closest match.
+
+Knows CLDR's names, codes and distances (through ``langcodes``); knows nothing of adapters.
+"""
+
+import difflib
+from collections.abc import Iterable
+from functools import lru_cache
+
+from adapters_hub.errors import LanguageError
+
+MAX_DISTANCE = 10
+"""Default limit of `closest`. CLDR's distance: 0 the same, below 10 a reader of one usually reads
+the other (pt-PT for pt-BR: 5, Swiss German for German: 8), above 50 another script or language."""
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> str:
+    """The canonical BCP-47 tag of a language given by name, ISO 639 code or tag.
+
+    ``Swahili``, ``swa``, ``swh`` → ``sw``; ``iw`` → ``he``; ``cmn`` → ``zh``; ``pt_br`` →
+    ``pt-BR``. A code of one language inside a macrolanguage becomes the code people use for the
+    whole (RFC 5646 §4.5 as CLDR applies it). Raises `LanguageError` for what is no known language.
+    """
+    import langcodes  # 50 ms, and not everyone who imports the package asks for a language
+
+    wanted = text.strip()
+    try:
+        tag = langcodes.standardize_tag(wanted, macro=True)
+        if langcodes.tag_is_valid(tag):
+            return tag
+    except ValueError:
+        pass  # not shaped like a tag: it may be a name
+    try:
+        return langcodes.standardize_tag(langcodes.find(wanted).to_tag(), macro=True)
+    except LookupError:
+        raise LanguageError(_unknown(wanted)) from None
+
+
+def is_language(text: str) -> bool:
+    """Whether `canonical` would accept the text."""
+    try:
+        canonical(text)
+    except LanguageError:
+        return False
+    return True
+
+
+def name(tag: str) -> str:
+    """The English name of a tag: ``pt-BR`` → ``Portuguese (Brazil)``."""
+    import langcodes
+
+    return langcodes.Language.get(tag).display_name()
+
+
+def distance(wanted: str, offered: str) -> int:
+    """CLDR's distance from the language a reader wants to the one offered: 0 is the same."""
+    import langcodes
+
+    return langcodes.tag_distance(wanted, offered)
+
+
+def closest(
+    wanted: str, offered: Iterable[str], max_distance: int = MAX_DISTANCE
+) -> tuple[str, int] | None:
+    """The offered tag nearest to the wanted one and its distance; None if all are too far.
+
+    Equal distances go to the shorter tag (``pt`` before ``pt-PT``), then to the alphabet.
+    """
+    wanted = canonical(wanted)
+    ranked = sorted((distance(wanted, tag), len(tag), tag) for tag in set(offered))
+    if not ranked or ranked[0][0] > max_distance:
+        return None
+    return ranked[0][2], ranked[0][0]
+
+
+def _unknown(wanted: str) -> str:
+    from langcodes.language_lists import CLDR_LANGUAGES
+
+    names = {name(tag).lower(): tag for tag in CLDR_LANGUAGES}
+    near = difflib.get_close_matches(wanted.lower(), names, n=3, cutoff=0.7)
+    hint = ", ".join(f"{near_name.title()} ({names[near_name]})" for near_name in near)
+    return (
+        f"{wanted!r} is not a language: give an ISO 639 code, a BCP-47 tag or an English name"
+        + (f" (close: {hint})" if hint else " such as de, pt-BR, Swahili")
+    )

@@ -1,0 +1,376 @@
+"""`AdaptedModel`: one backbone, its bank and a library, used by names and blends.
+
+Knows how a term becomes a resident adapter and a call becomes a plan. The arithmetic is the
+bank's, what a task's outputs mean is the task's.
+"""
+
+import copy
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from adapters_hub.adapter import Adapter
+from adapters_hub.backbone import Backbone, enable_checkpointing
+from adapters_hub.backbone import load_backbone as _load_backbone
+from adapters_hub.bank import Bank, Plan
+from adapters_hub.blend import Blend, BlendLike
+from adapters_hub.compose import Piece, compose, delta
+from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
+from adapters_hub.info import AdapterInfo, read_adapter
+from adapters_hub.library import Library, check_name
+
+log = logging.getLogger(__name__)
+
+Adapters = BlendLike | Sequence[BlendLike]
+Heads = list[tuple[dict[str, Tensor], Tensor | None]]
+
+
+class AdaptedModel:
+    """A frozen backbone whose rows can each use another blend of adapters.
+
+    Adapters come from ``library`` by name, language or domain as blends mention them, and stay
+    resident; ``capacity`` bounds how many. ``check_backbone=False`` accepts adapters that carry
+    another backbone's fingerprint where the shapes fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        library: Library | None = None,
+        *,
+        capacity: int = 256,
+        check_backbone: bool = True,
+    ) -> None:
+        self.backbone = backbone
+        self.library = library or Library()
+        self.bank = Bank(backbone.sites, capacity)
+        self.check_backbone = check_backbone
+        self.active = Blend()
+        self._resident: dict[str, Adapter] = {}
+        self._own: set[str] = set()  # added from memory: not in the library, so never dropped
+        self._names: dict[str, str] = {}  # term → adapter
+
+    def __repr__(self) -> str:
+        return (
+            f"AdaptedModel({self.backbone.name!r}, bits={self.backbone.bits}, "
+            f"active={str(self.active)!r}, resident={self.bank.names()})"
+        )
+
+    # ── adapters ─────────────────────────────────────────────────────────────────────────────
+
+    def use(self, blend: BlendLike) -> "AdaptedModel":
+        """Make a blend the one that rows use unless a call says otherwise; None is bare.
+
+        Raises `NotFoundError`, `AmbiguousTermError`, `BackboneMismatchError` or `AdapterFileError`,
+        and then the blend that was active stays.
+        """
+        self.active = self.resolve(blend)
+        return self
+
+    def resolve(self, blend: BlendLike) -> Blend:
+        """The blend with every term replaced by an adapter's exact name, each one resident."""
+        wanted = Blend.of(blend)
+        return wanted.rename({term: self._load(term) for term in wanted.terms})
+
+    def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
+        """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
+        self.bank.put(adapter.name, adapter.factors, adapter.scaling, trained)
+        self._resident[adapter.name] = adapter
+        self._own.add(adapter.name)
+        return adapter
+
+    def drop(self, name: str) -> None:
+        """Forget a resident adapter; it is loaded again from the library when it is next used."""
+        self.bank.drop(name)
+        self._resident.pop(name, None)
+        self._own.discard(name)
+        self._names = {term: n for term, n in self._names.items() if n != name}
+
+    def adapter(self, term: str) -> Adapter:
+        """The adapter that a term means, loaded if it is not resident."""
+        return self._resident[self._load(term)]
+
+    def _load(self, term: str) -> str:
+        """The exact name a term means, after making that adapter resident."""
+        if term in self._own:
+            return term
+        name = self._names.get(term)
+        if name is not None and name in self.bank:
+            return name
+        check = self.backbone.fingerprint if self.check_backbone else None
+        info = self.library.find(term, check)
+        if info.name not in self.bank:
+            files = read_adapter(Path(info.path or ""), info.name)
+            adapter = Adapter.load(files, self.backbone, self.check_backbone)
+            self.bank.put(info.name, adapter.factors, adapter.scaling)
+            self._resident[info.name] = adapter
+            for gone in self._resident.keys() - set(self.bank.names()):
+                del self._resident[gone]
+        self._names[term] = info.name
+        return info.name
+
+    # ── plans ────────────────────────────────────────────────────────────────────────────────
+
+    def blends(self, rows: int, adapters: Adapters = None) -> list[Blend]:
+        """One resolved blend a row, from what a caller may give as ``adapters``."""
+        if adapters is None:
+            return [self.active] * rows
+        if isinstance(adapters, str | Blend):
+            return [self.resolve(adapters)] * rows
+        if len(adapters) != rows:
+            raise BackboneError(
+                f"{len(adapters)} blends in `adapters` for {rows} rows: give one for all, "
+                "or one a row (None for a bare row)"
+            )
+        known = {blend: self.resolve(blend) for blend in set(adapters)}
+        return [known[blend] for blend in adapters]
+
+    def plan(self, blends: Sequence[Blend], dropout: float = 0.0) -> Plan | None:
+        """The bank's plan for rows of resolved blends."""
+        distinct = list(dict.fromkeys(blends))
+        mappings = [dict(blend.weights) for blend in distinct]
+        if len(distinct) == 1:
+            return self.bank.plan(mappings, None, dropout)
+        return self.bank.plan(mappings, [distinct.index(blend) for blend in blends], dropout)
+
+    @contextmanager
+    def adapted(self, rows: int, adapters: Adapters = None) -> Iterator[None]:
+        """Every forward inside the block follows the given blends."""
+        with self.bank.using(self.plan(self.blends(rows, adapters))):
+            yield
+
+    def heads(self, blends: Sequence[Blend]) -> Heads:
+        """The distinct heads of rows and which rows have them: (parameters, row indices or None).
+
+        Raises `HeadError` for a row whose blend has no head, or more than one.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for row, blend in enumerate(blends):
+            rows_of.setdefault(self.head_owner(blend), []).append(row)
+        if len(rows_of) == 1:
+            return [(self._resident[next(iter(rows_of))].head, None)]
+        return [
+            (self._resident[name].head, torch.tensor(rows, device=self.backbone.device))
+            for name, rows in rows_of.items()
+        ]
+
+    def head_owner(self, blend: Blend) -> str:
+        """The one adapter of a blend that brings the head."""
+        owners = [term for term in blend.terms if self._resident[term].head]
+        if len(owners) == 1:
+            return owners[0]
+        if not owners:
+            raise HeadError(
+                f"no adapter of {str(blend)!r} has a task head: add the adapter that was trained "
+                "for the task, such as 'de + hotel'"
+            )
+        labels = {name: list(self._resident[name].info.labels or ()) for name in owners}
+        differ = len({tuple(value) for value in labels.values()}) > 1
+        listed = ", ".join(f"{n} {value}" if differ else n for n, value in labels.items())
+        raise HeadError(
+            f"{len(owners)} adapters of {str(blend)!r} have a task head ({listed}) and heads are "
+            "never averaged" + (": their labels differ" if differ else "") + "; keep one of them"
+        )
+
+    # ── use ──────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, *, adapters: Adapters = None, **inputs: Any) -> Any:
+        """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
+
+        ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
+        """
+        first = next(value for value in inputs.values() if isinstance(value, Tensor))
+        with self.adapted(len(first), adapters):
+            return self.backbone.model(**inputs)
+
+    @torch.no_grad()
+    def generate(
+        self, texts: Sequence[str] | str, adapters: Adapters = None, **options: Any
+    ) -> list[str]:
+        """Continue each text (decoder) or answer it (encoder-decoder); transformers' options.
+
+        Beams, sampling and the key-value cache work as in ``transformers``; ``max_new_tokens``
+        defaults to 32. Raises `BackboneError` for an encoder.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if self.backbone.kind == "encoder" or not self.backbone.has_lm_head:
+            raise BackboneError(f"{self.backbone.name} is an encoder, which generates no text")
+        tokenizer = copy.copy(self.backbone.tokenizer)
+        tokenizer.padding_side = "left"
+        encoded = tokenizer(texts, return_tensors="pt", padding=True).to(self.backbone.device)
+        with self.adapted(len(texts), adapters):
+            model: Any = self.backbone.model
+            out = model.generate(**{"max_new_tokens": 32, **encoded, **options})
+        if self.backbone.kind == "decoder":
+            out = out[:, encoded["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(out, skip_special_tokens=True)
+
+    def classify(
+        self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
+    ) -> list[dict[str, float]]:
+        """Each text's labels with their probabilities, the most probable first."""
+        from adapters_hub.tasks.classification import classify
+
+        return classify(
+            self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size
+        )
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in training; the second forward follows the first one's plan."""
+        enable_checkpointing(self.backbone.model, self.bank.checkpoint_contexts)
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────
+
+    def export(
+        self,
+        blend: BlendLike,
+        folder: str | os.PathLike[str],
+        *,
+        method: str = "sum",
+        name: str | None = None,
+    ) -> Path:
+        """Write a blend as one standard PEFT adapter, which plain PEFT loads.
+
+        The head, if one adapter has one, goes along. Raises `HeadError` for two heads.
+        """
+        resolved = self.resolve(blend)
+        if not resolved:
+            raise NotFoundError("nothing to export: the blend is empty")
+        parts = [self._resident[term] for term in resolved.terms]
+        owner = next((part for part in parts if part.head), None)
+        if owner is not None:
+            owner = self._resident[self.head_owner(resolved)]
+        main = owner or parts[0]
+        pieces = self._pieces(resolved, without_outer=owner is not None)
+        factors = {site: compose(own, method) for site, own in pieces.items()}
+        info = AdapterInfo(
+            name=check_name(name or "-".join(part.name for part in parts)),
+            task=main.info.task,
+            labels=main.info.labels,
+            backbone=self.backbone.name,
+            fingerprint=self.backbone.fingerprint,
+            description=f"The {method} of {resolved}.",
+        )
+        config = {
+            key: value
+            for key, value in main.config.items()
+            if key in ("task_type", "fan_in_fan_out", "peft_version")
+        }
+        scaling = dict.fromkeys(factors, 1.0)
+        head = main.head if owner is not None else {}
+        outer = self.backbone.head_sites
+        return Adapter(info, factors, scaling, head, config, main.prefix, outer).save(folder)
+
+    def merge(self, blend: BlendLike) -> nn.Module:
+        """A plain transformers model, a copy, with the blend added into its weights.
+
+        With a head in the blend it is the task's class. Raises `BackboneError` at 8 or 4 bits,
+        where a weight cannot take a delta without being rounded again.
+        """
+        if self.backbone.bits < 16:
+            raise BackboneError(
+                f"cannot merge into {self.backbone.bits}-bit weights without rounding them again; "
+                "load the backbone at 32 or 16 bits"
+            )
+        resolved = self.resolve(blend)
+        owners = [term for term in resolved.terms if self._resident[term].head]
+        plain = self._plain_copy(self.head_owner(resolved) if owners else None)
+        own_prefix = getattr(plain, "base_model_prefix", "")
+        base = getattr(plain, own_prefix, plain)
+        modules = dict(plain.named_modules()) | dict(base.named_modules())
+        with torch.no_grad():
+            for site, pieces in self._pieces(resolved, without_outer=bool(owners)).items():
+                change = delta(pieces)
+                module = modules[site]
+                weight = module.weight
+                change = change.t() if isinstance(module, Conv1D) else change
+                weight.copy_((weight.float() + change).to(weight.dtype))
+        return plain
+
+    def _plain_copy(self, head_owner: str | None) -> Any:
+        hooks = {}
+        for module in self.backbone.model.modules():  # a copy must not take the bank along
+            hooks[module] = module._forward_hooks
+            module._forward_hooks = type(module._forward_hooks)()
+        try:
+            if head_owner is None:
+                return copy.deepcopy(self.backbone.model)
+            from adapters_hub.tasks.classification import plain_classifier
+
+            return plain_classifier(self.backbone, self._resident[head_owner])
+        finally:
+            for module, own in hooks.items():
+                module._forward_hooks = own
+
+    def _pieces(self, blend: Blend, without_outer: bool) -> Mapping[str, list[Piece]]:
+        """What a blend adds at each site; a task's class has no sites of the LM head."""
+        left_out = self.backbone.head_sites if without_outer else frozenset()
+        pieces: dict[str, list[Piece]] = {}
+        for term, weight in blend.weights:
+            adapter = self._resident[term]
+            for site, (a, b) in adapter.factors.items():
+                if site in left_out:
+                    continue
+                pieces.setdefault(site, []).append((weight * adapter.scaling[site], a, b))
+        return pieces
+
+
+def load_backbone(
+    name: str = "starter",
+    *,
+    library: Library | str | os.PathLike[str] | None = None,
+    bits: int = 32,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    check_backbone: bool = True,
+) -> AdaptedModel:
+    """A backbone with no adapter active: ``starter``, a folder, or a hub id.
+
+    ``bits``: 32, 16 (bfloat16), or 8 and 4 by bitsandbytes. See `AdaptedModel`.
+    """
+    backbone = _load_backbone(
+        name, bits=bits, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if not isinstance(library, Library):
+        library = Library(library)
+    return AdaptedModel(backbone, library, check_backbone=check_backbone)
+
+
+def load(
+    language: str | None = None,
+    domain: str | None = None,
+    *,
+    library: Library | str | os.PathLike[str] | None = None,
+    bits: int = 32,
+    device: str | torch.device | None = None,
+) -> AdaptedModel:
+    """The backbone that a language's and a domain's adapters name, with both active.
+
+    A language without an adapter falls back to the closest one within a stated distance, with a
+    logged warning. Raises `NotFoundError`, or `BackboneMismatchError` if they name two backbones.
+    """
+    library = library if isinstance(library, Library) else Library(library)
+    terms = [f"domain:{domain}"] if domain else []
+    terms += [f"lang:{language}"] if language else []
+    if not terms:
+        raise NotFoundError("load() needs a language or a domain; load_backbone() takes none")
+    found: list[AdapterInfo] = []
+    for term in terms:
+        found.append(library.find(term, found[0].fingerprint if found else None))
+    names = {info.backbone for info in found}
+    if len(names) != 1 or None in names:
+        raise BackboneMismatchError(
+            "the adapters must name one backbone, and name "
+            + ", ".join(f"{info.backbone} ({info.name})" for info in found)
+            + "; load_backbone(...) takes it from you"
+        )
+    model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
+    return model.use(Blend.of(list(dict.fromkeys(info.name for info in reversed(found)))))

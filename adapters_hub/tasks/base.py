@@ -1,0 +1,119 @@
+"""The small interface between tasks and everything that trains or measures them.
+
+Training and evaluation see a `Task` and never its name: they encode rows, collate examples, ask
+for a loss a row, and hand records to `metrics`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from adapters_hub.backbone import Backbone
+    from adapters_hub.model import AdaptedModel, Heads
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of data. ``key`` is equal for translations of one item, so splits can respect it."""
+
+    text: str
+    label: str | None = None
+    language: str | None = None
+    domain: str | None = None
+    key: str | None = None
+    where: str = ""  # file and line, for messages
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row, or a window of it, encoded: tokens, what the task adds, and the row it came from."""
+
+    input_ids: list[int]
+    row: Row
+    target: Any = None
+
+
+class Task(ABC):
+    """One task on one kind of head. Subclasses are values: settings, no state of training."""
+
+    name: ClassVar[str]
+    metric: str  # the one early stopping watches and tables show
+    higher_is_better: bool
+
+    @abstractmethod
+    def prefix(self, backbone: "Backbone") -> str:
+        """What stands before a site's path in the class that a trained adapter is saved for."""
+
+    @abstractmethod
+    def peft_task_type(self, backbone: "Backbone") -> str | None:
+        """PEFT's ``task_type`` of a trained adapter."""
+
+    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
+        """Fresh head parameters by path; empty where the backbone's own head serves."""
+        return {}
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The label names a trained adapter stores, in the order of its logits."""
+        return None
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+        """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
+
+    @abstractmethod
+    def collate(
+        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+    ) -> dict[str, Tensor]:
+        """One padded batch on the backbone's device; ``seed`` for what is random (masking)."""
+
+    @abstractmethod
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        """The number of targets of each row (rows,): what a mean loss divides by."""
+
+    @abstractmethod
+    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        """Each row's loss summed over its targets (rows,), in nats, under the current plan."""
+
+    @abstractmethod
+    def records(
+        self,
+        model: "AdaptedModel",
+        batch: dict[str, Tensor],
+        heads: "Heads",
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        """What `metrics` needs of each row, as JSON values."""
+
+    @abstractmethod
+    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """All metrics over records of any rows; contains ``self.metric``."""
+
+    def needs_head(self) -> bool:
+        """Whether adapters trained for this task bring a head."""
+        return self.labels is not None
+
+
+def pad(examples: Sequence[Example], backbone: "Backbone", multiple: int = 1) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` (rows, tokens), padded on the right."""
+    longest = max(len(example.input_ids) for example in examples)
+    longest += -longest % multiple
+    fill = backbone.config.get_text_config().pad_token_id
+    ids = torch.full((len(examples), longest), fill if fill is not None else 0, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
+        mask[row, : len(example.input_ids)] = 1
+    device = backbone.device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def per_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sum values (n,) into their rows (n,) → (count,); differentiable."""
+    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, rows, values)

@@ -1,0 +1,158 @@
+"""The language-model objective: causal for decoders, masked for encoders (arXiv:1810.04805)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.errors import BackboneError, DataError
+from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
+
+if TYPE_CHECKING:
+    from adapters_hub.backbone import Backbone
+    from adapters_hub.model import AdaptedModel, Heads
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LanguageModeling(Task):
+    """Predict the text itself; the backbone's own language-model head serves, frozen.
+
+    A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
+    ``mask_probability`` of the tokens are targets: 80% become the mask token, 10% a random one.
+    Bits per byte count every UTF-8 byte of the text; the masked loss is bits per masked token.
+    """
+
+    max_length: int = 256
+    mask_probability: float = 0.15
+    metric: str = "bits"
+    higher_is_better: bool = False
+    name: ClassVar[str] = "language-modeling"
+
+    def prefix(self, backbone: "Backbone") -> str:
+        return backbone.prefix
+
+    def peft_task_type(self, backbone: "Backbone") -> str | None:
+        return "CAUSAL_LM" if backbone.kind == "decoder" else None
+
+    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+        if not backbone.has_lm_head:
+            raise BackboneError(
+                f"{backbone.name} has no language-model head in its checkpoint, so there is no "
+                "language-model objective on it; train a labelled task, or take a backbone whose "
+                "checkpoint has one"
+            )
+        if backbone.kind == "encoder-decoder":
+            raise BackboneError(
+                f"{backbone.name} is an encoder-decoder: the language-model objective here is for "
+                "decoders (causal) and encoders (masked)"
+            )
+        tokenizer = backbone.tokenizer
+        if backbone.kind == "encoder" and tokenizer.mask_token_id is None:
+            raise BackboneError(f"{backbone.name}: the tokenizer has no mask token")
+        limit = min(
+            self.max_length,
+            getattr(backbone.config, "max_position_embeddings", 0) or self.max_length,
+        )
+        end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
+        end = [] if end == [None] else end
+        examples = []
+        texts = tokenizer([row.text for row in rows], add_special_tokens=backbone.kind == "decoder")
+        for row, ids in zip(rows, texts["input_ids"], strict=True):
+            size = len(row.text.encode())
+            if backbone.kind == "encoder":
+                room = limit - len(tokenizer.build_inputs_with_special_tokens([]))
+                windows = [ids[at : at + room] for at in range(0, len(ids), room)]
+                windows = [tokenizer.build_inputs_with_special_tokens(w) for w in windows]
+            else:
+                ids = ids + end if ids[-1:] != end else ids
+                step = limit - 1  # windows share a token, so that each is predicted just once
+                windows = [ids[at : at + limit] for at in range(0, max(1, len(ids) - 1), step)]
+            for number, window in enumerate(windows):
+                if len(window) > 1:  # the row's bytes are counted once, with its first window
+                    examples.append(Example(window, row, size if number == 0 else 0))
+        return examples
+
+    def collate(
+        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+    ) -> dict[str, Tensor]:
+        batch = pad(examples, backbone)
+        if backbone.kind == "decoder":
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, _IGNORED)
+            labels[:, 0] = _IGNORED
+            return {**batch, "labels": labels}
+        return {**batch, **self._mask(batch, examples, backbone, seed)}
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != _IGNORED).sum(1).float()
+
+    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        """Only the positions that have a target go through the vocabulary-sized head."""
+        labels = batch["labels"]
+        if model.backbone.kind == "decoder":
+            labels = functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
+        at = labels != _IGNORED
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        plan, outer = model.bank.current(), model.backbone.head_sites
+        if plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms):
+            logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
+        else:
+            logits = model.backbone.lm_logits(inputs, at)
+        nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
+        return per_row(nats, at.nonzero()[:, 0], len(labels))
+
+    def records(
+        self,
+        model: "AdaptedModel",
+        batch: dict[str, Tensor],
+        heads: "Heads",
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
+        masked = model.backbone.kind == "encoder"
+        return [
+            {"nats": n, "tokens": t, "bytes": None if masked else example.target}
+            for n, t, example in zip(nats, tokens, examples, strict=True)
+        ]
+
+    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        tokens = sum(record["tokens"] for record in records)
+        if not tokens:
+            raise DataError("no tokens to measure")
+        bits = sum(record["nats"] for record in records) / math.log(2)
+        out = {"bits_per_token": bits / tokens, "perplexity": 2 ** (bits / tokens)}
+        if records[0]["bytes"] is None:
+            return {"bits": bits / tokens, **out}
+        per_byte = bits / max(1, sum(record["bytes"] for record in records))
+        return {"bits": per_byte, "bits_per_byte": per_byte, **out}
+
+    def _mask(
+        self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: "Backbone", seed: int
+    ) -> dict[str, Tensor]:
+        """BERT's masking, drawn a row at a time, so that it does not depend on the batch."""
+        ids = batch["input_ids"].cpu()
+        labels = torch.full_like(ids, _IGNORED)
+        special = set(backbone.tokenizer.all_special_ids)
+        for row, example in enumerate(examples):
+            generator = torch.Generator().manual_seed(
+                (seed * 1_000_003 + hash(tuple(example.input_ids))) % 2**63
+            )
+            own = [i for i, token in enumerate(example.input_ids) if token not in special]
+            own = own or list(range(len(example.input_ids)))
+            chosen = torch.tensor(own)[
+                torch.rand(len(own), generator=generator) < self.mask_probability
+            ]
+            if not len(chosen):
+                chosen = torch.tensor([own[int(torch.randint(len(own), (), generator=generator))]])
+            labels[row, chosen] = ids[row, chosen]
+            draw = torch.rand(len(chosen), generator=generator)
+            random = torch.randint(len(backbone.tokenizer), (len(chosen),), generator=generator)
+            mask = torch.full_like(random, backbone.tokenizer.mask_token_id)
+            kept = ids[row, chosen]
+            ids[row, chosen] = torch.where(draw < 0.8, mask, torch.where(draw < 0.9, random, kept))
+        return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}

@@ -1,0 +1,195 @@
+"""Safetensors files without torch: checked headers, metadata, hashes, copies.
+
+Knows the container format; does not know what an adapter is. Everything read here is treated as
+hostile: sizes are bounded before anything is allocated, and no tensor may lie outside the file.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from adapters_hub.errors import AdapterFileError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the reference implementation."""
+
+_ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file: dtype by its safetensors name, shape, absolute byte range."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: tensors by name, metadata, and where the data begin."""
+
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+    data_start: int
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check a header; raises `AdapterFileError` for anything a sound file cannot have."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        first = file.read(8)
+        if len(first) < 8:
+            raise AdapterFileError(f"{path}: {size} bytes is too short for a safetensors file")
+        (length,) = struct.unpack("<Q", first)
+        if length > MAX_HEADER_BYTES:
+            if first.startswith(
+                (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+            ):
+                raise AdapterFileError(
+                    f"{path}: this is a pickle, which can run code when it is opened; "
+                    "save the adapter again as safetensors"
+                )
+            raise AdapterFileError(
+                f"{path}: the header claims {length} bytes (limit {MAX_HEADER_BYTES}): not safetensors"
+            )
+        if 8 + length > size:
+            raise AdapterFileError(
+                f"{path}: truncated: the header needs {8 + length} bytes, the file has {size}"
+            )
+        raw = file.read(length)
+    try:
+        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        metadata = table.pop("__metadata__", {})
+        tensors = {
+            name: _entry(name, value, 8 + length, size, path) for name, value in table.items()
+        }
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata must be text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, AdapterFileError):
+            raise
+        raise AdapterFileError(f"{path}: damaged safetensors header ({error})") from None
+    at = 8 + length
+    for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != at:
+            raise AdapterFileError(f"{path}: tensors overlap or leave a hole at byte {entry.start}")
+        at = entry.end
+    if at != size:
+        raise AdapterFileError(f"{path}: {size - at} bytes after the last tensor")
+    return Header(tensors, metadata, 8 + length)
+
+
+def write_with_metadata(
+    source: str | Path, header: Header, target: str | Path, metadata: dict[str, str]
+) -> None:
+    """Copy a safetensors file byte for byte, with other metadata; synced to disk."""
+    table: dict[str, Any] = {"__metadata__": metadata}
+    for name, entry in header.tensors.items():
+        table[name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [entry.start - header.data_start, entry.end - header.data_start],
+        }
+    raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with open(source, "rb") as old, open(target, "xb") as new:
+        new.write(struct.pack("<Q", len(raw)) + raw)
+        old.seek(header.data_start)
+        while chunk := old.read(_CHUNK):
+            new.write(chunk)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def content_hash(path: str | Path, header: Header) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in order of name; metadata do not count."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for name, entry in sorted(header.tensors.items(), key=lambda item: item[0]):
+            digest.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode())
+            for chunk in _chunks(file, entry):
+                digest.update(chunk)
+    return "sha256:" + digest.hexdigest()
+
+
+def first_non_finite(path: str | Path, header: Header) -> str | None:
+    """The name of a tensor that holds NaN or infinity, if there is one."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        for name, entry in header.tensors.items():
+            for chunk in _chunks(file, entry):
+                if entry.dtype in ("F32", "F64"):
+                    kind = "<f4" if entry.dtype == "F32" else "<f8"
+                    bad = not np.isfinite(np.frombuffer(chunk, kind)).all()
+                elif mask := _EXPONENT.get(entry.dtype):
+                    bad = bool(((np.frombuffer(chunk, "<u2") & mask) == mask).any())
+                else:
+                    bad = False
+                if bad:
+                    return name
+    return None
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _entry(name: str, value: dict[str, Any], base: int, size: int, path: Any) -> TensorEntry:
+    shape = tuple(value["shape"])
+    begin, end = value["data_offsets"]
+    item = _ITEM_BYTES.get(value["dtype"])
+    if item is None:
+        raise AdapterFileError(f"{path}: {name} has the unknown dtype {value['dtype']!r}")
+    numbers = (*shape, begin, end)
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise ValueError(f"{name}: sizes must be whole numbers")
+    if end - begin != math.prod(shape) * item:
+        raise ValueError(f"{name}: shape {shape} does not fill bytes {begin} to {end}")
+    if base + end > size:
+        raise AdapterFileError(
+            f"{path}: truncated: {name} ends at byte {base + end}, the file has {size}"
+        )
+    return TensorEntry(value["dtype"], shape, base + begin, base + end)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _chunks(file: IO[bytes], entry: TensorEntry) -> Iterator[bytes]:
+    file.seek(entry.start)
+    left = entry.end - entry.start
+    while left:
+        chunk = file.read(min(_CHUNK, left))
+        if not chunk:
+            raise AdapterFileError("the file became shorter while it was read")
+        left -= len(chunk)
+        yield chunk

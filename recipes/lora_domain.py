@@ -1,0 +1,88 @@
+"""Train a domain adapter over frozen language adapters, and show what it brings.
+
+    accelerate launch recipes/lora_domain.py
+    accelerate launch recipes/lora_domain.py --data my/reviews --domain hotel --language de fr
+    accelerate launch recipes/lora_domain.py --task language-modeling --domain clinic
+
+The one shared adapter learns from rows of many languages; below it each row has the frozen adapter
+of its own language, where the library has one (--over). At use time the language is swapped, also
+for languages that were not trained on. Everything else is a flag: see --help.
+"""
+
+from pathlib import Path
+
+from adapters_hub.errors import SettingsError
+from adapters_hub.evaluation import compare, table
+from adapters_hub.experiment import Experiment, main
+from adapters_hub.settings import parse_settings
+
+RECIPE = {
+    "task": "classification",
+    "data": str(Path(__file__).parent / "data"),
+    "domain": "hotel",
+    "language": ("en", "de", "fr", "es", "ru", "zh"),
+    "steps": 200,
+    "replace": True,
+}
+
+
+def run() -> None:
+    """Settings, data, train, save, show."""
+    resolved = parse_settings(recipe=RECIPE, description=__doc__)
+    settings = resolved.settings
+    if settings.domain is None:
+        raise SettingsError("say which domain: --domain hotel")
+    experiment = Experiment(resolved)
+    model, task = experiment.model, experiment.task
+    name = settings.name or settings.domain
+    experiment.check_can_save(name)
+    counts = {split: len(rows) for split, rows in experiment.splits.items()}
+    experiment.print(f"rows: {counts}; labels: {', '.join(task.labels or ('-',))}")
+    over = experiment.languages_with_adapters()
+    experiment.print(f"frozen language adapters below: {' '.join(over) or 'none'}\n")
+
+    columns = {}
+    if task.needs_head():
+        experiment.print("the bare backbone, a head only:")
+        head = experiment.new_adapter(f"{name}.head", head_only=True)
+        experiment.train([head], over=False)
+        bare = model.resolve(head.name)
+        columns["head only"] = lambda row: bare
+    else:
+        columns["bare backbone"] = lambda row: model.resolve(None)
+    experiment.print("the domain adapter:")
+    (adapter,), progress = experiment.train([experiment.new_adapter(name)])
+    alone = model.resolve(name)
+    columns[name] = lambda row: alone
+    if over:
+        columns[f"language + {name}"] = lambda row: experiment.language_blend(row) + alone
+
+    test = task.encode(experiment.splits["test"], model.backbone)
+    results = compare(model, task, test, columns, experiment.accelerator)
+    trained_on = {row.language for row in experiment.splits["train"]}
+    notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
+    notes["mean"] = ""
+    better = "higher" if task.higher_is_better else "lower"
+    experiment.print(f"\n{task.metric} on {len(test)} test texts ({better} is better):\n")
+    experiment.print(table(results, "language", notes))
+
+    saved = experiment.save(adapter, {f"{task.metric}, {c}": results[c]["mean"] for c in results})
+    if saved:
+        rate = progress.tokens / max(progress.seconds, 1e-9)
+        root = str(experiment.library.root)
+        shown = experiment.splits["test"][0]
+        blend = f"{shown.language} + {name}" if shown.language in over else name
+        print(
+            f"\nsaved {saved.path} ({saved.bytes / 1024:.0f} KiB); "
+            f"{progress.steps} steps, {rate:,.0f} tokens a second. Use it:\n\n"
+            f"    import adapters_hub as ah\n"
+            f"    model = ah.load_backbone({settings.backbone!r}, library={root!r})\n"
+            f"    model.use({blend!r})"
+        )
+        if task.needs_head():
+            print(f"    model.classify([{shown.text!r}])")
+    experiment.close()
+
+
+if __name__ == "__main__":
+    main(run)
