@@ -94,6 +94,16 @@ class Library:
             and (fingerprint is None or info.fingerprint in (None, fingerprint))
         ]
 
+    def names(self) -> _Lines:
+        """The names of all adapter folders, damaged ones too."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            _name_of(entry.name)
+            for entry in os.scandir(self.root)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        )
+
     def get(self, name: str) -> AdapterInfo:
         """The adapter of exactly this name; `NotFoundError` with the nearest names otherwise."""
         infos = self._infos()
@@ -383,10 +393,14 @@ def _state(folder: str) -> list[int]:
     return [weights.st_mtime_ns, weights.st_size, config.st_mtime_ns, config.st_size]
 
 
+def _name_of(folder_name: str) -> str:
+    """An adapter's name from its folder's, which ends in _ where Windows reserves the name."""
+    return folder_name[:-1] if folder_name[:-1].lower() in _DEVICES else folder_name
+
+
 def _read_entry(folder: os.DirEntry[str], state: list[int]) -> dict[str, Any]:
-    name = folder.name[:-1] if folder.name[:-1].lower() in _DEVICES else folder.name
     try:
-        files = read_adapter(folder.path, check_name(name))
+        files = read_adapter(folder.path, check_name(_name_of(folder.name)))
         info = files.info
         if METADATA_KEY not in files.header.metadata:
             info = _with_card(info, Path(folder.path))
