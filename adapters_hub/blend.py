@@ -45,6 +45,8 @@ class Blend:
             if not math.isfinite(weight):
                 raise BlendError(f"the weight of {term!r} is {weight}, not a finite number")
             total[term] = total.get(term, 0.0) + float(weight)
+            if math.isinf(total[term]):
+                raise BlendError(f"the weights of {term!r} add up to infinity")
         cleaned = tuple((term, weight) for term, weight in total.items() if weight != 0.0)
         object.__setattr__(self, "weights", cleaned)
 

@@ -62,6 +62,6 @@ def read_front_matter(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         front = yaml.safe_load(text[3:].split("\n---", 1)[0])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
     return front if isinstance(front, dict) else {}

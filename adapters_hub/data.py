@@ -115,7 +115,7 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}:{number}: not JSON ({error})") from None
     if not isinstance(record, dict):
         raise DataError(f"{file}:{number}: one JSON object a line is expected")
@@ -171,6 +171,7 @@ def _row(
         name = columns.get("text", "text")
         have = ", ".join(str(key) for key in record)
         what = "empty" if name in record else f"missing (there: {have})"
+        what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
         raise DataError(f"{where}: field {name!r} is {what}")
     said = values["language"] or language
     try:

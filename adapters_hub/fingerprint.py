@@ -10,6 +10,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from adapters_hub import tensorfile
 from adapters_hub.errors import BackboneError
@@ -29,8 +30,12 @@ def fingerprint(folder: str | Path) -> str:
     """
     folder = Path(folder)
     files = weight_files(folder)
-    state = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _fingerprint(folder, state)
+    try:
+        parts = [(str(file), file.stat()) for file in (*files, folder / "config.json")]
+        state = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in parts)
+        return _fingerprint(folder, state)
+    except OSError as error:
+        raise BackboneError(f"{error.filename or folder}: {error.strerror or error}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -42,8 +47,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise BackboneError(f"{index}: no weight_map in it")
+        return [folder / name for name in sorted(set(names.values()))]
     raise BackboneError(
         f"{folder}: no model.safetensors; pickled weights (.bin) are not read: load them with "
         "transformers where you trust them and save_pretrained them as safetensors"
@@ -52,9 +59,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=64)
 def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _json(folder / "config.json")
     tensors = {}
-    for file, _, _ in state:
+    for file, _, _ in state[:-1]:  # the last one is the configuration
         header = tensorfile.read_header(file)
         tensors.update({name: (file, entry) for name, entry in header.tensors.items()})
     digest = hashlib.sha256(json.dumps([config.get(key) for key in _STRUCTURE]).encode())
@@ -71,6 +78,16 @@ def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     )
     width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), "?")
     return f"{config.get('model_type', 'model')}-{layers}L-{width}-{digest.hexdigest()[:16]}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BackboneError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise BackboneError(f"{path}: not a JSON object")
+    return data
 
 
 def _sample(file: str, entry: tensorfile.TensorEntry) -> bytes:

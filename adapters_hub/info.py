@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from adapters_hub import tensorfile
+from adapters_hub import languages, tensorfile
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 
 CONFIG_FILE = "adapter_config.json"
@@ -38,6 +38,15 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA samples its factors",
     "velora_config": "VeLoRA is not a plain LoRA",
 }
+_FLOATING = ("F64", "F32", "F16", "BF16")
+_TEXTS = (
+    "name", "language", "domain", "task", "backbone", "fingerprint", "license", "description",
+    "trained_with", "hash",
+)  # fmt: skip
+_CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
+    "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
+    "task_type": str, "base_model_name_or_path": str, "bias": str,
+}  # fmt: skip
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 
 
@@ -72,12 +81,22 @@ class AdapterInfo:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "AdapterInfo":
-        """The reverse of `to_json`; fields this version does not know are left out."""
+        """The reverse of `to_json`; fields this version does not know are left out.
+
+        Raises `TypeError` for a value that is not of its field's type.
+        """
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         if values.get("labels") is not None:
             values["labels"] = tuple(values["labels"])
         values["over"] = tuple(values.get("over") or ())
+        texts = [values[key] for key in _TEXTS if values.get(key) is not None]
+        texts += [*values["over"], *(values.get("labels") or ())]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a field that must be text is not")
+        values["metrics"] = dict(values.get("metrics") or {})
+        if not all(isinstance(value, int | float) for value in values["metrics"].values()):
+            raise TypeError("a metric is not a number")
         return cls(**values)
 
 
@@ -128,9 +147,13 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     check_plain(config, path)
     modules, head = split_keys(header, config, path)
     ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
+    spec = LoraSpec(config)
+    _check_scaling(spec, {m: header.tensors[a].shape[0] for m, (a, _) in modules.items()}, path)
     try:
         info = AdapterInfo.from_json({"name": name or path.stem, **ours})
-    except TypeError as error:
+        if info.language is not None:
+            info = replace(info, language=languages.canonical(info.language))
+    except (TypeError, ValueError) as error:
         raise AdapterFileError(f"{weights}: damaged metadata ({error})") from None
     if METADATA_KEY not in header.metadata:
         info = replace(
@@ -140,14 +163,14 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
         )
     info = replace(
         info,
-        name=name or info.name,
+        name=name or info.name or path.stem,
         rank=max(ranks, default=0),
         sites=len(modules),
         parameters=sum(math.prod(entry.shape) for entry in header.tensors.values()),
         bytes=weights.stat().st_size,
         path=str(path),
     )
-    return AdapterFiles(info, LoraSpec(config), header, weights, modules, head)
+    return AdapterFiles(info, spec, header, weights, modules, head)
 
 
 def check_plain(config: dict[str, Any], where: str | Path) -> None:
@@ -155,10 +178,13 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapterError(f"{where}: peft_type is {kind!r}; only LORA can be composed")
+    for key, kinds in _CONFIG_TYPES.items():
+        if config.get(key) is not None and not isinstance(config[key], kinds):
+            raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise UnsupportedAdapterError(f"{where}: {key} is set: {reason}")
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         raise UnsupportedAdapterError(
             f"{where}: bias={config['bias']!r} changes the backbone's biases; use bias='none'"
         )
@@ -179,6 +205,8 @@ def split_keys(
     head: dict[str, str] = {}
     saved = tuple(config.get("modules_to_save") or ())
     for key, entry in header.tensors.items():
+        if entry.dtype not in _FLOATING:
+            raise UnsupportedAdapterError(f"{where}: {key} is {entry.dtype}, not floating point")
         path = key.removeprefix(KEY_PREFIX)
         if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", path):
             if len(entry.shape) != 2:
@@ -188,6 +216,11 @@ def split_keys(
             raise UnsupportedAdapterError(f"{where}: {_REFUSED['use_dora']}")
         elif "lora_embedding" in path:
             raise UnsupportedAdapterError(f"{where}: {key}: LoRA on an embedding is not supported")
+        elif ".base_layer." in path or path.endswith("embed_tokens.weight"):
+            raise UnsupportedAdapterError(
+                f"{where}: {key} is a copy of a weight of the backbone, which PEFT adds when it "
+                "adapts an embedding or output layer; save with save_embedding_layers=False"
+            )
         elif any(part in path.split(".") for part in saved):
             head[path.replace(".modules_to_save.default", "")] = key
         else:
@@ -203,10 +236,21 @@ def split_keys(
         a, b = (header.tensors[pair[side]].shape for side in "AB")
         if a[0] != b[1]:
             raise AdapterFileError(f"{where}: {module}: A is {a} and B is {b}; the ranks differ")
+        if a[0] == 0:
+            raise AdapterFileError(f"{where}: {module}: A is {a} and B is {b}; the rank is 0")
         modules[module] = (pair["A"], pair["B"])
     if not modules and not head:
         raise AdapterFileError(f"{where}: no LoRA factors in the file")
     return modules, head
+
+
+def _check_scaling(spec: LoraSpec, ranks: dict[str, int], where: Path) -> None:
+    try:
+        bad = [m for m, rank in ranks.items() if not math.isfinite(spec.scaling(m, rank))]
+    except (TypeError, ArithmeticError, re.error, RecursionError) as error:
+        raise AdapterFileError(f"{where}: lora_alpha or alpha_pattern: {error}") from None
+    if bad:
+        raise AdapterFileError(f"{where}: the scaling of {bad[0]} is not a finite number")
 
 
 def _weights_file(path: Path) -> Path:
@@ -231,10 +275,12 @@ def _weights_file(path: Path) -> Path:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AdapterFileError(f"{path}: missing; a PEFT adapter folder has one") from None
-    except ValueError as error:
+    except OSError as error:
+        raise AdapterFileError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path}: not JSON ({error})") from None
     if not isinstance(config, dict):
         raise AdapterFileError(f"{path}: not a JSON object")
@@ -246,7 +292,7 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, Any]:
     if raw is None:
         return {}
     try:
-        data = json.loads(raw)
+        data = _json(raw)
         version = data["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterFileError(f"{weights}: damaged metadata in the header ({error!r})") from None
@@ -255,6 +301,13 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, Any]:
             f"{weights}: written by a newer version of the format ({version}, this one reads "
             f"{FORMAT_VERSION}); upgrade adapters_hub"
         )
+    return data
+
+
+def _json(text: str) -> Any:
+    """What a JSON text says, if it can be written again: no lone surrogate, not too deep."""
+    data = json.loads(text)
+    json.dumps(data, ensure_ascii=False, indent=2).encode()
     return data
 
 

@@ -13,6 +13,8 @@ MAX_DISTANCE = 10
 """Default limit of `closest`. CLDR's distance: 0 the same, below 10 a reader of one usually reads
 the other (pt-PT for pt-BR: 5, Swiss German for German: 8), above 50 another script or language."""
 
+_NO_LANGUAGE = {"und", "mul", "mis", "zxx"}  # codes for undetermined, several, uncoded and none
+
 
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
@@ -25,16 +27,18 @@ def canonical(text: str) -> str:
     import langcodes  # 50 ms, and not everyone who imports the package asks for a language
 
     wanted = text.strip()
+    if not wanted.isprintable():
+        raise LanguageError(f"{wanted!r} is not a language")
     try:
         tag = langcodes.standardize_tag(wanted, macro=True)
-        if langcodes.tag_is_valid(tag):
+        if langcodes.tag_is_valid(tag) and tag.partition("-")[0] not in _NO_LANGUAGE:
             return tag
     except ValueError:
         pass  # not shaped like a tag: it may be a name
-    try:
-        return langcodes.standardize_tag(langcodes.find(wanted).to_tag(), macro=True)
-    except LookupError:
-        raise LanguageError(_unknown(wanted)) from None
+    found = _by_name(wanted)
+    if found is None or found in _NO_LANGUAGE:
+        raise LanguageError(_unknown(wanted))
+    return langcodes.standardize_tag(found, macro=True)
 
 
 def is_language(text: str) -> bool:
@@ -72,6 +76,17 @@ def closest(
     if not ranked or ranked[0][0] > max_distance:
         return None
     return ranked[0][2], ranked[0][0]
+
+
+def _by_name(wanted: str) -> str | None:
+    """The code of a language's whole name, in English or its own language.
+
+    ``name_to_code`` also takes a name with anything behind it: hotel is Hote (hot) and an l.
+    """
+    from language_data.names import TRIES, name_to_code, normalize_name
+
+    code = name_to_code("language", wanted)
+    return code if normalize_name(wanted) in TRIES["und/name_to_language"] else None
 
 
 def _unknown(wanted: str) -> str:

@@ -148,7 +148,7 @@ class Library:
         if bad := tensorfile.first_non_finite(files.weights, files.header):
             problems.append(f"{bad} holds NaN or infinity")
         stored = json.loads(files.header.metadata.get(METADATA_KEY, "{}")).get("lora")
-        if stored is not None and stored != files.spec.config:
+        if isinstance(stored, dict) and stored != files.spec.config:
             keys = sorted(
                 k
                 for k in stored.keys() | files.spec.config
@@ -192,10 +192,10 @@ class Library:
             "license": license,
         }
         info = replace(info, **{key: value for key, value in given.items() if value is not None})
-        if domain is not None:
-            check_name(domain)
+        if info.domain is not None:
+            check_name(info.domain)
         fingerprint = _local_fingerprint(info.backbone)
-        if backbone is not None and info.fingerprint not in (None, fingerprint):
+        if None not in (backbone, fingerprint) and info.fingerprint not in (None, fingerprint):
             raise BackboneMismatchError(
                 f"{source} belongs to another backbone:\n  adapter:  {info.fingerprint}\n"
                 f"  backbone: {fingerprint} ({backbone})"
@@ -227,10 +227,11 @@ class Library:
         return self.get(info.name)
 
     def remove(self, name: str) -> None:
-        """Delete an adapter; `NotFoundError` if there is none of exactly this name."""
-        folder = Path(self.get(name).path or "")
+        """Delete an adapter, sound or damaged; `NotFoundError` if there is none of this name."""
+        if name not in self.names():
+            self.get(name)  # raises, unless a killed writer's adapter came back just now
         with self._locked():
-            self._discard(folder, keep=False)
+            self._discard(self._folder(name), keep=False)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
@@ -248,26 +249,27 @@ class Library:
         index_file = self.root / ".index.json"
         try:
             index = json.loads(index_file.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             index = {}  # only a cache: it is built again
+        index = index if isinstance(index, dict) else {}
         fresh: dict[str, Any] = {}
+        infos: dict[str, AdapterInfo] = {}
         for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False):
                 continue
-            state = _state(folder.path)
-            old = index.get(folder.name)
-            fresh[folder.name] = (
-                old if old and old["state"] == state else _read_entry(folder, state)
-            )
+            state, entry = _state(folder.path), index.get(folder.name)
+            info = _indexed(entry, state, folder.path)
+            if info is None:
+                try:
+                    info = _read_entry(folder)
+                except (AdaptersHubError, OSError) as error:
+                    log.warning("left out of %s: %s", self.root, error)
+                    continue
+                entry = {"state": state, "info": info.to_json()}
+            fresh[folder.name] = entry
+            infos[info.name] = info
         if fresh != index:
             self._save_index(index_file, fresh)
-        infos = {}
-        for folder_name, entry in fresh.items():
-            if "error" in entry:
-                log.warning("left out of %s: %s", self.root, entry["error"])
-                continue
-            info = AdapterInfo.from_json(entry["info"] | {"path": str(self.root / folder_name)})
-            infos[info.name] = info
         return infos
 
     def _save_index(self, path: Path, index: dict[str, Any]) -> None:
@@ -290,12 +292,21 @@ class Library:
         try:
             self._recover()
             yield
+        except OSError as error:
+            if isinstance(error, AdaptersHubError):
+                raise
+            raise LibraryError(f"cannot change {self.root}: {error.strerror or error}") from error
         finally:
             lock.release()
 
     def _recover(self) -> None:
         """Under the lock: bring back what a killed writer moved away, drop what it half wrote."""
         trash = self.root / ".trash"
+        for place in (trash, self.root / ".tmp"):
+            if place.is_symlink():
+                place.unlink()
+        for partial in self.root.glob("..index.json.*"):
+            partial.unlink(missing_ok=True)
         if trash.is_dir():
             for old in trash.iterdir():
                 folder_name, _, fate = old.name.rpartition("~")[0].rpartition("~")
@@ -348,7 +359,8 @@ class Library:
 
 def check_name(name: str) -> str:
     """The name, if it can be a folder and a blend's term; `AdapterNameError` otherwise."""
-    if not NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME or name.isdigit():
+    sound = NAME.fullmatch(name) and len(name.encode()) <= _MAX_NAME and not name.isdigit()
+    if not sound or name != _name_of(name):
         raise AdapterNameError(
             f"{name!r} cannot name an adapter: use letters, digits and _, joined by single '.' or "
             f"'-' (at most {_MAX_NAME} bytes, not digits alone), such as de, pt-BR or hotel.v2"
@@ -362,7 +374,7 @@ def _local_fingerprint(backbone: str | None) -> str | None:
 
     if backbone == "starter":
         return fingerprint(starter_folder())
-    if backbone and (Path(backbone) / "config.json").is_file():
+    if backbone and os.path.isfile(os.path.join(backbone, "config.json")):
         return fingerprint(backbone)
     return None
 
@@ -371,6 +383,7 @@ def _with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
     """What a plain PEFT folder's model card adds: one language, a licence."""
     front = card.read_front_matter(folder / CARD_FILE)
     language = front.get("language")
+    language = "no" if language is False else language  # what YAML 1.1 makes of Norwegian
     if isinstance(language, list) and len(language) == 1:
         language = language[0]
     if not isinstance(language, str) or not languages.is_language(language):
@@ -385,28 +398,38 @@ def _with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
 
 def _state(folder: str) -> list[int]:
     """What must not have changed for an index entry to be true."""
-    try:
-        weights = os.stat(os.path.join(folder, WEIGHTS_FILE))
-        config = os.stat(os.path.join(folder, CONFIG_FILE))
-    except OSError:
-        return []
-    return [weights.st_mtime_ns, weights.st_size, config.st_mtime_ns, config.st_size]
+    state = []
+    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+        try:
+            stat = os.stat(os.path.join(folder, name))
+            state += [stat.st_mtime_ns, stat.st_size]
+        except OSError:
+            if name != CARD_FILE:
+                return []
+    return state
 
 
 def _name_of(folder_name: str) -> str:
     """An adapter's name from its folder's, which ends in _ where Windows reserves the name."""
-    return folder_name[:-1] if folder_name[:-1].lower() in _DEVICES else folder_name
+    stem = folder_name.removesuffix("_")
+    return stem if stem.lower() in _DEVICES else folder_name
 
 
-def _read_entry(folder: os.DirEntry[str], state: list[int]) -> dict[str, Any]:
+def _indexed(entry: Any, state: list[int], path: str) -> AdapterInfo | None:
+    """The adapter an index entry tells of; None if there is none, or it is out of date."""
     try:
-        files = read_adapter(folder.path, check_name(_name_of(folder.name)))
-        info = files.info
-        if METADATA_KEY not in files.header.metadata:
-            info = _with_card(info, Path(folder.path))
-    except AdaptersHubError as error:
-        return {"state": state, "error": str(error)}
-    return {"state": state, "info": info.to_json()}
+        if state and entry["state"] == state:
+            return AdapterInfo.from_json(entry["info"] | {"path": path})
+    except (KeyError, TypeError, ValueError):
+        pass  # not an entry that this version wrote
+    return None
+
+
+def _read_entry(folder: os.DirEntry[str]) -> AdapterInfo:
+    files = read_adapter(folder.path, check_name(_name_of(folder.name)))
+    if METADATA_KEY in files.header.metadata:
+        return files.info
+    return _with_card(files.info, Path(folder.path))
 
 
 def _write(path: Path, text: str) -> None:

@@ -27,11 +27,21 @@ def resolve(
     language: str, infos: Sequence[AdapterInfo], max_distance: int, where: str
 ) -> Resolution:
     """The language adapter nearest to a language; see `Library.resolve`."""
+    found = _closest(language, infos, max_distance, where)
+    if found is None:
+        plain = [info for info in infos if info.language and not info.domain]
+        raise NotFoundError(not_found(f"lang:{language}", plain, where))
+    return found
+
+
+def _closest(
+    language: str, infos: Sequence[AdapterInfo], max_distance: int, where: str
+) -> Resolution | None:
     wanted = languages.canonical(language)
     plain = [info for info in infos if info.language and not info.domain]
     match = languages.closest(wanted, {i.language for i in plain if i.language}, max_distance)
     if match is None:
-        raise NotFoundError(not_found(f"lang:{wanted}", plain, where))
+        return None
     tag, distance = match
     found = [info for info in plain if info.language == tag]
     if len(found) > 1:
@@ -71,15 +81,18 @@ def find(
         return next(iter(found.values()))
     if found:
         raise AmbiguousTermError(_ambiguous(term, named, readings, where))
+    values = {value, languages.canonical(value)} if "language" in readings else {value}
     for other in everything:
-        if other not in infos and value in (other.name, other.language, other.domain):
+        if other not in infos and values & {other.name, other.language, other.domain}:
             raise BackboneMismatchError(
                 f"{term!r} is {other.name!r} in {where}, which belongs to another backbone:\n"
                 f"  adapter:  {other.fingerprint} ({other.backbone})\n"
                 f"  backbone: {fingerprint}"
             )
     if "language" in readings:
-        return resolve(value, infos, languages.MAX_DISTANCE, where).info
+        near = _closest(value, infos, languages.MAX_DISTANCE, where)
+        if near is not None:
+            return near.info
     raise NotFoundError(not_found(term, infos, where))
 
 
@@ -90,7 +103,9 @@ def not_found(term: str, infos: Iterable[AdapterInfo], where: str) -> str:
     near = difflib.get_close_matches(value, names, n=3)
     have = ", ".join(names[:_SHOWN]) + (f", … {len(names)} in all" if len(names) > _SHOWN else "")
     if kind == "lang" or (not kind and languages.is_language(value)):
-        recipe = f"lora_language.py --language {value}"
+        tag = languages.canonical(value)
+        value += "" if tag == value else f" ({tag})"
+        recipe = f"lora_language.py --language {tag}"
     else:
         recipe = f"lora_domain.py --domain {value}"
     return (
@@ -113,9 +128,11 @@ def _for_domain(domain: str, infos: Iterable[AdapterInfo]) -> list[AdapterInfo]:
 def _ambiguous(
     term: str, named: Iterable[AdapterInfo], readings: dict[str, list[AdapterInfo]], where: str
 ) -> str:
-    options = [f"the adapter named {info.name!r}" for info in named]
+    value = term.rpartition(":")[2]
+    read = [info for found in readings.values() for info in found]
+    options = [f"the adapter named {info.name!r}" for info in named if info not in read]
     options += [f"the {kind} adapter {i.name!r}" for kind, found in readings.items() for i in found]
     return (
         f"{term!r} in {where} could be {' or '.join(options)}; "
-        f"write lang:{term} or domain:{term}, or an adapter's full name"
+        f"write lang:{value} or domain:{value}, or an adapter's full name"
     )

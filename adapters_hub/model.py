@@ -49,7 +49,7 @@ class AdaptedModel:
         check_backbone: bool = True,
     ) -> None:
         self.backbone = backbone
-        self.library = library or Library()
+        self.library = Library() if library is None else library
         self.bank = Bank(backbone.sites, capacity)
         self.check_backbone = check_backbone
         self.active = Blend()

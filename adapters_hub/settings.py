@@ -7,6 +7,7 @@ table are made from it. Knows nothing of what the settings do.
 import argparse
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -80,7 +81,7 @@ class TrainingSettings:
         for name in ("dropout", "warmup", "over_share", "label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise SettingsError(f"learning_rate={self.learning_rate}: must be above 0")
         if self.bits not in (32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
@@ -169,13 +170,17 @@ def _add_flag(
 
 def _convert(name: str, value: Any, hint: Any, where: str) -> Any:
     """A value from YAML or flags as the dataclass wants it."""
+    if value is False and (get_origin(hint) is tuple or _choices(hint)):
+        value = "no"  # what YAML 1.1 makes of an unquoted no
     if get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) else list(value or ())
-        return tuple(part for item in items for part in str(item).split(",") if part)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        texts = ["no" if item is False else str(item) for item in items]
+        return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
     if get_origin(hint) is dict:
         if isinstance(value, Mapping):
             return {str(k): str(v) for k, v in value.items()}
-        pairs = [str(item).partition("=") for item in value]
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        pairs = [str(item).partition("=") for item in items]
         if any(not column for _, _, column in pairs):
             raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
         return {key: column for key, _, column in pairs}
@@ -183,6 +188,9 @@ def _convert(name: str, value: Any, hint: Any, where: str) -> Any:
     optional = type(None) in get_args(hint)
     if value is None and optional:
         return None
+    if kind is float and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML 1.1 reads 1e-3 as text
     fits = isinstance(value, bool) == (kind is bool) and (
         isinstance(value, kind) or (kind is float and isinstance(value, int))
     )
@@ -198,7 +206,7 @@ def _yaml(path: str) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{path}: not YAML ({error})") from None
     if loaded is not None and not isinstance(loaded, dict):
         raise SettingsError(f"{path}: a YAML mapping of settings is expected")

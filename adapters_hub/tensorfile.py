@@ -24,6 +24,7 @@ _ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
+_MAX_DIMENSIONS = 64
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
 _CHUNK = 1 << 22
 
@@ -79,6 +80,7 @@ def read_header(path: str | Path) -> Header:
         }
         if not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("metadata must be text")
+        "".join((*tensors, *metadata, *metadata.values())).encode()  # a lone surrogate cannot
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, AdapterFileError):
             raise
@@ -166,8 +168,10 @@ def _entry(name: str, value: dict[str, Any], base: int, size: int, path: Any) ->
     if item is None:
         raise AdapterFileError(f"{path}: {name} has the unknown dtype {value['dtype']!r}")
     numbers = (*shape, begin, end)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise ValueError(f"{name}: sizes must be whole numbers")
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 1 << 63 for n in numbers):
+        raise ValueError(f"{name}: sizes must be whole numbers below 2^63")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{name}: {len(shape)} dimensions")
     if end - begin != math.prod(shape) * item:
         raise ValueError(f"{name}: shape {shape} does not fill bytes {begin} to {end}")
     if base + end > size:

@@ -139,7 +139,7 @@ def train(
             batch = batches[step]
             present = {owners[i] for i in batch if not trainees[owners[i]].stopped}
             pieces = []
-            counts = torch.zeros(len(trainees) + 1, dtype=torch.float64)
+            counts = torch.zeros(len(trainees), dtype=torch.float64)
             for numbers in share(
                 [i for i in batch if owners[i] in present],
                 accelerator.process_index,
@@ -152,12 +152,11 @@ def train(
                 counts.index_add_(0, own, task.count(inputs).double().cpu())
                 tokens += sum(len(example.input_ids) for example in chosen)
                 pieces.append((chosen, inputs, own))
-            counts[-1] = float(interrupted.is_set)
             if accelerator.num_processes > 1:
                 counts = accelerator.reduce(counts.to(device), "sum").cpu()
             if settings.dropout:
                 torch.manual_seed((settings.seed * 7919 + step) * 1009 + accelerator.process_index)
-            total = torch.zeros((), device=device)
+            total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
             for chosen, inputs, own in pieces:
                 blends = [blend_of(e.row, int(k)) for e, k in zip(chosen, own, strict=True)]
                 heads = model.heads(blends) if task.needs_head() else []
@@ -166,10 +165,11 @@ def train(
                     losses = task.loss(model, inputs, heads)
                 loss = (losses.float() / counts[own].to(losses)).sum()
                 accelerator.backward(loss)
-                total += loss.detach()
+                total[0] += loss.detach()
+            total[1] = float(interrupted.is_set)
             if accelerator.num_processes > 1:
                 total = accelerator.reduce(total, "sum")
-            mean = total.item() / max(1, len(present))
+            mean, stop = total[0].item() / max(1, len(present)), total[1].item() > 0
             if not math.isfinite(mean):
                 raise TrainingError(
                     f"the loss became {mean} at step {step + 1}: lower the learning rate "
@@ -196,7 +196,6 @@ def train(
                 history.append({"step": done, "loss": mean, **named})
                 accelerator.log(named, step=done)
                 bar.set_postfix(loss=f"{mean:.3f}", dev=f"{next(iter(named.values()), 0):.3f}")
-            stop = counts[-1] > 0
             due = settings.save_every and done % settings.save_every == 0 and not last
             if checkpoint and accelerator.is_main_process and (due or (stop and not last)):
                 checkpoint.save(trainees, history, done)
@@ -315,6 +314,7 @@ class _Checkpoint:
         self, folder: Path, settings: TrainingSettings, batches: Sequence[Sequence[int]]
     ) -> None:
         self.folder = folder / "checkpoint"
+        folder.mkdir(parents=True, exist_ok=True)
         ignored = {"resume", "run_folder", "tracker", "save_every", "replace", "accumulation"}
         facts = {k: v for k, v in vars(settings).items() if k not in ignored}
         self.run = json.loads(json.dumps([facts, [list(b) for b in batches[:50]]], default=list))

@@ -61,14 +61,15 @@ class LanguageModeling(Task):
         )
         end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
         end = [] if end == [None] else end
+        before, after = _surroundings(tokenizer)
         examples = []
         texts = tokenizer([row.text for row in rows], add_special_tokens=backbone.kind == "decoder")
         for row, ids in zip(rows, texts["input_ids"], strict=True):
             size = len(row.text.encode())
             if backbone.kind == "encoder":
-                room = limit - len(tokenizer.build_inputs_with_special_tokens([]))
+                room = limit - len(before) - len(after)
                 windows = [ids[at : at + room] for at in range(0, len(ids), room)]
-                windows = [tokenizer.build_inputs_with_special_tokens(w) for w in windows]
+                windows = [before + window + after for window in windows]
             else:
                 ids = ids + end if ids[-1:] != end else ids
                 step = limit - 1  # windows share a token, so that each is predicted just once
@@ -156,3 +157,11 @@ class LanguageModeling(Task):
             kept = ids[row, chosen]
             ids[row, chosen] = torch.where(draw < 0.8, mask, torch.where(draw < 0.9, random, kept))
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
+
+
+def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens a tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:at], whole[at + len(bare) :]

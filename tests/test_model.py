@@ -1,0 +1,257 @@
+"""`AdaptedModel`: names to rows, heads, generation, exclusions; every row as if it were alone."""
+
+import threading
+
+import pytest
+import torch
+from conftest import DECODERS, ENCODERS, SEQ2SEQ, TEXTS
+
+import adapters_hub as ah
+from adapters_hub.adapter import Adapter
+from adapters_hub.errors import (
+    AdapterFileError,
+    AmbiguousTermError,
+    BackboneError,
+    BackboneMismatchError,
+    HeadError,
+    NotFoundError,
+    SettingsError,
+)
+
+
+@pytest.fixture
+def library(tmp_path, lora_folder):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("qwen3", "one"), language="de")
+    library.add(
+        lora_folder("qwen3", "two", r=2, target_modules=["q_proj", "up_proj"]), domain="hotel"
+    )
+    library.add(lora_folder("qwen3", "cls", labels=2), name="mood", labels=["bad", "good"])
+    return library
+
+
+@pytest.fixture
+def model(tiny, library):
+    return ah.load_backbone(str(tiny("qwen3")), library=library)
+
+
+MIXED = ["de + hotel", None, "hotel - 0.5*de", "de"]
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS, *SEQ2SEQ])
+def test_row_of_a_mixed_batch_equals_that_row_alone(kind, tiny, lora_folder, tmp_path, inputs):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder(kind, "one"), language="de")
+    library.add(lora_folder(kind, "two", r=2), domain="hotel")
+    model = ah.load_backbone(str(tiny(kind)), library=library)
+    model.backbone.model.double()  # an untrained model magnifies what float32 rounds off
+    if kind in SEQ2SEQ:
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :5]
+    with torch.no_grad():
+        mixed = model(**inputs, adapters=MIXED).logits
+        for row, blend in enumerate(MIXED):
+            alone = {key: value[row : row + 1] for key, value in inputs.items()}
+            torch.testing.assert_close(
+                mixed[row : row + 1], model(**alone, adapters=[blend]).logits, atol=1e-9, rtol=1e-9
+            )
+
+
+def test_a_bare_row_is_the_backbone_itself(model, inputs, tiny):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny("qwen3")).eval()
+    with torch.no_grad():
+        want = plain(**inputs).logits
+        torch.testing.assert_close(model(**inputs).logits, want)
+        torch.testing.assert_close(model(**inputs, adapters=MIXED).logits[1], want[1])
+
+
+def test_use_swaps_and_a_failed_use_changes_nothing(model, inputs):
+    model.use("de")
+    with torch.no_grad():
+        german = model(**inputs).logits
+        with pytest.raises(NotFoundError, match=r'no adapter for "klingon \(tlh\)".*closest'):
+            model.use("de + klingon")
+        assert str(model.active) == "de"
+        torch.testing.assert_close(model(**inputs).logits, german)
+        assert (model.use(None)(**inputs).logits - german).abs().max() > 1e-3
+
+
+def test_blends_weigh_and_cancel(model, inputs):
+    with torch.no_grad():
+        bare = model(**inputs).logits
+        torch.testing.assert_close(model(**inputs, adapters="de - de").logits, bare)
+        twice = model(**inputs, adapters="de + de").logits
+        torch.testing.assert_close(model(**inputs, adapters=2 * ah.Blend.of("de")).logits, twice)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"use_cache": False},
+        {"do_sample": True, "top_k": 1},
+    ],
+)
+def test_generation_of_a_mixed_batch_equals_each_row_alone(model, options):
+    texts = TEXTS[:4]
+    mixed = model.generate(texts, adapters=MIXED, max_new_tokens=6, **options)
+    alone = [
+        model.generate(text, adapters=[blend], max_new_tokens=6, **options)[0]
+        for text, blend in zip(texts, MIXED, strict=True)
+    ]
+    assert mixed == alone
+    assert len(set(mixed)) > 1
+
+
+def test_encoder_decoder_generates_and_an_encoder_says_no(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder("mt5", "one"), language="de")
+    model = ah.load_backbone(str(tiny("mt5")), library=library)
+    both = model.generate(TEXTS[:2], adapters=["de", None], max_new_tokens=5, num_beams=2)
+    assert both[1] == model.generate(TEXTS[1], max_new_tokens=5, num_beams=2)[0]
+    with pytest.raises(BackboneError, match="encoder"):
+        ah.load_backbone(str(tiny("bert")), library=library).generate("the room")
+
+
+def test_classify_mixes_heads_with_different_labels(model, lora_folder):
+    model.library.add(
+        lora_folder("qwen3", "stars", labels=3), name="stars", labels=["low", "middle", "high"]
+    )
+    model.library.add(lora_folder("qwen3", "mood2", labels=2), name="mood2", labels=["bad", "good"])
+    blends = ["mood + de", "stars", "mood2", "mood"]
+    mixed = model.classify(TEXTS[:4], adapters=blends)
+    for text, blend, found in zip(TEXTS[:4], blends, mixed, strict=True):
+        alone = model.classify(text, adapters=blend)[0]
+        assert list(found) == list(alone)
+        assert found == pytest.approx(alone, abs=1e-5)
+        assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
+    assert set(mixed[1]) == {"low", "middle", "high"}
+    assert set(mixed[0]) == {"bad", "good"}
+
+
+def test_heads_one_a_row_or_an_error_that_names_them(model, lora_folder):
+    model.library.add(lora_folder("qwen3", "mood2", labels=2), name="other", labels=["no", "yes"])
+    with pytest.raises(HeadError, match=r"other \['no', 'yes'\].*labels differ"):
+        model.classify("x", adapters="mood + other")
+    with pytest.raises(HeadError, match="no adapter of 'de' has a task head"):
+        model.classify("x", adapters="de")
+    with pytest.raises(HeadError, match="mood"):
+        model.export("mood + other", "unused")
+
+
+def test_ambiguous_and_unknown_terms(model, lora_folder):
+    model.library.add(lora_folder("qwen3", "one"), name="it-wiki", language="it")
+    model.library.add(lora_folder("qwen3", "two"), name="it-help", domain="it")
+    with pytest.raises(AmbiguousTermError, match=r"it-wiki.*it-help.*lang:it"):
+        model.use("it")
+    assert model.use("lang:it").active.terms == ("it-wiki",)
+    assert model.use("domain:it").active.terms == ("it-help",)
+
+
+def test_an_adapter_of_another_backbone_shows_both_fingerprints(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder("llama", "one"), name="de", language="de", backbone=str(tiny("llama")))
+    model = ah.load_backbone(str(tiny("qwen3")), library=library)
+    with pytest.raises(BackboneMismatchError, match=r"(?s)adapter: +llama-.*backbone: +qwen3-"):
+        model.use("de")
+    forced = ah.load_backbone(str(tiny("qwen3")), library=library, check_backbone=False)
+    with pytest.raises(BackboneMismatchError, match=r"inputs|no such linear layer"):
+        forced.use("de")
+
+
+def test_a_wrong_shape_names_the_site(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder("bert", "one"), name="de", language="de")
+    model = ah.load_backbone(str(tiny("gpt2")), library=library, check_backbone=False)
+    with pytest.raises(BackboneMismatchError, match="no such linear layer"):
+        model.use("de")
+
+
+def test_load_takes_the_backbone_that_adapters_name(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path)
+    name = str(tiny("qwen3"))
+    library.add(lora_folder("qwen3", "one"), language="de", backbone=name)
+    library.add(lora_folder("qwen3", "two"), domain="hotel", backbone=name)
+    model = ah.load("German", domain="hotel", library=library)
+    assert model.active == ah.Blend.parse("de + hotel")
+    assert ah.load("de-AT", library=library).active.terms == ("de",)
+    with pytest.raises(NotFoundError):
+        ah.load("sw", library=library)
+    with pytest.raises(NotFoundError):
+        ah.load(library=library)
+
+
+def test_wrong_number_of_blends_and_wrong_bits(model, inputs, tiny):
+    with pytest.raises(BackboneError, match="3 blends in `adapters` for 4 rows"):
+        model(**inputs, adapters=["de", None, "de"])
+    with pytest.raises(SettingsError, match="32, 16, 8, 4"):
+        ah.load_backbone(str(tiny("qwen3")), bits=5)
+
+
+def test_backbones_that_cannot_be_had_say_so(tmp_path):
+    with pytest.raises(BackboneError, match=r"no such folder.*Without network"):
+        ah.load_backbone("someone/no-such-model-here")
+    with pytest.raises(BackboneError, match=r"no config.json"):
+        ah.load_backbone(str(tmp_path))
+
+
+def test_a_damaged_file_found_on_use_is_named(model):
+    weights = next(model.library.root.glob("de/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises((AdapterFileError, NotFoundError), match="de"):
+        model.use("de")
+    assert "truncated" in model.library.verify("de")[0]
+
+
+def test_two_threads_use_two_blends(model, inputs):
+    with torch.no_grad():
+        want = {blend: model(**inputs, adapters=blend).logits for blend in ("de", "hotel")}
+    wrong = []
+
+    def work(blend):
+        with torch.no_grad():
+            for _ in range(20):
+                if not torch.allclose(
+                    model(**inputs, adapters=blend).logits, want[blend], atol=1e-5
+                ):
+                    wrong.append(blend)
+
+    threads = [threading.Thread(target=work, args=(blend,)) for blend in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_failed_forward_leaves_no_plan(model, inputs):
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever transformers raises
+        model(input_ids=inputs["input_ids"] + 10_000, adapters="de")
+    assert model.bank.current() is None
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs, adapters="de").logits).all()
+
+
+def test_evicted_adapters_come_back_from_the_library(tiny, library, inputs):
+    from adapters_hub.backbone import load_backbone
+    from adapters_hub.model import AdaptedModel
+
+    model = AdaptedModel(load_backbone(str(tiny("qwen3"))), library, capacity=1)
+    with torch.no_grad():
+        first = model(**inputs, adapters="de").logits
+        model(**inputs, adapters="hotel")
+        assert len(model.bank) == 1
+        torch.testing.assert_close(model(**inputs, adapters="de").logits, first)
+
+
+def test_an_adapter_added_from_memory_hides_the_librarys(model, inputs):
+    own = model.adapter("de").map(torch.zeros_like)
+    fresh = Adapter(own.info, own.factors, own.scaling)
+    with torch.no_grad():
+        bare = model(**inputs).logits
+        model.add(fresh)
+        torch.testing.assert_close(model(**inputs, adapters="de").logits, bare)
+        model.drop("de")
+        assert (model(**inputs, adapters="de").logits - bare).abs().max() > 1e-3

@@ -1,0 +1,100 @@
+"""8- and 4-bit backbones through bitsandbytes: the adapter is exact on top of the rounded base."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+import adapters_hub as ah
+from adapters_hub.errors import BackboneError
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@pytest.fixture
+def library(tmp_path, lora_folder):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder("qwen3", "one"), language="de")
+    library.add(lora_folder("qwen3", "two", r=2), domain="hotel")
+    return library
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", [8, 4])
+def test_site_output_is_the_quantised_one_plus_the_delta(bits, tiny, library):
+    model = ah.load_backbone(str(tiny("qwen3")), library=library, bits=bits)
+    site = "layers.0.mlp.up_proj"
+    layer = model.backbone.sites[site]
+    x = torch.randn(2, 3, 32)
+    with torch.no_grad():
+        base = layer(x)
+        with model.adapted(2, ["de + 0.5*hotel", None]):
+            got = layer(x)
+    want = base.clone()
+    for name, weight in (("de", 1.0), ("hotel", 0.5)):
+        adapter = model.adapter(name)
+        a, b = adapter.factors[site]
+        want[0] += weight * adapter.scaling[site] * (x[0] @ a.T @ b.T)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert layer.weight.dtype in (torch.int8, torch.uint8)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("bits", "close"), [(8, 0.1), (4, 0.6)])
+def test_quantised_backbone_is_near_the_full_one_with_the_same_fingerprint(
+    bits, close, tiny, library, inputs
+):
+    full = ah.load_backbone(str(tiny("qwen3")), library=library)
+    small = ah.load_backbone(str(tiny("qwen3")), library=library, bits=bits)
+    assert full.backbone.fingerprint == small.backbone.fingerprint
+    with torch.no_grad():
+        want = full(**inputs, adapters="de").logits
+        got = small(**inputs, adapters="de").logits
+    assert (got - want).norm() / want.norm() < close
+    with pytest.raises(BackboneError, match="cannot merge"):
+        small.merge("de")
+
+
+def factor_gradients(model, inputs):
+    live = model.adapter("hotel").trainable()
+    model.add(live, trained=True)
+    logits = model(**inputs, adapters="hotel").logits
+    logits.float().log_softmax(-1)[:, :, 7].sum().backward()
+    return torch.cat([live.factors[site][1].grad.flatten() for site in sorted(live.factors)])
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_pass_through_quantised_layers(bits, tiny, library, inputs):
+    """As through a full model with the rounded weights.
+
+    A 4-bit layer in eval mode on a CPU would drop them with only a warning.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    small = ah.load_backbone(str(tiny("qwen3")), library=library, bits=bits)
+    full = ah.load_backbone(str(tiny("qwen3")), library=library)
+    for site, layer in small.backbone.sites.items():
+        if type(layer).__name__ == "Linear4bit":
+            rounded = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            full.backbone.sites[site].weight.data.copy_(rounded)
+    got, want = factor_gradients(small, inputs), factor_gradients(full, inputs)
+    assert torch.nn.functional.cosine_similarity(got, want, dim=0) > (0.98 if bits == 8 else 0.9999)
+
+
+def test_half_precision_runs_mixed_rows(tiny, library, inputs):
+    model = ah.load_backbone(str(tiny("qwen3")), library=library, bits=16)
+    with torch.no_grad():
+        logits = model(**inputs, adapters=["de", None, "hotel", "de + hotel"]).logits
+        bare = model(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits[1], bare[1])
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(tiny, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BackboneError, match=r"pip install 'adapters-hub\[bits\]'"):
+        ah.load_backbone(str(tiny("qwen3")), library=library, bits=8)

@@ -1,0 +1,183 @@
+"""The recipes as a user runs them: whole runs, two processes, wrong input, an interruption."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS
+
+import adapters_hub as ah
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "recipes"
+
+
+@pytest.fixture
+def feedback(tmp_path):
+    """A labelled file in three languages, of words the tiny tokenizer knows."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, items in (("train", 12), ("dev", 4), ("test", 4)):
+        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+            for item in range(items):
+                for language in ("en", "de", "da"):
+                    good = item % 2 == 0
+                    words = [WORDS[(item * 3 + k) % 4] for k in range(3 + item % 4)]
+                    row = {
+                        "id": f"{split}-{item}",
+                        "text": " ".join([*words, "lovely quiet" if good else "rude slow"]),
+                        "label": "positive" if good else "negative",
+                        "language": language,
+                        "domain": "hotel",
+                    }
+                    file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def run(recipe, *arguments, monkeypatch, cwd):
+    """Run a recipe in this process, as ``accelerate launch`` would with one process."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, arguments)])
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+
+
+def launch(recipe, *arguments, processes, cwd, **options):
+    """Run a recipe by ``accelerate launch`` on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += ["--main_process_port", "0"] if processes > 1 else []
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(RECIPES / recipe), *map(str, arguments)],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        **options,
+    )  # fmt: skip
+
+
+def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    backbone = str(tiny("qwen3"))
+    library = tmp_path / "library"
+    common = ["--backbone", backbone, "--data", feedback, "--library", library, "--cpu"]
+    run(
+        "lora_language.py", *common, "--language", "de", "da", "--steps", 6, "--rank", 2,
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert "| language |" in out
+    assert [i.name for i in ah.Library(library).list()] == ["da", "de"]
+
+    (tmp_path / "run.yaml").write_text("rank: 3\nsteps: 8\n")
+    run(
+        "lora_domain.py", *common, "--config", "run.yaml", "--language", "en,de", "--steps", 10,
+        "--tracker", "tensorboard", "--license", "cc0-1.0", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    lines = {
+        line.split()[0]: line.split()[-1] for line in out.splitlines() if line.startswith("  ")
+    }
+    assert lines["rank"] == "run.yaml"
+    assert lines["seed"] == "default"
+    assert "steps                   10" in out
+    assert "| language" in out
+    assert "head only" in out
+    assert "language + hotel" in out
+    assert "da (not trained on)" in out
+    assert list((tmp_path / "runs").rglob("events.out.tfevents*"))
+
+    info = ah.Library(library).get("hotel")
+    assert (info.domain, info.over, info.labels) == (
+        "hotel",
+        ("da", "de"),
+        ("negative", "positive"),
+    )
+    assert info.license == "cc0-1.0"
+    assert not ah.Library(library).verify("hotel")
+    model = ah.load("da", domain="hotel", library=library)
+    assert model.active == ah.Blend.parse("da + hotel")
+    assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
+
+
+def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path):
+    factors = []
+    for processes in (1, 2):
+        library = tmp_path / f"library{processes}"
+        running = launch(
+            "lora_domain.py", "--backbone", tiny("qwen3"), "--data", feedback, "--library", library,
+            "--steps", 6, "--batch-size", 6, "--rank", 2, "--cpu", "--over", "none",
+            processes=processes, cwd=tmp_path,
+        )  # fmt: skip
+        output, _ = running.communicate(timeout=300)
+        assert running.returncode == 0, output
+        model = ah.load_backbone(str(tiny("qwen3")), library=library)
+        factors.append(model.adapter("hotel").parameters())
+    for one, two in zip(*factors, strict=True):
+        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-3)
+
+
+def test_control_c_saves_and_the_same_command_goes_on(tiny, feedback, tmp_path):
+    arguments = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library"]
+    arguments += ["--language", "da", "--steps", 3000, "--eval-every", 3000, "--rank", 2, "--cpu"]
+    running = launch(
+        "lora_language.py", *arguments, processes=1, cwd=tmp_path, start_new_session=True
+    )
+    for _ in range(1200):
+        if list(tmp_path.glob("runs/da*")) or running.poll() is not None:
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.killpg(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "interrupted after step" in output, output
+    assert not (tmp_path / "library" / "da").exists()
+    state = json.loads((tmp_path / "runs" / "da" / "checkpoint" / "state.json").read_text())
+    assert 0 < state["step"] < 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nothing/here.jsonl"], "no such file or folder"),
+        (["--data", "empty.jsonl"], "empty"),
+        (["--data", "no-text.jsonl"], r"no-text.jsonl:2: field 'text' is missing"),
+        (["--language", "klingonese"], "Klingon|no train rows|not a language"),
+        (["--language", "fr"], r"no train rows in fr \(have: da, de, en\)"),
+        (["--domain", "zoo"], r"no rows of the domain 'zoo' \(hotel\)"),
+        (["--name", "../x"], "cannot name an adapter"),
+        (["--bits", "7"], "choose one of 32, 16, 8, 4"),
+        (["--over", "sw"], 'no adapter for "sw"'),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--targets", "nonsense"], "matches no linear layer"),
+        (["--backbone", "no/such-hub-model"], "no such folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    arguments, message, tiny, feedback, tmp_path, monkeypatch
+):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "no-text.jsonl").write_text('{"text": "a", "label": "b"}\n{"label": "c"}\n')
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        run(
+            "lora_domain.py", *common, "--language", "en", *arguments, "--steps", 2,
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("library/*"))
+
+
+def test_an_adapter_of_that_name_is_not_overwritten_unasked(tiny, feedback, tmp_path, monkeypatch):
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    common += ["--language", "da", "--steps", 2, "--rank", 2]
+    run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    with pytest.raises(SystemExit, match="already has 'da'"):
+        run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    run("lora_language.py", *common, "--replace", monkeypatch=monkeypatch, cwd=tmp_path)
