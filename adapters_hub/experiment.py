@@ -5,6 +5,7 @@ but through the accelerator's main process. A recipe decides what is trained and
 """
 
 import logging
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ class Experiment:
             fingerprint=backbone.fingerprint,
             over=() if language else tuple(sorted({i.name for i in self._over.values()})),
             license=settings.license,
-            trained_with="accelerate launch " + " ".join(sys.argv),
+            trained_with="accelerate launch " + shlex.join(sys.argv),
         )
         return Adapter.create(
             info,
@@ -172,6 +173,8 @@ class Experiment:
         saved = None
         if self.accelerator.is_main_process:
             adapter = replace(adapter, info=replace(adapter.info, metrics=metrics))
+            dtype = getattr(torch, self.settings.save_precision)
+            adapter = adapter.map(lambda tensor: tensor.to(dtype))
             with tempfile.TemporaryDirectory() as folder:
                 adapter.save(folder)
                 saved = self.library.add(
@@ -274,6 +277,7 @@ def main(recipe: Callable[[], Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an absent extra
     set_threads()
     try:
         recipe()

@@ -41,6 +41,9 @@ class TrainingSettings:
     over_share: float = _setting(1.0, "share of the rows that see their language adapter")
     library: str | None = _setting(None, "folder of adapters to read from and save to")
     name: str | None = _setting(None, "the adapter's name; default: its language or domain")
+    save_precision: Literal["float32", "bfloat16", "float16"] = _setting(
+        "float32", "number format of the saved adapter"
+    )
     replace: bool = _setting(False, "replace an adapter of the same name")
     license: str | None = _setting(None, "licence written into the model card")
     bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4")

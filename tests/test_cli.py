@@ -1,0 +1,85 @@
+"""The command line, in process; one run as a subprocess for speed of start and exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import adapters_hub as ah
+from adapters_hub.cli import main
+
+
+@pytest.fixture
+def library(tmp_path, lora_folder, tiny):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("qwen3", "one"), language="pt-BR", backbone=str(tiny("qwen3")))
+    library.add(lora_folder("qwen3", "two"), domain="hotel", backbone=str(tiny("qwen3")))
+    return library
+
+
+@pytest.fixture
+def run(library, capsys):
+    def command(*arguments):
+        status = main([arguments[0], "--library", str(library.root), *map(str, arguments[1:])])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return command
+
+
+def test_list_show_resolve(run):
+    status, out, _ = run("list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["name", "hotel", "pt-BR"]
+    _, out, _ = run("list", "--language", "Brazilian Portuguese", "--json")
+    assert json.loads(out)["name"] == "pt-BR"
+    _, out, _ = run("show", "hotel")
+    assert json.loads(out)["domain"] == "hotel"
+    _, out, err = run("resolve", "pt-PT")
+    assert out.split("\t")[:2] == ["pt-BR", "5"]
+    status, _, err = run("show", "hotle")
+    assert status == 1
+    assert "closest: hotel" in err
+
+
+def test_add_verify_remove(run, library, lora_folder):
+    status, out, _ = run("add", lora_folder("qwen3", "one"), "--name", "con", "--license", "mit")
+    assert status == 0
+    assert "added con" in out
+    status, _, err = run("add", lora_folder("qwen3", "one"), "--name", "con")
+    assert status == 1
+    assert "already has 'con'" in err
+    assert run("add", lora_folder("qwen3", "two"), "--name", "con", "--replace")[0] == 0
+    assert run("verify")[0] == 0
+    weights = next((library.root / "hotel").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    status, out, _ = run("verify", "hotel", "con")
+    assert status == 1
+    assert "hotel: the tensors changed" in out
+    assert run("remove", "con")[0] == 0
+    assert run("remove", "con")[0] == 1
+
+
+def test_compose_writes_an_adapter_that_can_be_added(run, library, tmp_path):
+    status, out, err = run(
+        "compose", "pt-BR + 0.5*hotel", "-o", tmp_path / "both", "--name", "both"
+    )
+    assert status == 0, err
+    assert library.add(tmp_path / "both").rank == 8
+    assert run("compose", "hotel - hotel", "-o", tmp_path / "nothing")[0] == 1
+    assert run("compose", "hotel", "-o", tmp_path / "x", "--method", "magic")[0] == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_as_a_program(library):
+    command = [sys.executable, "-m", "adapters_hub.cli"]
+    done = subprocess.run(
+        [*command, "list", "--library", library.root], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "pt-BR" in done.stdout
+    done = subprocess.run([*command, "list", "--color"], capture_output=True, text=True)
+    assert done.returncode == 2
