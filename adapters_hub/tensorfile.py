@@ -162,6 +162,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _entry(name: str, value: dict[str, Any], base: int, size: int, path: Any) -> TensorEntry:
+    if not isinstance(value["shape"], list) or not isinstance(value["data_offsets"], list):
+        raise ValueError(f"{name}: shape and data_offsets must be lists")
     shape = tuple(value["shape"])
     begin, end = value["data_offsets"]
     item = _ITEM_BYTES.get(value["dtype"])

@@ -19,14 +19,14 @@ blends = st.dictionaries(terms, numbers, min_size=1, max_size=5).map(Blend.of)
 
 
 @given(blends)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_text_and_blend_are_each_others_reverse(blend):
     assert Blend.parse(str(blend)) == blend
     assert str(Blend.parse(str(blend))) == str(blend)
 
 
 @given(blends, blends, st.floats(min_value=-8, max_value=8).map(lambda x: round(x * 4) / 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_arithmetic_is_that_of_the_weights(left, right, factor):
     total = dict((left + right * factor).weights)
     for term in {*left.terms, *right.terms}:

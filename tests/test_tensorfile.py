@@ -53,7 +53,7 @@ def test_a_sound_header_whose_length_begins_like_a_pickle(tmp_path):
 
 
 @given(st.binary(max_size=120))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_bytes_raise_anything_but_an_adapter_file_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(data)
@@ -77,7 +77,7 @@ entries = st.fixed_dictionaries(
 @given(
     st.dictionaries(st.sampled_from(["__metadata__", "x", "y"]), entries | json_values, min_size=1)
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_header_raises_anything_but_an_adapter_file_error(tmp_path_factory, header):
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(raw_safetensors(header, bytes(4)))
