@@ -57,7 +57,8 @@ class Blend:
         at = 0
         while text[at:].strip():
             match = _ITEM.match(text, at)
-            if match is None or (items and match["sign"] is None):
+            tight = items and not text[at].isspace() and text[at] == "-"
+            if match is None or tight or (items and match["sign"] is None):
                 rest = text[at:].strip()
                 expected = "'+' or '-' with a space before it" if match else "a name"
                 raise BlendError(f"cannot read the blend {text!r} at {rest!r}: expected {expected}")

@@ -50,7 +50,7 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
         parts = re.split(r"[.\-]", file.name.removesuffix(file.suffix))
         split = next((_SPLITS[part] for part in parts if part in _SPLITS), "train")
         said = [part for part in parts if part not in _SPLITS]
-        language = said[0] if len(said) == 1 and len(said[0]) in (2, 3) else None
+        language = said[0] if len(said) == 1 and len(said[0]) == 2 else None
         language = language if language and languages.is_language(language) else None
         numbered = list(_records(file))
         if not numbered:

@@ -8,7 +8,7 @@ file is a whole adapter. Knows PEFT's file format; does not know libraries or ba
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "task_type": str, "base_model_name_or_path": str, "bias": str,
 }  # fmt: skip
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 
 
@@ -85,8 +86,7 @@ class AdapterInfo:
 
         Raises `TypeError` for a value that is not of its field's type.
         """
-        known = {f.name for f in fields(cls)}
-        values = {key: value for key, value in data.items() if key in known}
+        values = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
         if values.get("labels") is not None:
             values["labels"] = tuple(values["labels"])
         values["over"] = tuple(values.get("over") or ())
@@ -208,7 +208,7 @@ def split_keys(
         if entry.dtype not in _FLOATING:
             raise UnsupportedAdapterError(f"{where}: {key} is {entry.dtype}, not floating point")
         path = key.removeprefix(KEY_PREFIX)
-        if match := re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", path):
+        if match := _FACTOR.fullmatch(path):
             if len(entry.shape) != 2:
                 raise UnsupportedAdapterError(f"{where}: {key} has shape {entry.shape}, not 2-D")
             pairs.setdefault(match[1], {})[match[2]] = key
@@ -314,4 +314,5 @@ def _json(text: str) -> Any:
 def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
     """The header's metadata for an adapter: what `read_adapter` reads back."""
     ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": config}
+    del ours["bytes"]  # of the file that this becomes a part of
     return {"format": "pt", METADATA_KEY: json.dumps(ours, ensure_ascii=False, sort_keys=True)}

@@ -69,13 +69,14 @@ def closest(
 ) -> tuple[str, int] | None:
     """The offered tag nearest to the wanted one and its distance; None if all are too far.
 
-    Equal distances go to the shorter tag (``pt`` before ``pt-PT``), then to the alphabet.
+    Equal distances go to the very tag that is wanted (``en-US`` and ``en`` are at distance 0), then
+    to the shorter one (``pt`` before ``pt-PT``), then to the alphabet.
     """
     wanted = canonical(wanted)
-    ranked = sorted((distance(wanted, tag), len(tag), tag) for tag in set(offered))
+    ranked = sorted((distance(wanted, tag), tag != wanted, len(tag), tag) for tag in set(offered))
     if not ranked or ranked[0][0] > max_distance:
         return None
-    return ranked[0][2], ranked[0][0]
+    return ranked[0][3], ranked[0][0]
 
 
 def _by_name(wanted: str) -> str | None:

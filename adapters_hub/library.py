@@ -2,7 +2,8 @@
 
     <library>/<name>/adapter_config.json, adapter_model.safetensors, README.md
     <library>/.index.json     a cache of what the headers say; safe to delete
-    <library>/.lock .tmp/ .trash/   only while something is being changed
+    <library>/.lock           what writers wait for
+    <library>/.tmp/ .trash/   only while something is being changed
 
 Knows files and names; never imports torch. Writers hold a lock, write beside and rename into
 place; readers need no lock. What a killed writer left is put right by the next one to look.
@@ -128,7 +129,8 @@ class Library:
 
         ``lang:it`` and ``domain:it`` say which. With a ``fingerprint``, only that backbone's
         adapters (and those that name none) are considered. Raises `NotFoundError`,
-        `AmbiguousTermError` or `BackboneMismatchError`.
+        `AmbiguousTermError` or `BackboneMismatchError`, and `LanguageError` for ``lang:`` before
+        what is no language.
         """
         return lookup.find(term, [*self._infos().values()], fingerprint, str(self.root))
 
@@ -268,6 +270,8 @@ class Library:
                 entry = {"state": state, "info": info.to_json()}
             fresh[folder.name] = entry
             infos[info.name] = info
+        if os.path.isdir(self.root / ".trash"):
+            return self._infos()  # a replacement began meanwhile: look again
         if fresh != index:
             self._save_index(index_file, fresh)
         return infos

@@ -70,9 +70,10 @@ def find(
     kind, _, value = term.rpartition(":")
     readings: dict[str, list[AdapterInfo]] = {}
     if kind in ("", "lang") and languages.is_language(value):
-        readings["language"] = _for_language(languages.canonical(value), infos)
+        tag = languages.canonical(value)
+        readings["language"] = _named(_for_language(tag, infos), tag, kind)
     if kind in ("", "domain"):
-        readings["domain"] = _for_domain(value, infos)
+        readings["domain"] = _named(_for_domain(value, infos), value, kind)
     named = [info for info in infos if not kind and info.name == value]
     if named and all(not found or named[0] in found for found in readings.values()):
         return named[0]
@@ -112,6 +113,12 @@ def not_found(term: str, infos: Iterable[AdapterInfo], where: str) -> str:
         f'no adapter for "{value}" in {where} (have: {have or "none"}; '
         f"closest: {', '.join(near) or 'none'}). Train one: accelerate launch recipes/{recipe}"
     )
+
+
+def _named(infos: list[AdapterInfo], name: str, kind: str) -> list[AdapterInfo]:
+    """Of several adapters that ``lang:de`` or ``domain:hotel`` could mean, the one called so."""
+    same = [info for info in infos if info.name == name]
+    return same if kind and same else infos
 
 
 def _for_language(tag: str, infos: Iterable[AdapterInfo]) -> list[AdapterInfo]:

@@ -81,9 +81,12 @@ class TrainingSettings:
         for name in ("steps", "batch_size", "accumulation", "rank", "max_length"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("dropout", "warmup", "over_share", "label_smoothing"):
+        for name in ("dropout", "warmup", "over_share", "label_smoothing", "mask_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        for name in ("sampling_alpha", "clip", "weight_decay", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not 0 < self.learning_rate < float("inf"):
             raise SettingsError(f"learning_rate={self.learning_rate}: must be above 0")
         if self.bits not in (32, 16, 8, 4):

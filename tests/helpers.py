@@ -71,6 +71,16 @@ def write_checkpoint(folder, tensors, config=None, name="model.safetensors"):
     return folder
 
 
+def adder(library, sources):
+    """A function that adds one small adapter more, with the name and facts that are given."""
+
+    def add(name=None, source=None, seed=0, **given):
+        folder = Path(sources) / (source or f"{len(library.names())}-{seed}")
+        return library.add(write_peft_folder(folder, seed=seed), name=name, **given)
+
+    return add
+
+
 def snapshot(root):
     """Every file and folder below, with the content of files, but for the lock and the index."""
     found = {}

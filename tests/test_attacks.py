@@ -254,7 +254,7 @@ def test_a_base_model_that_is_no_possible_path_is_only_a_name(library, tmp_path,
 
 @pytest.mark.parametrize(
     "card",
-    ["---\nlanguage: [de\n---\n", "---\nx: 2001-13-45\n---\n", "---\n" + "[" * 1500 + "\n---\n",
+    ["---\nlanguage: [de\n---\n", "---\nx: 2001-13-45\n---\n", "---\n" + "[" * 600 + "\n---\n",
      "---\nx: !!python/object/apply:os.mkdir [exploded]\n---\n"],
 )  # fmt: skip
 def test_hostile_cards(library, tmp_path, card, monkeypatch):

@@ -83,7 +83,8 @@ def test_batches_do_not_come_in_order_of_length():
     lengths = lengths_of(2000)
     batches = plan_batches(lengths, ["de"] * 2000, batch_size=16, steps=125, alpha=1)
     longest = [max(lengths[i] for i in batch) for batch in batches]
-    assert abs(np.corrcoef(longest[:60], range(60))[0, 1]) < 0.4
+    assert abs(np.corrcoef(longest[:32], range(32))[0, 1]) < 0.5
+    assert abs(np.corrcoef(longest, range(125))[0, 1]) < 0.3
 
 
 @pytest.mark.parametrize(

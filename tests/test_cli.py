@@ -64,9 +64,7 @@ def test_add_verify_remove(run, library, lora_folder):
 
 
 def test_compose_writes_an_adapter_that_can_be_added(run, library, tmp_path):
-    status, out, err = run(
-        "compose", "pt-BR + 0.5*hotel", "-o", tmp_path / "both", "--name", "both"
-    )
+    status, _, err = run("compose", "pt-BR + 0.5*hotel", "-o", tmp_path / "both", "--name", "both")
     assert status == 0, err
     assert library.add(tmp_path / "both").rank == 8
     assert run("compose", "hotel - hotel", "-o", tmp_path / "nothing")[0] == 1

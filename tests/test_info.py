@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from adapters_hub.card import read_front_matter, write_card
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
-from adapters_hub.info import METADATA_KEY, AdapterInfo, LoraSpec, metadata, read_adapter
+from adapters_hub.info import AdapterInfo, LoraSpec, metadata, read_adapter
 from adapters_hub.library import Library
 
 STEMS = [f"base_model.model.{site}" for site in SITES]

@@ -160,9 +160,11 @@ def test_the_limit_is_a_choice():
     assert languages.closest("pt-BR", ["pt-PT"], max_distance=0) is None
 
 
-def test_equal_distances_go_to_the_shorter_tag_then_the_alphabet():
-    assert languages.distance("en-US", "en") == languages.distance("en-US", "en-US") == 0
-    assert languages.closest("en-US", ["en-US", "en"]) == ("en", 0)
+def test_equal_distances_go_to_the_wanted_tag_then_the_shorter_then_the_alphabet():
+    assert languages.distance("en-US", "en") == languages.distance("en", "en-US") == 0
+    for wanted in ("en-US", "en"):
+        assert languages.closest(wanted, ["en-US", "en"]) == (wanted, 0)
+    assert languages.closest("en-US-x-mine", ["en-US", "en"]) == ("en", 0)
     offered = ["de-LI", "de-CH", "de-AT"]
     assert len({languages.distance("de", tag) for tag in offered}) == 1
     assert languages.closest("de", offered)[0] == "de-AT"

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import struct
@@ -57,10 +58,8 @@ def test_a_sound_header_whose_length_begins_like_a_pickle(tmp_path):
 def test_no_bytes_raise_anything_but_an_adapter_file_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     path.write_bytes(data)
-    try:
-        tensorfile.read_header(path)
-    except AdapterFileError:
-        pass
+    with contextlib.suppress(AdapterFileError):
+        assert tensorfile.read_header(path).data_start <= len(data)
 
 
 json_values = st.recursive(
@@ -203,8 +202,7 @@ def test_an_atomic_write_shows_all_or_nothing(tmp_path):
         file.flush()
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
-    with pytest.raises(RuntimeError), tensorfile.atomic_write(path) as file:
-        file.write(b"half")
-        raise RuntimeError
+    with pytest.raises(TypeError), tensorfile.atomic_write(path) as file:
+        file.writelines([b"half", "not bytes"])
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
