@@ -62,15 +62,18 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
 
 
 def select(
-    rows: Iterable[Row], language: Iterable[str] | None = None, domain: str | None = None
+    rows: Iterable[Row],
+    language: Iterable[str] | None = None,
+    domain: Iterable[str] | None = None,
 ) -> list[Row]:
-    """The rows in these languages and this domain; a row that names no domain fits any."""
+    """The rows in these languages and domains; a row that names none fits any."""
     tags = None if language is None else {languages.canonical(tag) for tag in language}
+    domains = None if domain is None else set(domain)
     return [
         row
         for row in rows
         if (tags is None or row.language is None or row.language in tags)
-        and (domain is None or row.domain in (None, domain))
+        and (domains is None or row.domain is None or row.domain in domains)
     ]
 
 

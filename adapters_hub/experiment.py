@@ -5,6 +5,7 @@ but through the accelerator's main process. A recipe decides what is trained and
 """
 
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -20,7 +21,13 @@ from adapters_hub.backbone import Conv1D
 from adapters_hub.batches import plan_batches
 from adapters_hub.blend import Blend
 from adapters_hub.data import Splits, read_data, select, with_held_out
-from adapters_hub.errors import AdaptersHubError, DataError, LibraryError, NotFoundError
+from adapters_hub.errors import (
+    AdaptersHubError,
+    DataError,
+    LibraryError,
+    NotFoundError,
+    SettingsError,
+)
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
 from adapters_hub.model import AdaptedModel, load_backbone
@@ -38,6 +45,7 @@ class Experiment:
         from accelerate import Accelerator
 
         self.settings = settings = resolved.settings
+        set_threads(settings.threads)
         self.accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             cpu=settings.cpu,
@@ -88,7 +96,7 @@ class Experiment:
         info = AdapterInfo(
             name=name,
             language=language,
-            domain=None if language else settings.domain,
+            domain=None if language else self._domain(name),
             task=self.task.name,
             labels=self.task.labels,
             backbone=settings.backbone,
@@ -105,6 +113,13 @@ class Experiment:
             head=self.task.new_head(backbone, settings.seed),
             seed=settings.seed,
         )
+
+    def domain_name(self) -> str:
+        """What the domain adapter is called; `SettingsError` if that is not said."""
+        settings = self.settings
+        if settings.name is None and len(settings.domain) != 1:
+            raise SettingsError("say which domain (--domain hotel), or --name one for several")
+        return settings.name or settings.domain[0]
 
     def train(
         self,
@@ -189,16 +204,22 @@ class Experiment:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
+    def _domain(self, name: str) -> str | None:
+        """The domain an adapter is for: the one asked for, or its name for several together."""
+        domains = self.settings.domain
+        return (domains[0] if len(domains) == 1 else name) if domains else None
+
     def _read(self) -> Splits:
         settings = self.settings
         splits = read_data(settings.data, settings.columns)
         found = {row.domain for rows in splits.values() for row in rows}
-        if settings.domain is not None and not found & {settings.domain, None}:
+        if settings.domain and not found & {*settings.domain, None}:
             have = ", ".join(sorted(str(domain) for domain in found))
             raise DataError(
-                f"{settings.data} has no rows of the domain {settings.domain!r} ({have})"
+                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({have})"
             )
-        splits = {name: select(rows, None, settings.domain) for name, rows in splits.items()}
+        domains = settings.domain or None
+        splits = {name: select(rows, None, domains) for name, rows in splits.items()}
         splits = with_held_out(splits)
         for name in ("train", "dev"):
             chosen = select(splits[name], settings.language or None)
@@ -264,12 +285,11 @@ def _share(row: Row) -> float:
     return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
 
 
-def set_threads() -> None:
-    """Let one process use all cores where a launcher has limited it to one thread."""
-    import os
-
-    if os.environ.get("OMP_NUM_THREADS") == "1" and os.environ.get("WORLD_SIZE", "1") == "1":
-        torch.set_num_threads(os.cpu_count() or 1)
+def set_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 gives one process all cores, though its launcher says one."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if threads or (alone and os.environ.get("OMP_NUM_THREADS") == "1"):
+        torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def main(recipe: Callable[[], Any]) -> None:
@@ -278,7 +298,6 @@ def main(recipe: Callable[[], Any]) -> None:
     for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an absent extra
-    set_threads()
     try:
         recipe()
     except AdaptersHubError as error:

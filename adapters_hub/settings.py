@@ -32,7 +32,7 @@ class TrainingSettings:
     )
     columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars")
     language: tuple[str, ...] = _setting((), "languages to train on; none given: all in the data")
-    domain: str | None = _setting(None, "domain to train on; rows that name none fit any")
+    domain: tuple[str, ...] = _setting((), "domains to train on; rows that name none fit any")
     over: tuple[str, ...] = _setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
@@ -40,7 +40,7 @@ class TrainingSettings:
     )
     over_share: float = _setting(1.0, "share of the rows that see their language adapter")
     library: str | None = _setting(None, "folder of adapters to read from and save to")
-    name: str | None = _setting(None, "the adapter's name; default: its language or domain")
+    name: str | None = _setting(None, "the adapter's name; default: its one language or domain")
     save_precision: Literal["float32", "bfloat16", "float16"] = _setting(
         "float32", "number format of the saved adapter"
     )
@@ -72,6 +72,7 @@ class TrainingSettings:
     mixed_precision: Literal["no", "bf16", "fp16"] = _setting("no", "autocast of the forward")
     gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
     cpu: bool = _setting(False, "do not use an accelerator")
+    threads: int = _setting(0, "CPU threads a process; 0: all cores for one process")
     tracker: tuple[str, ...] = _setting((), "accelerate trackers: tensorboard, …")
     run_folder: str = _setting("runs", "checkpoints and tracker logs go below it")
     save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted")
@@ -84,7 +85,7 @@ class TrainingSettings:
         for name in ("dropout", "warmup", "over_share", "label_smoothing", "mask_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
-        for name in ("sampling_alpha", "clip", "weight_decay", "patience"):
+        for name in ("sampling_alpha", "clip", "weight_decay", "patience", "threads"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not 0 < self.learning_rate < float("inf"):

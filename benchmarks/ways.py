@@ -205,9 +205,8 @@ def backbone_folder(name: str) -> Path:
 def read_rows(options: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     """Labelled train and test rows, shuffled in one way for all, at most ``--limit`` of each."""
     splits = read_data(options.data)
-    splits = with_held_out(
-        {name: select(rows, None, options.domain) for name, rows in splits.items()}
-    )
+    domains = [options.domain] if options.domain else None
+    splits = with_held_out({name: select(rows, None, domains) for name, rows in splits.items()})
     found = []
     for name in ("train", "test"):
         rows = [row for row in select(splits[name], options.language) if row.label]

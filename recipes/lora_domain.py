@@ -11,7 +11,6 @@ for languages that were not trained on. Everything else is a flag: see --help.
 
 from pathlib import Path
 
-from adapters_hub.errors import SettingsError
 from adapters_hub.evaluation import compare, table
 from adapters_hub.experiment import Experiment, main
 from adapters_hub.settings import parse_settings
@@ -19,7 +18,7 @@ from adapters_hub.settings import parse_settings
 RECIPE = {
     "task": "classification",
     "data": str(Path(__file__).parent / "data"),
-    "domain": "hotel",
+    "domain": ("hotel",),
     "language": ("en", "de", "fr", "es", "ru", "zh"),
     "steps": 200,
     "replace": True,
@@ -30,11 +29,9 @@ def run() -> None:
     """Settings, data, train, save, show."""
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     settings = resolved.settings
-    if settings.domain is None:
-        raise SettingsError("say which domain: --domain hotel")
     experiment = Experiment(resolved)
     model, task = experiment.model, experiment.task
-    name = settings.name or settings.domain
+    name = experiment.domain_name()
     experiment.check_can_save(name)
     counts = {split: len(rows) for split, rows in experiment.splits.items()}
     experiment.print(f"rows: {counts}; labels: {', '.join(task.labels or ('-',))}")

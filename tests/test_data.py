@@ -209,8 +209,9 @@ def test_select_by_language_and_domain():
     assert texts(language=["German"]) == "abd"
     assert texts(language=["pt_br"]) == "cd"
     assert texts(language=["pt"]) == "d"
-    assert texts(domain="hotel") == "abd"
-    assert texts(language=["de", "pt-BR"], domain="bank") == "bcd"
+    assert texts(domain=["hotel"]) == "abd"
+    assert texts(language=["de", "pt-BR"], domain=["bank"]) == "bcd"
+    assert texts(domain=["bank", "hotel"]) == "abcd"
 
 
 def translated(items):

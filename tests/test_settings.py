@@ -30,7 +30,8 @@ def test_nothing_given_is_the_defaults():
         (["--steps", "20"], "steps", 20),
         (["--learning-rate", "5e-4"], "learning_rate", 5e-4),
         (["--learning-rate", "1"], "learning_rate", 1.0),
-        (["--domain", "hotel"], "domain", "hotel"),
+        (["--name", "hotel"], "name", "hotel"),
+        (["--domain", "hotel", "bank"], "domain", ("hotel", "bank")),
         (["--replace"], "replace", True),
         (["--no-resume"], "resume", False),
         (["--schedule", "linear"], "schedule", "linear"),
@@ -71,7 +72,7 @@ def test_flags(arguments, name, value):
         ("columns: {text: review}", "columns", {"text": "review"}),
         ("columns: text=review", "columns", {"text": "review"}),
         ("columns:", "columns", {}),
-        ("domain: größe", "domain", "größe"),
+        ("name: größe", "name", "größe"),
     ],
 )
 def test_yaml(tmp_path, text, name, value):
@@ -106,7 +107,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
         ("replace: 1", "replace=1 should be of type bool"),
         ("learning_rate: true", "learning_rate=True should be of type float"),
         ("learning_rate: fast", "learning_rate='fast' should be of type float"),
-        ("domain: [hotel]", "domain=['hotel'] should be of type str"),
+        ("name: [hotel]", "name=['hotel'] should be of type str"),
         ("steps:", "steps=None should be of type int"),
         ("columns: [text]", "write NAME=COLUMN"),
         ("columns: 5", "write NAME=COLUMN"),
