@@ -78,6 +78,7 @@ def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypa
     (tmp_path / "run.yaml").write_text("rank: 3\nsteps: 8\n")
     run(
         "lora_domain.py", *common, "--config", "run.yaml", "--language", "en,de", "--steps", 10,
+        "--task", "classification",
         "--tracker", "tensorboard", "--license", "cc0-1.0", monkeypatch=monkeypatch, cwd=tmp_path,
     )  # fmt: skip
     out = capsys.readouterr().out
