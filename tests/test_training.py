@@ -148,6 +148,7 @@ def trouble():
 def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     model, accelerator, tmp_path, monkeypatch, how
 ):
+    handler = signal.getsignal(signal.SIGINT)
     (want,), _ = fit(model, ["a"], accelerator)
     calls.clear()
 
@@ -170,7 +171,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     assert progress.steps == len(BATCHES)
     assert_same(got, want, atol=1e-6, rtol=1e-5)
     assert not (tmp_path / "checkpoint").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_checkpoint_of_other_settings_is_not_mixed_in(model, accelerator, tmp_path, monkeypatch):
