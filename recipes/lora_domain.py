@@ -4,9 +4,10 @@
     accelerate launch recipes/lora_domain.py --task classification --data my/reviews --domain hotel
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
 
-The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1). The one shared adapter learns from rows of many languages; below it each row has the frozen adapter
-of its own language, where the library has one (--over). At use time the language is swapped, also
-for languages that were not trained on. Everything else is a flag: see --help.
+The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1). The one
+shared adapter learns from rows of many languages; below it each row has the frozen adapter of its
+own language, where the library has one (--over). At use time the language is swapped, also for
+languages that were not trained on. Everything else is a flag: see --help.
 """
 
 from pathlib import Path
@@ -36,7 +37,8 @@ def run() -> None:
     name = experiment.domain_name()
     experiment.check_can_save(name)
     counts = {split: len(rows) for split, rows in experiment.splits.items()}
-    experiment.print(f"rows: {counts}; labels: {', '.join(task.labels or ('-',))}")
+    labels = f"; labels: {', '.join(task.labels)}" if task.labels else ""
+    experiment.print(f"rows: {counts}{labels}")
     over = experiment.languages_with_adapters()
     experiment.print(f"frozen language adapters below: {' '.join(over) or 'none'}\n")
 
@@ -62,10 +64,11 @@ def run() -> None:
     notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
     notes["mean"] = ""
     better = "higher" if task.higher_is_better else "lower"
-    experiment.print(f"\n{task.metric} on {len(test)} test texts ({better} is better):\n")
+    metric = task.metric_name(model.backbone)
+    experiment.print(f"\n{metric} on {len(test)} test texts ({better} is better):\n")
     experiment.print(table(results, "language", notes))
 
-    saved = experiment.save(adapter, {f"{task.metric}, {c}": results[c]["mean"] for c in results})
+    saved = experiment.save(adapter, {f"{metric}, {c}": results[c]["mean"] for c in results})
     if saved:
         rate = progress.tokens / max(progress.seconds, 1e-9)
         root = str(experiment.library.root)
@@ -80,6 +83,8 @@ def run() -> None:
         )
         if task.needs_head():
             print(f"    model.classify([{shown.text!r}])")
+        elif model.backbone.kind == "decoder":
+            print(f"    model.generate([{shown.text[:24]!r}], max_new_tokens=24)")
     experiment.close()
 
 

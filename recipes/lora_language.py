@@ -57,7 +57,7 @@ def run() -> None:
         {"bare backbone": lambda row: bare, "adapter": lambda row: resolve[names[owner(row)]]},
         experiment.accelerator,
     )
-    unit = "bits per byte" if experiment.model.backbone.kind == "decoder" else "bits per token"
+    unit = experiment.task.metric_name(experiment.model.backbone)
     experiment.print(f"\n{unit} on {len(rows)} test texts (lower is better):\n")
     experiment.print(table(results, "language", {}))
     for adapter in adapters:

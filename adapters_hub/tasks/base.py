@@ -54,6 +54,10 @@ class Task(ABC):
     def peft_task_type(self, backbone: "Backbone") -> str | None:
         """PEFT's ``task_type`` of a trained adapter."""
 
+    def metric_name(self, backbone: "Backbone") -> str:
+        """What ``metric`` measures on this backbone, for tables and cards."""
+        return self.metric
+
     def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
         """Fresh head parameters by path; empty where the backbone's own head serves."""
         return {}

@@ -48,6 +48,9 @@ class Classification(Task):
     def peft_task_type(self, backbone: "Backbone") -> str:
         return "SEQ_CLS"
 
+    def metric_name(self, backbone: "Backbone") -> str:
+        return "macro-F1"
+
     def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
         return self.shell(backbone).initial_head(seed)
 

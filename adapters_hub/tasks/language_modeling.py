@@ -40,6 +40,9 @@ class LanguageModeling(Task):
     def peft_task_type(self, backbone: "Backbone") -> str | None:
         return "CAUSAL_LM" if backbone.kind == "decoder" else None
 
+    def metric_name(self, backbone: "Backbone") -> str:
+        return "bits per byte" if backbone.kind == "decoder" else "bits per masked token"
+
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         if not backbone.has_lm_head:
             raise BackboneError(
