@@ -112,6 +112,12 @@ class Resolved:
     settings: TrainingSettings
     origins: Mapping[str, str]
 
+    def defaults(self, **values: Any) -> "Resolved":
+        """The same with other defaults: values for those of the settings that nobody chose."""
+        unchosen = {name: v for name, v in values.items() if self.origins[name] == "default"}
+        origins = {**self.origins, **dict.fromkeys(unchosen, "recipe")}
+        return Resolved(self.settings.changed(**unchosen), origins)
+
     def table(self) -> str:
         """One line a setting: name, value, origin."""
         rows = [(f.name, _show(getattr(self.settings, f.name))) for f in fields(self.settings)]

@@ -24,13 +24,15 @@ RECIPE = {
     "rank": 8,
     "steps": 120,
     "learning_rate": 2e-3,
-    "replace": True,
 }
+DEMO = {"name": "my-hotel", "replace": True}  # beside the hotel adapter that ships, again and again
 
 
 def run() -> None:
     """Settings, data, train, save, show."""
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
+    if resolved.origins["domain"] == "recipe":
+        resolved = resolved.defaults(**DEMO)
     settings = resolved.settings
     experiment = Experiment(resolved)
     model, task = experiment.model, experiment.task

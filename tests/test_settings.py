@@ -224,3 +224,12 @@ def test_help_lists_every_setting_with_its_default(capsys):
 def test_two_runs_do_not_share_columns():
     TrainingSettings().columns["text"] = "review"
     assert TrainingSettings().columns == {}
+
+
+def test_a_recipes_later_defaults_give_way_to_what_was_chosen():
+    resolved = parse_settings(["--name", "mine"], recipe={"rank": 3})
+    changed = resolved.defaults(name="demo", replace=True, rank=5)
+    assert (changed.settings.name, changed.settings.replace) == ("mine", True)
+    assert changed.settings.rank == 3
+    assert (changed.origins["name"], changed.origins["replace"]) == ("command line", "recipe")
+    assert resolved.origins["replace"] == "default"

@@ -14,6 +14,7 @@ from clean import KEPT_OUT, LANGUAGES, Deduplicator, LanguageCheck, accept, segm
 
 SPLITS = ("test", "dev", "train")  # the order in which a repeated text finds its home
 ADAPTER_LANGUAGES = [*KEPT_OUT, "de", "fr", "es", "ru", "zh", "en"]
+ADAPTER_DOMAINS = ["games", "science", "sound", "admin", "story"]  # enough held-out text each
 ADAPTER_ROWS = {"train": 20_000, "dev": 500, "test": 500}
 # The versions of an item: language -> (blocks, domain, package).
 Versions = tuple[list[str], str, str]
@@ -130,13 +131,29 @@ def well_matched(source: str, target: str) -> bool:
     return 0.5 < ratio < 3.0 and len(source) <= 300 and len(target) <= 330
 
 
-def write_samples(mono: Path, folder: Path) -> None:
-    """Write the adapter languages' sample: single decent segments, drawn at random."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for language in ADAPTER_LANGUAGES:
-        for split, limit in ADAPTER_ROWS.items():
+def write_samples(mono: Path, languages: Path, domains: Path) -> None:
+    """Write samples of decent single segments for adapters, drawn at random.
+
+    One file a language and split, of any domain; one a domain and split, of all those languages.
+    """
+    shutil.rmtree(languages, ignore_errors=True)
+    shutil.rmtree(domains, ignore_errors=True)
+    for split, limit in ADAPTER_ROWS.items():
+        of_domain: dict[str, list[dict[str, str]]] = {domain: [] for domain in ADAPTER_DOMAINS}
+        for language in ADAPTER_LANGUAGES:
             lines = (mono / f"{language}.{split}.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = [row for row in map(json.loads, lines) if 30 <= len(row["text"]) <= 400]
-            rows = random.Random(0).sample(rows, min(limit, len(rows)))
-            keep = ("text", "language", "domain")
-            dump(folder / f"{language}.{split}.jsonl", ({k: row[k] for k in keep} for row in rows))
+            rows = [
+                {key: row[key] for key in ("text", "language", "domain")}
+                for row in map(json.loads, lines)
+                if 30 <= len(row["text"]) <= 400
+            ]
+            for row in rows:
+                if row["domain"] in of_domain:
+                    of_domain[row["domain"]].append(row)
+            dump(languages / f"{language}.{split}.jsonl", _draw(rows, limit))
+        for domain, rows in of_domain.items():
+            dump(domains / f"{domain}.{split}.jsonl", _draw(rows, limit))
+
+
+def _draw(rows: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
+    return random.Random(0).sample(rows, min(limit, len(rows)))

@@ -9,6 +9,7 @@ apt and read in memory; nothing is installed. Needs root only if apt does. BUILD
     mono/<lang>.<split>.jsonl       {"text", "language", "domain", "source"}
     parallel/en-<lang>.<split>.jsonl {"source", "target", "target_language", "domain", "package"}
     lm/<lang>.<split>.jsonl         a sample of mono/ for training language adapters
+    domains/<domain>.<split>.jsonl  one of some domains, in those languages
     sources.json                    name, version, licences and segments of every source package
 """
 
@@ -195,7 +196,7 @@ def main() -> None:
     resolve(about, out / "debs-licences", environment)
     used = write_mono(items, out / "mono")
     write_parallel(items, out / "parallel", out / "mono")
-    write_samples(out / "mono", out / "lm")
+    write_samples(out / "mono", out / "lm", out / "domains")
     kept = [{**info, "segments": used[info["package"]]} for info in about]
     total = sum(used.values()) - sum(entry["segments"] for entry in kept)
     kept.append({"package": "(package descriptions and their translations)", "version": "archive",

@@ -1,10 +1,13 @@
-"""Measure bits per byte on the held-out test text, against `xz -9e` on the same text.
+"""Measure bits per byte on the held-out test text, against `xz -9e` and a 5-gram model.
 
-    python recipes/starter/evaluate.py --model adapters_hub/starter --data BUILD_FOLDER
+    python recipes/starter/evaluate.py --model adapters_hub/starter --data BUILD_FOLDER \
+        --run BUILD_FOLDER/run
 
 The model predicts every token of a line and its end, which stands for the line break, given
 `<s> <xx>`. Only the bytes of the text are counted, so tokenizers can be compared. xz has to
-describe the same file on its own: it knows nothing of the language beforehand.
+describe the same file on its own: it knows nothing of the language beforehand. The 5-gram model
+(ngram.py, needs --run) predicts the same tokens and has read the very batches that the run trained
+on; --steps gives it more of them, for the tokens of an earlier round.
 """
 
 from __future__ import annotations
@@ -13,10 +16,19 @@ import argparse
 import json
 import math
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from mixture import Mixture
+from ngram import KneserNey
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 
 def read_lines(path: Path, limit: int) -> list[str]:
@@ -53,11 +65,21 @@ def model_bits(model: PreTrainedModel, rows: list[list[int]], prefix: int, pad: 
     return bits
 
 
+def five_gram(run: Path, tokenizer: PreTrainedTokenizerBase, steps: int | None) -> KneserNey:
+    """The 5-gram model of the batches that a pretraining run drew."""
+    state = json.loads((run / "checkpoint" / "state.json").read_text())
+    mixture = Mixture(Namespace(**state["settings"]), tokenizer, "train")
+    batches = [mixture.batch(step).numpy().ravel() for step in range(steps or state["step"])]
+    return KneserNey(np.concatenate(batches), len(tokenizer))
+
+
 def main() -> None:
     """Print a table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder written by corpus.py")
+    parser.add_argument("--run", type=Path, help="pretraining run, for the 5-gram model")
+    parser.add_argument("--steps", type=int, help="batches the 5-gram model reads [the run's]")
     parser.add_argument("--languages", nargs="*", help="default: all with test text")
     parser.add_argument("--limit", type=int, default=100_000, help="bytes of text per language")
     parser.add_argument("--no-language-token", action="store_true")
@@ -67,8 +89,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tests = {path.name.split(".")[0]: path for path in (options.data / "mono").glob("*.test.jsonl")}
+    ngrams = five_gram(options.run, tokenizer, options.steps) if options.run else None
     results = {}
-    print(f"{'language':9}{'bytes':>9}{'bytes/token':>13}{'model':>8}{'xz -9e':>8}")
+    print(f"{'language':9}{'bytes':>9}{'bytes/token':>13}{'model':>8}{'xz -9e':>8}{'5-gram':>8}")
     for language in options.languages or sorted(tests):
         texts = read_lines(tests[language], options.limit)
         data = "".join(text + "\n" for text in texts).encode()
@@ -84,9 +107,14 @@ def main() -> None:
             "model": round(bits / len(data), 3),
             "xz": round(xz_bits_per_byte(data), 3),
         }
+        if ngrams:
+            told = sum(ngrams.bits(np.array(row), len(head)) for row in rows)
+            results[language]["five_gram"] = round(told / len(data), 3)
         row = results[language]
         print(
             f"{language:9}{row['bytes']:9}{row['bytes_per_token']:13}{row['model']:8}{row['xz']:8}"
+            f"{row.get('five_gram', '-'):>8}",
+            flush=True,
         )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,123 @@
+"""What each adapter of a library brings on text it never saw, beside what it should not bring.
+
+    python benchmarks/adapter_gain.py --data BUILD/lm --kind language
+    python benchmarks/adapter_gain.py --data BUILD/lm --kind domain
+
+``--data`` is anything that `adapters_hub.data` reads; its test rows count. A row of the table is
+one adapter on the rows of its language (or domain, in the languages it was trained over), in bits
+per byte, lower is better:
+
+- ``bare``: the backbone. A domain adapter's rows have their language's adapter below, here too.
+- ``own``: with the adapter. ``gain``: 1 - own / bare.
+- ``best other``: the lowest of all other adapters of the kind, and which it is.
+- ``random``: an adapter of random factors whose delta has the same norm at every site.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from report import report, table
+
+import adapters_hub as ah
+from adapters_hub.adapter import Adapter
+from adapters_hub.data import read_data, select
+from adapters_hub.evaluation import collect_records
+from adapters_hub.tasks import Row, make_task
+
+Measure = Callable[[ah.Blend], float]
+
+
+def random_like(adapter: Adapter, seed: int) -> Adapter:
+    """Random factors with the norm of ``B A`` at every site."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for site, (a, b) in adapter.factors.items():
+        new_a, new_b = (torch.randn(t.shape, generator=generator) for t in (a, b))
+        factors[site] = (new_a, new_b * (norm(a.float(), b.float()) / norm(new_a, new_b)))
+    info = replace(adapter.info, name=f"{adapter.name}.random")
+    return replace(adapter, info=info, factors=factors)
+
+
+def norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The Frobenius norm of ``b @ a`` without forming it."""
+    return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
+
+
+def main() -> None:
+    """Read the options, measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--kind", choices=("language", "domain"), default="language")
+    parser.add_argument("--library", help="default: the adapters that ship")
+    parser.add_argument("--backbone", default="starter")
+    parser.add_argument("--limit", type=int, default=500, help="test texts of an adapter")
+    parser.add_argument("--others", type=int, default=100, help="texts to choose `best other` on")
+    parser.add_argument("--json", metavar="PATH", help="write the measurements here")
+    options = parser.parse_args()
+    model = ah.load_backbone(options.backbone, library=options.library)
+    task = make_task("language-modeling", max_length=128)
+    rows = read_data(options.data)["test"]
+    infos = [
+        info
+        for info in model.library.list()
+        if info.task == task.name and bool(info.domain) == (options.kind == "domain")
+    ]
+    below = {info.language: info.name for info in model.library.list() if not info.domain}
+    results = {}
+    for number, info in enumerate(infos):
+        own = select(rows, [info.language] if info.language else None,
+                     [info.domain] if info.domain else None)  # fmt: skip
+        if info.domain:
+            own = [row for row in own if below.get(row.language) in info.over]
+        examples = task.encode(own[:: max(1, len(own) // options.limit)], model.backbone)
+        if not examples:
+            print(f"{info.name}: no test rows in {options.data}")
+            continue
+
+        def measure(
+            blend: ah.Blend, examples: list = examples, over: bool = bool(info.domain)
+        ) -> float:
+            def blend_of(row: Row) -> ah.Blend:
+                return (model.resolve(below[row.language]) if over else ah.Blend()) + blend
+
+            return task.metrics(collect_records(model, task, examples, blend_of))["bits"]
+
+        few = examples[:: max(1, len(examples) // options.others)]
+        others = {
+            other.name: measure(model.resolve(other.name), few) for other in infos if other != info
+        }
+        best = min(others, key=others.__getitem__) if others else info.name
+        random = model.add(random_like(model.adapter(info.name), seed=number))
+        results[info.name] = {
+            "texts": len({id(example.row) for example in examples}),
+            "bare": measure(ah.Blend()),
+            "own": measure(model.resolve(info.name)),
+            "best other": measure(model.resolve(best)),
+            "other": best,
+            "random": measure(model.resolve(random.name)),
+        }
+    shown = [
+        [
+            name,
+            str(r["texts"]),
+            *(f"{r[key]:.3f}" for key in ("bare", "own")),
+            f"{1 - r['own'] / r['bare']:.1%}",
+            f"{r['best other']:.3f} ({r['other']})",
+            f"{r['random']:.3f}",
+        ]
+        for name, r in results.items()
+    ]
+    head = ["", "texts", "bare", "own", "gain", "best other", "random"]
+    title = f"What {options.kind} adapters bring, bits per byte on held-out text"
+    report(title, table(head, shown), {"results": results}, options.json)
+
+
+if __name__ == "__main__":
+    main()
