@@ -6,7 +6,10 @@ Knows a backbone's sites and PEFT's file format; does not know banks, batches or
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,13 @@ from torch import Tensor, nn
 
 from adapters_hub import info as files_
 from adapters_hub.backbone import Backbone, site_shape
-from adapters_hub.errors import AdapterFileError, BackboneMismatchError, SettingsError
+from adapters_hub.card import write_card
+from adapters_hub.errors import (
+    AdapterFileError,
+    BackboneMismatchError,
+    LibraryError,
+    SettingsError,
+)
 from adapters_hub.info import AdapterFiles, AdapterInfo
 
 _STARTS = (True, "gaussian")
@@ -103,7 +112,7 @@ class Adapter:
             scaling[site] = found.spec.scaling(module, a.shape[0])
             if site not in backbone.head_sites:
                 prefix = module.removesuffix(site)
-        head = {path: tensors[key] for path, key in found.head.items()}
+        head = {path: tensors[key].float() for path, key in found.head.items()}
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
@@ -118,14 +127,16 @@ class Adapter:
         lora: Any,
         *,
         prefix: str,
+        sites: Sequence[str],
         head: Mapping[str, Tensor] | None = None,
         seed: int = 0,
     ) -> "Adapter":
         """A new adapter from a `peft.LoraConfig`, started as PEFT starts it: its delta is zero.
 
-        ``lora.target_modules`` chooses sites as in PEFT (None: PEFT's default for the
-        architecture, ``"all-linear"``: every site of the body); None for ``lora`` itself makes an
-        adapter that is only a head.
+        ``sites``: those of the body that the task's class has below its head.
+        ``lora.target_modules`` chooses among them as in PEFT (None: PEFT's default for the
+        architecture, ``"all-linear"``: every one); None for ``lora`` itself makes an adapter that
+        is only a head.
         """
         generator = torch.Generator().manual_seed(seed)
         factors, scaling = {}, {}
@@ -143,7 +154,7 @@ class Adapter:
                 )
             config = _plain(lora.to_dict())
             files_.check_plain(config, "the LoRA configuration")
-            for site in target_sites(backbone, lora, prefix):
+            for site in target_sites(backbone, lora, prefix, sites):
                 fan_in, fan_out = site_shape(backbone.sites[site])
                 rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
                 a = torch.empty(rank, fan_in)
@@ -160,11 +171,17 @@ class Adapter:
     # ── to ───────────────────────────────────────────────────────────────────────────────────
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write a PEFT folder that `peft.PeftModel.from_pretrained` and `Library.add` read."""
+        """Write a PEFT folder that `peft.PeftModel.from_pretrained` and `Library.add` read.
+
+        It is written beside and renamed into place. Raises `AdapterFileError` for what cannot be
+        such a folder, `LibraryError` where it cannot be written; there is then nothing new.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        if not self.factors:
+            raise AdapterFileError(f"{self.name!r} is only a head, which no PEFT file can be")
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.peft_config()
         tensors = {}
         for site, (a, b) in self.factors.items():
@@ -176,9 +193,20 @@ class Adapter:
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterFileError(f"{self.name}: {key} holds NaN or infinity; not saved")
-        save_file(tensors, folder / files_.WEIGHTS_FILE, files_.metadata(self.info, config))
+        shown = replace(
+            self.info,
+            rank=max(a.shape[0] for a, _ in self.factors.values()),
+            sites=len(self.factors),
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+        )
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (folder / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
+        try:
+            with new_folder(folder) as stage:
+                save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(self.info, config))
+                (stage / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
+                (stage / files_.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise LibraryError(f"cannot write {folder}: {error}") from error
         return folder
 
     def peft_config(self) -> dict[str, Any]:
@@ -211,13 +239,14 @@ class Adapter:
         return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
 
 
-def target_sites(backbone: Backbone, lora: Any, prefix: str) -> list[str]:
+def target_sites(
+    backbone: Backbone, lora: Any, prefix: str, candidates: Sequence[str]
+) -> list[str]:
     """The sites a `peft.LoraConfig` means, by PEFT's own rules; `SettingsError` if none."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
-    body = dict(backbone.base.named_modules())
-    sites = [site for site in backbone.sites if site in body]
+    sites = list(candidates)
     if lora.target_modules != "all-linear":
         if lora.target_modules is None:
             default = DEFAULTS.get(backbone.config.model_type)
@@ -267,3 +296,23 @@ def _whole(value: float) -> float | int:
 def _examples(sites: Iterable[str]) -> str:
     names = sorted({site.rpartition(".")[2] for site in sites})
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``target`` at the end, or is gone.
+
+    What else is in a folder that is there already stays in it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        stage.mkdir()
+        yield stage
+        if target.is_dir() and any(target.iterdir()):
+            for file in stage.iterdir():
+                os.replace(file, target / file.name)
+        else:
+            os.replace(stage, target)  # over an empty folder, too
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.fingerprint import fingerprint
 from adapters_hub.paths import STARTER, starter_folder
+from adapters_hub.shell import Given, TaskShell
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ class Backbone:
     fingerprint: str
     has_lm_head: bool
     untrained: frozenset[str] = frozenset()  # base parameters that the checkpoint lacks (a pooler)
+    attached: frozenset[str] = frozenset()  # modules of base that the class of model leaves out
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
-    _shells: dict[Any, "TaskShell"] = field(default_factory=dict, repr=False)
+    _shells: dict[Any, TaskShell] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Any:
@@ -82,10 +84,30 @@ class Backbone:
         return {"use_cache": False} if self.kind == "decoder" else {}
 
     @cached_property
+    def max_tokens(self) -> int | None:
+        """How many tokens a row may have; RoBERTa's kind counts its positions from padding on."""
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        for path, module in self.base.named_modules():
+            offset = getattr(module, "padding_idx", None)
+            if limit and path.endswith("position_embeddings") and offset is not None:
+                limit = min(limit, module.num_embeddings - offset - 1)
+        return limit
+
+    @cached_property
+    def body_sites(self) -> list[str]:
+        """Sites of the body, an attached pooler's too."""
+        body = dict(self.base.named_modules())
+        return [site for site in self.sites if site in body]
+
+    @cached_property
+    def lm_sites(self) -> list[str]:
+        """Sites of the body that ``model`` has as transformers loads it."""
+        return [site for site in self.body_sites if site.partition(".")[0] not in self.attached]
+
+    @cached_property
     def head_sites(self) -> frozenset[str]:
         """Sites outside the body, such as ``lm_head``."""
-        body = dict(self.base.named_modules())
-        return frozenset(site for site in self.sites if site not in body)
+        return frozenset(self.sites) - frozenset(self.body_sites)
 
     def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).
@@ -94,146 +116,15 @@ class Backbone:
         """
         hidden = self.base(**inputs, **self.call_options).last_hidden_state[at]
         head = copy.copy(self.model)
-        head._modules = {**self.model._modules, self.prefix[:-1]: _Given(hidden[None])}
+        head._modules = {**self.model._modules, self.prefix[:-1]: Given(hidden[None])}
         return head(input_ids=inputs["input_ids"], **self.call_options).logits[0]
 
-    def shell(self, auto_class: str, **config: Any) -> "TaskShell":
+    def shell(self, auto_class: str, **config: Any) -> TaskShell:
         """A transformers task class (``AutoModelForSequenceClassification``, …) around ``base``."""
         key = (auto_class, tuple(sorted(config.items())))
         if key not in self._shells:
             self._shells[key] = TaskShell(self, auto_class, config)
         return self._shells[key]
-
-
-class TaskShell:
-    """A transformers task class that computes its head and borrows everything below it.
-
-    The class is built on the meta device, so it costs nothing; its head's parameters are passed in
-    at each call. So every architecture has the head, the pooling and the parameter names that
-    transformers and PEFT give it, one body serves any number of heads, and rows of one batch can
-    have different heads over one pass through the body. Calls share no state: threads are fine.
-    """
-
-    def __init__(self, backbone: Backbone, auto_class: str, changes: dict[str, Any]) -> None:
-        config = copy.deepcopy(backbone.config)
-        for key, value in changes.items():
-            setattr(config, key, value)
-        mapping = getattr(transformers, auto_class)._model_mapping
-        if type(config) not in mapping:
-            raise BackboneError(f"transformers has no {auto_class} for {config.model_type} models")
-        cls = mapping[type(config)]
-        with torch.device("meta"):
-            self._shell = (cls[0] if isinstance(cls, tuple) else cls)(config).eval()
-        self._base = backbone.base
-        self._options = backbone.call_options
-        self._slot = self._shell.base_model_prefix
-        uses_pooler = getattr(getattr(self._shell, self._slot), "pooler", None) is not None
-        self._shell._modules[self._slot] = None
-        self.prefix = f"{self._slot}."
-        self._pooler_prefix = f"{self._slot}.pooler."
-        self.shapes = {name: p.shape for name, p in self._shell.named_parameters()}
-        if uses_pooler:
-            own = dict(backbone.base.named_parameters())
-            self.shapes |= {self.prefix + name: own[name].shape for name in backbone.untrained}
-
-    def initial_head(self, seed: int) -> dict[str, torch.Tensor]:
-        """Fresh head parameters (float32) by path, started as transformers starts them."""
-        children = {
-            name: child for name, child in self._shell.named_children() if child is not None
-        }
-        if any(name.startswith(self._pooler_prefix) for name in self.shapes):
-            children[self._pooler_prefix[:-1]] = self._base.pooler
-        head: dict[str, torch.Tensor] = {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for name, child in children.items():
-                real = copy.deepcopy(child).to_empty(device="cpu").float()
-                real.apply(self._shell._init_weights)
-                head |= {f"{name}.{k}": v.detach() for k, v in real.named_parameters()}
-        return {name: head[name] for name in self.shapes}
-
-    def __call__(
-        self,
-        heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
-        inputs: dict[str, torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """Logits, a (rows, labels) tensor for each (head parameters, row indices or None = all).
-
-        The body runs once over the whole batch, however many heads there are.
-        """
-        body = _Body(self._base)
-        logits: list[torch.Tensor] = []
-        for parameters, rows in heads:
-            shell = _bind(self._shell, parameters)
-            body.pooler = _pooler_of(self._base, parameters, self._pooler_prefix)
-            shell._modules[self._slot] = body
-            if body.output is None:  # the first head sees the whole batch, so that the body does
-                out = shell(**inputs, **self._options).logits
-                logits.append(out if rows is None else out[rows])
-            else:
-                body.rows = rows
-                own = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
-                logits.append(shell(**own, **self._options).logits)
-        return logits
-
-
-class _Given(nn.Module):
-    """Stands where a language-model class has its body, with the hidden states already known."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
-
-
-class _Body(nn.Module):
-    """Stands where a task class has its body: runs it once, then hands out rows of its output."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self._run = base.__call__  # not a submodule: its parameters are not the head's
-        self.output: Any = None
-        self.rows: torch.Tensor | None = None
-        self.pooler: nn.Module | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.output is None:
-            self.output = self._run(*args, **kwargs)
-        out = type(self.output)(last_hidden_state=self._take(self.output.last_hidden_state))
-        pooled = getattr(self.output, "pooler_output", None)
-        if self.pooler is not None:
-            out["pooler_output"] = self.pooler(out.last_hidden_state)
-        elif pooled is not None:
-            out["pooler_output"] = self._take(pooled)
-        return out
-
-    def _take(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self.rows is None else tensor[self.rows]
-
-
-def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> Any:
-    """A shallow copy of a module tree that holds the given tensors as its parameters."""
-    clone = copy.copy(module)
-    own: dict[str, Any] = {
-        name: None if old is None else parameters[path + name]
-        for name, old in module._parameters.items()
-    }
-    clone._parameters = own
-    clone._modules = {
-        name: None if child is None else _bind(child, parameters, f"{path}{name}.")
-        for name, child in module._modules.items()
-    }
-    return clone
-
-
-def _pooler_of(base: Any, parameters: dict[str, torch.Tensor], prefix: str) -> nn.Module | None:
-    """A pooler from the head's own parameters, where the checkpoint brought none."""
-    own = {
-        name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)
-    }
-    return _bind(base.pooler, own) if own else None
 
 
 # ── loading ──────────────────────────────────────────────────────────────────────────────────────
@@ -278,8 +169,10 @@ def load_backbone(
         for child_name in dict(base.named_children()):
             setattr(base, child_name, getattr(model, child_name))
     untrained = {key.removeprefix(f"{model.base_model_prefix}.") for key in missing}
+    had_pooler = getattr(base, "pooler", None) is not None
     if has_lm_head and kind == "encoder":
         untrained |= _attach_pooler(base, config, folder, device, options["dtype"])
+    attached = getattr(base, "pooler", None) is not None and not had_pooler
     if lost := sorted(key for key in untrained if not key.startswith("pooler.")):
         raise BackboneError(
             f"{name}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__}, which "
@@ -302,6 +195,7 @@ def load_backbone(
         fingerprint=print_,
         has_lm_head=has_lm_head,
         untrained=frozenset(untrained),
+        attached=frozenset({"pooler"} if attached else ()),
     )
     backbone.sites = find_sites(model, backbone.prefix)
     return backbone
@@ -327,22 +221,30 @@ def site_shape(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features  # type: ignore[return-value]
 
 
-def enable_checkpointing(model: Any, context_fn: Any) -> None:
+def enable_checkpointing(model: Any, context_fn: Any) -> list[RemovableHandle]:
     """Recompute each layer's activations in the backward instead of keeping them.
 
-    transformers does so only for layers in training mode, so the layers alone are put into it,
-    with the dropout they apply by themselves set to nothing: a frozen backbone has none.
+    Returns the hooks it put on the layers.
+
+    transformers does so only for layers in training mode, so the layers alone are put into it, for
+    a forward that is differentiated (in others it would take away the key-value cache), with the
+    dropout they apply by themselves set to nothing: a frozen backbone has none.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    def follow_grad_mode(layer: nn.Module, inputs: Any) -> None:
+        layer.training = torch.is_grad_enabled()
+
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False, "context_fn": context_fn})
+    hooks = []
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+            hooks.append(module.register_forward_pre_hook(follow_grad_mode))
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
+    return hooks
 
 
 def checkpoint_folder(name: str, revision: str | None = None) -> Path:

@@ -13,15 +13,17 @@ not use an atom. Two products, however many adapters; where rows per atom are ma
 take each atom's rows alone, and the plan does so. Bare rows cost nothing but the product with zero.
 
 The current plan is a context variable: threads have their own, and a call that fails leaves none.
+Plans of the same atoms share their stacked factors, which live as long as one of the plans.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,44 +38,46 @@ SLICE_OVERHEAD = 400_000
 """Multiply-adds that cost as much as taking one atom's rows apart (index, product, add back): the
 price that decides between one masked product and a slice an atom. Measured on two CPU cores."""
 
-_MAX_PLANS = 8  # each may hold a stacked copy of its atoms' factors
+_MAX_PLANS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
-    """One resident adapter: its factors and its scaling at each site. Compared by identity."""
+    """One resident adapter: its factors and its scaling at each site. Compared by identity.
+
+    A ``pinned`` one is never evicted; a ``trained`` one keeps gradients, and is pinned.
+    """
 
     factors: Factors
     scaling: Mapping[str, float]
     trained: bool = False
+    pinned: bool = False
 
-    __hash__ = object.__hash__
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The factors of some atoms at one site: ``a`` (R, in), ``b`` (out, R)."""
+
+    a: Tensor
+    b: Tensor
 
 
 @dataclass(frozen=True)
 class Part:
     """A piece of a site's delta: stacked factors, and who uses them at which scale.
 
-    ``a`` (R, in); ``b`` (out, R); ``scale`` None, or (R,) for all rows alike, or (n, 1, R) a row,
-    or (n, tokens, R) a token; ``rows`` None for the whole batch, else n row indices.
+    ``scale`` None, or (R,) for all rows alike, or (n, 1, R) a row, or (n, tokens, R) a token;
+    ``rows`` None for the whole batch, else n row indices.
     """
 
-    a: Tensor
-    b: Tensor
+    stack: Stack
     scale: Tensor | None
     rows: Tensor | None
     trained: bool
 
     def add(self, x: Tensor, y: Tensor, dropout: float) -> Tensor:
         """Y (rows, tokens, out) with this part's delta for x (rows, tokens, in) added."""
-        a, b = (
-            (self.a, self.b)
-            if self.a.dtype == x.dtype
-            else (self.a.to(x.dtype), self.b.to(x.dtype))
-        )
+        a, b = self.stack.a.to(x.dtype), self.stack.b.to(x.dtype)
         own = x if self.rows is None else x.index_select(0, self.rows)
         if dropout and self.trained:
             own = functional.dropout(own, dropout)
@@ -99,6 +103,7 @@ class Plan:
     weights: Tensor
     index: Tensor | None = None
     dropout: float = 0.0
+    _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # shared by the bank's
     _parts: dict[Any, list[Part]] = field(default_factory=dict)
     _scales: dict[Any, Any] = field(default_factory=dict)
     _uses: list[int] | None = None
@@ -138,14 +143,14 @@ class Plan:
         frozen = [atom for atom in present if not atom.trained]
         groups = [[atom] for atom in frozen] if sliced else ([frozen] if frozen else [])
         groups += [[atom] for atom in present if atom.trained]
-        parts = [part for group in groups if (part := self._part(site, group, x, sliced))]
+        # What is kept must serve any later call, so it is not made as an inference tensor.
+        with torch.inference_mode(False), torch.no_grad():
+            parts = [part for group in groups if (part := self._part(site, group, x, sliced))]
         self._parts[key] = parts
         return parts
 
     def _part(self, site: str, group: list[Slot], x: Tensor, sliced: bool) -> Part | None:
         trained = group[0].trained
-        a = [atom.factors[site][0] for atom in group]
-        b = [atom.factors[site][1] for atom in group]
         who = tuple((self.atoms.index(atom), len(atom.factors[site][0])) for atom in group)
         scaling = tuple(atom.scaling[site] for atom in group)
         key = (who, scaling, sliced, x.device)  # the same at most sites, so worked out once
@@ -155,10 +160,20 @@ class Plan:
         scale, rows = self._scales[key]
         if rows is not None and not len(rows):
             return None
-        all_a, all_b = (a[0], b[0]) if len(group) == 1 else (torch.cat(a), torch.cat(b, dim=1))
-        if not trained:
-            all_a, all_b = all_a.to(x.device, x.dtype), all_b.to(x.device, x.dtype)
-        return Part(all_a, all_b, scale, rows, trained)
+        return Part(self._stack(site, group, x), scale, rows, trained)
+
+    def _stack(self, site: str, group: list[Slot], x: Tensor) -> Stack:
+        """The atoms' factors side by side; those of a trained atom are its own parameters."""
+        if group[0].trained:
+            return Stack(*group[0].factors[site])
+        key = (site, tuple(group), x.device, x.dtype)
+        stack = self._stacks.get(key)
+        if stack is None:
+            a, b = zip(*(atom.factors[site] for atom in group), strict=True)
+            all_a, all_b = (a[0], b[0]) if len(group) == 1 else (torch.cat(a), torch.cat(b, dim=1))
+            stack = Stack(all_a.to(x.device, x.dtype), all_b.to(x.device, x.dtype))
+            self._stacks[key] = stack
+        return stack
 
     def _scale(
         self, who: tuple[tuple[int, int], ...], scaling: tuple[float, ...], apart: bool
@@ -199,7 +214,7 @@ class Bank:
     """Slots for adapters beside a backbone's sites, and the plan that the sites follow.
 
     ``put`` makes an adapter resident, ``drop`` frees it; both are a dictionary's work and touch no
-    module. Over ``capacity`` the least recently used slot goes, except one being trained.
+    module. Over ``capacity`` the least recently used slots go, except pinned ones.
     """
 
     def __init__(self, sites: Mapping[str, nn.Module], capacity: int = 256) -> None:
@@ -207,6 +222,7 @@ class Bank:
         self.capacity = capacity
         self._slots: OrderedDict[str, Slot] = OrderedDict()
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._lock = threading.RLock()
         self._plan: ContextVar[Plan | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
@@ -220,11 +236,20 @@ class Bank:
         return len(self._slots)
 
     def put(
-        self, name: str, factors: Factors, scaling: Mapping[str, float], trained: bool = False
+        self,
+        name: str,
+        factors: Factors,
+        scaling: Mapping[str, float],
+        *,
+        trained: bool = False,
+        pinned: bool = False,
+        keep: Collection[str] = (),
     ) -> Slot:
         """Make an adapter resident under a name; an old one of that name is replaced.
 
-        ``factors``: site → A (r, in), B (out, r). Raises `BackboneError` for a wrong site or shape.
+        ``factors``: site → A (r, in), B (out, r). ``keep`` names slots that must not go to make
+        room, even if there are then more than ``capacity``. Raises `BackboneError` for a wrong site
+        or shape.
         """
         for site, (a, b) in factors.items():
             if site not in self.sites:
@@ -235,11 +260,12 @@ class Bank:
                     f"{name!r} at {site}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit a "
                     f"layer of {shape[0]} inputs and {shape[1]} outputs"
                 )
-        slot = Slot(dict(factors), dict(scaling), trained)
+        slot = Slot(dict(factors), dict(scaling), trained, pinned or trained)
         with self._lock:
             self.drop(name)
             self._slots[name] = slot
-            spare = [n for n, s in self._slots.items() if not s.trained and n != name]
+            kept = {name, *keep}
+            spare = [n for n, s in self._slots.items() if not s.pinned and n not in kept]
             for oldest in spare[: max(0, len(self._slots) - self.capacity)]:
                 self.drop(oldest)
         return slot
@@ -271,14 +297,17 @@ class Bank:
         """
         if index is None and len(blends) != 1:
             raise ValueError("several blends need an index of rows")
-        rows = None if index is None else torch.as_tensor(index, dtype=torch.long)
+        with torch.inference_mode(False):
+            rows = None if index is None else torch.as_tensor(index, dtype=torch.long)
         key = (
             tuple(tuple(blend.items()) for blend in blends),
             None if rows is None else (tuple(rows.shape), tuple(rows.flatten().tolist())),
             dropout,
         )
         with self._lock:
-            names = list(dict.fromkeys(name for blend in blends for name in blend))
+            names = sorted(
+                {name for blend in blends for name in blend}
+            )  # so that stacks are shared
             for name in names:
                 self._slots.move_to_end(name)
             if key in self._plans:
@@ -286,8 +315,12 @@ class Bank:
                 return self._plans[key]
             if not names:
                 return None
-            weights = torch.tensor([[blend.get(name, 0.0) for name in names] for blend in blends])
-            plan = Plan(tuple(self._slots[name] for name in names), weights, rows, dropout)
+            with torch.inference_mode(False):
+                weights = torch.tensor([[blend.get(n, 0.0) for n in names] for blend in blends])
+            atoms = tuple(self._slots[name] for name in names)
+            plan = Plan(atoms, weights, rows, dropout, self._stacks)
+            if any(atom.trained for atom in atoms):
+                return plan  # batches in training hardly ever repeat
             self._plans[key] = plan
             if len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)
@@ -312,8 +345,7 @@ class Bank:
         The backward that runs it may run in another thread, which has no plan of its own. Give it
         as ``gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": …}``.
         """
-        plan = self.current()
-        return self.using(plan), self.using(plan)
+        return _Following(self), _Following(self)
 
     def detach(self) -> None:
         """Take the hooks off the backbone, which is then as if there had never been a bank."""
@@ -321,9 +353,27 @@ class Bank:
             hook.remove()
         self._hooks.clear()
 
+    def hook_ids(self) -> set[int]:
+        """The ids under which the sites hold the bank's hooks, and so do copies of the sites."""
+        return {hook.id for hook in self._hooks}
+
     def _hook(self, site: str) -> Any:
         def add_delta(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             plan = self._plan.get()
             return output if plan is None else plan.add_delta(site, inputs[0], output)
 
         return add_delta
+
+
+class _Following:
+    """A context that follows the plan of the moment it was made in; can be entered repeatedly."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._variable, self._followed = bank._plan, bank._plan.get()
+        self._tokens: list[Token[Plan | None]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(self._variable.set(self._followed))
+
+    def __exit__(self, *failure: object) -> None:
+        self._variable.reset(self._tokens.pop())

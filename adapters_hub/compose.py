@@ -19,12 +19,12 @@ Method = Callable[[Sequence[Piece]], tuple[Tensor, Tensor]]
 def concatenate(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
     """Σ wᵢ·Bᵢ·Aᵢ exactly, as one adapter whose rank is the sum of the ranks.
 
-    The weights go into B. PEFT calls this ``cat``; its ``linear`` mixes A and B apart and adds
-    cross terms.
+    The weights go into B, in float32. PEFT calls this ``cat``; its ``linear`` mixes A and B apart
+    and adds cross terms.
     """
     return (
-        torch.cat([a for _, a, _ in pieces]),
-        torch.cat([weight * b for weight, _, b in pieces], dim=1),
+        torch.cat([a.float() for _, a, _ in pieces]),
+        torch.cat([weight * b.float() for weight, _, b in pieces], dim=1),
     )
 
 
@@ -40,5 +40,5 @@ def compose(pieces: Sequence[Piece], method: str = "sum") -> tuple[Tensor, Tenso
 
 def delta(pieces: Sequence[Piece]) -> Tensor:
     """The dense Σ wᵢ·Bᵢ·Aᵢ (out, in), summed in float32, for merging into a weight."""
-    a, b = concatenate([(weight, a.float(), b.float()) for weight, a, b in pieces])
+    a, b = concatenate(pieces)
     return b @ a

@@ -105,14 +105,7 @@ class Experiment:
             license=settings.license,
             trained_with="accelerate launch " + shlex.join(sys.argv),
         )
-        return Adapter.create(
-            info,
-            backbone,
-            None if head_only else lora,
-            prefix=self.task.prefix(backbone),
-            head=self.task.new_head(backbone, settings.seed),
-            seed=settings.seed,
-        )
+        return self.task.new_adapter(info, backbone, None if head_only else lora, settings.seed)
 
     def domain_name(self) -> str:
         """What the domain adapter is called; `SettingsError` if that is not said."""

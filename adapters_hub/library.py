@@ -105,6 +105,13 @@ class Library:
             if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
         )
 
+    def state(self) -> int | None:
+        """A number that changes whenever an adapter is added, replaced or removed."""
+        try:
+            return os.stat(self.root).st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def get(self, name: str) -> AdapterInfo:
         """The adapter of exactly this name; `NotFoundError` with the nearest names otherwise."""
         infos = self._infos()

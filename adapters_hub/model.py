@@ -7,13 +7,16 @@ bank's, what a task's outputs mean is the task's.
 import copy
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.adapter import Adapter
@@ -36,8 +39,10 @@ class AdaptedModel:
     """A frozen backbone whose rows can each use another blend of adapters.
 
     Adapters come from ``library`` by name, language or domain as blends mention them, and stay
-    resident; ``capacity`` bounds how many. ``check_backbone=False`` accepts adapters that carry
-    another backbone's fingerprint where the shapes fit.
+    resident; ``capacity`` bounds how many (those added from memory, and those that one call needs,
+    stay whatever it is). One that changes in the library is loaded again when it is next used.
+    ``check_backbone=False`` accepts adapters that carry another backbone's fingerprint where the
+    shapes fit.
     """
 
     def __init__(
@@ -53,9 +58,12 @@ class AdaptedModel:
         self.bank = Bank(backbone.sites, capacity)
         self.check_backbone = check_backbone
         self.active = Blend()
+        self._lock = threading.RLock()
         self._resident: dict[str, Adapter] = {}
         self._own: set[str] = set()  # added from memory: not in the library, so never dropped
-        self._names: dict[str, str] = {}  # term → adapter
+        self._names: dict[str, str] = {}  # term → adapter, as long as the library stays as it is
+        self._seen: Any = None  # the state of the library's folder that _names is for
+        self._hooks: list[RemovableHandle] = []
 
     def __repr__(self) -> str:
         return (
@@ -75,46 +83,70 @@ class AdaptedModel:
         return self
 
     def resolve(self, blend: BlendLike) -> Blend:
-        """The blend with every term replaced by an adapter's exact name, each one resident."""
+        """The blend with every term replaced by an adapter's exact name, each one loaded."""
         wanted = Blend.of(blend)
-        return wanted.rename({term: self._load(term) for term in wanted.terms})
+        with self._lock:
+            names = {term: self._name_of(term) for term in wanted.terms}
+            self._make_resident(set(names.values()))
+        return wanted.rename(names)
 
     def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
         """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
-        self.bank.put(adapter.name, adapter.factors, adapter.scaling, trained)
-        self._resident[adapter.name] = adapter
-        self._own.add(adapter.name)
+        with self._lock:
+            self.bank.put(
+                adapter.name, adapter.factors, adapter.scaling, trained=trained, pinned=True
+            )
+            self._resident[adapter.name] = adapter
+            self._own.add(adapter.name)
         return adapter
 
     def drop(self, name: str) -> None:
         """Forget a resident adapter; it is loaded again from the library when it is next used."""
-        self.bank.drop(name)
-        self._resident.pop(name, None)
-        self._own.discard(name)
-        self._names = {term: n for term, n in self._names.items() if n != name}
+        with self._lock:
+            self.bank.drop(name)
+            self._resident.pop(name, None)
+            self._own.discard(name)
 
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
-        return self._resident[self._load(term)]
+        with self._lock:
+            return self.resident(self._name_of(term))
 
-    def _load(self, term: str) -> str:
-        """The exact name a term means, after making that adapter resident."""
+    def resident(self, name: str) -> Adapter:
+        """The adapter of exactly this name, loaded if it is not resident."""
+        with self._lock:
+            self._make_resident({name})
+            return self._resident[name]
+
+    def _name_of(self, term: str) -> str:
+        """The exact name a term means, by what the library holds now."""
         if term in self._own:
             return term
-        name = self._names.get(term)
-        if name is not None and name in self.bank:
-            return name
-        check = self.backbone.fingerprint if self.check_backbone else None
-        info = self.library.find(term, check)
-        if info.name not in self.bank:
-            files = read_adapter(Path(info.path or ""), info.name)
-            adapter = Adapter.load(files, self.backbone, self.check_backbone)
-            self.bank.put(info.name, adapter.factors, adapter.scaling)
-            self._resident[info.name] = adapter
-            for gone in self._resident.keys() - set(self.bank.names()):
-                del self._resident[gone]
-        self._names[term] = info.name
-        return info.name
+        if (state := self.library.state()) != self._seen:
+            self._names.clear()
+            self._seen = state
+        if term not in self._names:
+            check = self.backbone.fingerprint if self.check_backbone else None
+            info = self.library.find(term, check)
+            old = self._resident.get(info.name)
+            if old is not None and info.name not in self._own and old.info != info:
+                self.drop(info.name)  # replaced in the library since it was loaded
+            self._names[term] = info.name
+        return self._names[term]
+
+    def _make_resident(self, names: Set[str]) -> None:
+        """Load those of the adapters, by exact name, that are not in the bank."""
+        for name in sorted(names):
+            if name in self.bank:
+                continue
+            info = self.library.get(name)
+            with torch.inference_mode(False):  # what stays must serve any later call
+                files = read_adapter(Path(info.path or ""), name)
+                adapter = Adapter.load(files, self.backbone, self.check_backbone)
+            self.bank.put(name, adapter.factors, adapter.scaling, keep=names)
+            self._resident[name] = replace(adapter, info=info)
+        for gone in self._resident.keys() - set(self.bank.names()):
+            del self._resident[gone]
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
 
@@ -135,10 +167,12 @@ class AdaptedModel:
     def plan(self, blends: Sequence[Blend], dropout: float = 0.0) -> Plan | None:
         """The bank's plan for rows of resolved blends."""
         distinct = list(dict.fromkeys(blends))
+        number = {blend: place for place, blend in enumerate(distinct)}
         mappings = [dict(blend.weights) for blend in distinct]
-        if len(distinct) == 1:
-            return self.bank.plan(mappings, None, dropout)
-        return self.bank.plan(mappings, [distinct.index(blend) for blend in blends], dropout)
+        index = None if len(distinct) == 1 else [number[blend] for blend in blends]
+        with self._lock:  # an adapter may have been evicted since the blends were resolved
+            self._make_resident({name for blend in distinct for name in blend.terms})
+            return self.bank.plan(mappings, index, dropout)
 
     @contextmanager
     def adapted(self, rows: int, adapters: Adapters = None) -> Iterator[None]:
@@ -152,18 +186,19 @@ class AdaptedModel:
         Raises `HeadError` for a row whose blend has no head, or more than one.
         """
         rows_of: dict[str, list[int]] = {}
+        owners = {blend: self.head_owner(blend) for blend in set(blends)}
         for row, blend in enumerate(blends):
-            rows_of.setdefault(self.head_owner(blend), []).append(row)
-        if len(rows_of) == 1:
-            return [(self._resident[next(iter(rows_of))].head, None)]
-        return [
-            (self._resident[name].head, torch.tensor(rows, device=self.backbone.device))
-            for name, rows in rows_of.items()
-        ]
+            rows_of.setdefault(owners[blend], []).append(row)
+        found = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
+        if len(found) == 1:
+            return [(found[0][0], None)]
+        device = self.backbone.device
+        return [(head, torch.tensor(rows, device=device)) for head, rows in found]
 
     def head_owner(self, blend: Blend) -> str:
         """The one adapter of a blend that brings the head."""
-        owners = [term for term in blend.terms if self._resident[term].head]
+        found = {name: self.resident(name) for name in blend.terms}
+        owners = [name for name, adapter in found.items() if adapter.head]
         if len(owners) == 1:
             return owners[0]
         if not owners:
@@ -171,7 +206,7 @@ class AdaptedModel:
                 f"no adapter of {str(blend)!r} has a task head: add the adapter that was trained "
                 "for the task, such as 'de + hotel'"
             )
-        labels = {name: list(self._resident[name].info.labels or ()) for name in owners}
+        labels = {name: list(found[name].info.labels or ()) for name in owners}
         differ = len({tuple(value) for value in labels.values()}) > 1
         listed = ", ".join(f"{n} {value}" if differ else n for n, value in labels.items())
         raise HeadError(
@@ -186,8 +221,12 @@ class AdaptedModel:
 
         ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
         """
-        first = next(value for value in inputs.values() if isinstance(value, Tensor))
-        with self.adapted(len(first), adapters):
+        tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+        if not tensors:
+            raise BackboneError("give the inputs by name: model(input_ids=…, attention_mask=…)")
+        known = [tensors[key] for key in ("input_ids", "inputs_embeds") if key in tensors]
+        rows = len((known or [*tensors.values()])[0])
+        with self.adapted(rows, adapters):
             return self.backbone.model(**inputs)
 
     @torch.no_grad()
@@ -200,6 +239,8 @@ class AdaptedModel:
         defaults to 32. Raises `BackboneError` for an encoder.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            return []
         if self.backbone.kind == "encoder" or not self.backbone.has_lm_head:
             raise BackboneError(f"{self.backbone.name} is an encoder, which generates no text")
         tokenizer = copy.copy(self.backbone.tokenizer)
@@ -208,6 +249,7 @@ class AdaptedModel:
         with self.adapted(len(texts), adapters):
             model: Any = self.backbone.model
             out = model.generate(**{"max_new_tokens": 32, **encoded, **options})
+        out = getattr(out, "sequences", out)
         if self.backbone.kind == "decoder":
             out = out[:, encoded["input_ids"].shape[1] :]
         return tokenizer.batch_decode(out, skip_special_tokens=True)
@@ -224,7 +266,11 @@ class AdaptedModel:
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""
-        enable_checkpointing(self.backbone.model, self.bank.checkpoint_contexts)
+
+        def contexts() -> tuple[Any, Any]:  # a function, which a copy of the model just refers to
+            return self.bank.checkpoint_contexts()
+
+        self._hooks += enable_checkpointing(self.backbone.model, contexts)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
@@ -243,11 +289,21 @@ class AdaptedModel:
         resolved = self.resolve(blend)
         if not resolved:
             raise NotFoundError("nothing to export: the blend is empty")
-        parts = [self._resident[term] for term in resolved.terms]
-        owner = next((part for part in parts if part.head), None)
-        if owner is not None:
-            owner = self._resident[self.head_owner(resolved)]
-        main = owner or parts[0]
+        parts = [self.resident(name) for name in resolved.terms]
+        outer = self.backbone.head_sites
+        owner = None
+        if any(part.head for part in parts):
+            owner = self.resident(self.head_owner(resolved))
+        below = [part for part in ([owner] if owner else parts) if part.factors.keys() - outer]
+        main = owner or (below or parts)[0]
+        if below:
+            prefix = below[0].prefix
+        elif owner:
+            from adapters_hub.tasks.classification import shell_of
+
+            prefix = shell_of(owner, self.backbone).prefix
+        else:
+            prefix = self.backbone.prefix
         pieces = self._pieces(resolved, without_outer=owner is not None)
         factors = {site: compose(own, method) for site, own in pieces.items()}
         info = AdapterInfo(
@@ -264,9 +320,8 @@ class AdaptedModel:
             if key in ("task_type", "fan_in_fan_out", "peft_version")
         }
         scaling = dict.fromkeys(factors, 1.0)
-        head = main.head if owner is not None else {}
-        outer = self.backbone.head_sites
-        return Adapter(info, factors, scaling, head, config, main.prefix, outer).save(folder)
+        head = owner.head if owner is not None else {}
+        return Adapter(info, factors, scaling, head, config, prefix, outer).save(folder)
 
     def merge(self, blend: BlendLike) -> nn.Module:
         """A plain transformers model, a copy, with the blend added into its weights.
@@ -280,7 +335,7 @@ class AdaptedModel:
                 "load the backbone at 32 or 16 bits"
             )
         resolved = self.resolve(blend)
-        owners = [term for term in resolved.terms if self._resident[term].head]
+        owners = [name for name in resolved.terms if self.resident(name).head]
         plain = self._plain_copy(self.head_owner(resolved) if owners else None)
         own_prefix = getattr(plain, "base_model_prefix", "")
         base = getattr(plain, own_prefix, plain)
@@ -289,32 +344,40 @@ class AdaptedModel:
             for site, pieces in self._pieces(resolved, without_outer=bool(owners)).items():
                 change = delta(pieces)
                 module = modules[site]
+                if site in self.backbone.head_sites and plain.config.tie_word_embeddings:
+                    # the embedding, whose weight it shares, has no delta
+                    module.weight = nn.Parameter(module.weight.clone(), requires_grad=False)
+                    plain.config.tie_word_embeddings = False
                 weight = module.weight
                 change = change.t() if isinstance(module, Conv1D) else change
                 weight.copy_((weight.float() + change).to(weight.dtype))
         return plain
 
     def _plain_copy(self, head_owner: str | None) -> Any:
-        hooks = {}
-        for module in self.backbone.model.modules():  # a copy must not take the bank along
-            hooks[module] = module._forward_hooks
-            module._forward_hooks = type(module._forward_hooks)()
-        try:
-            if head_owner is None:
-                return copy.deepcopy(self.backbone.model)
+        """The model of a class that transformers would load, with nothing of ours on it."""
+        if head_owner is None:
+            plain: Any = copy.deepcopy(self.backbone.model)
+            for name in self.backbone.attached:
+                setattr(getattr(plain, plain.base_model_prefix), name, None)
+        else:
             from adapters_hub.tasks.classification import plain_classifier
 
-            return plain_classifier(self.backbone, self._resident[head_owner])
-        finally:
-            for module, own in hooks.items():
-                module._forward_hooks = own
+            plain = plain_classifier(self.backbone, self.resident(head_owner))
+        if self._hooks:
+            plain.gradient_checkpointing_disable()
+        ours = self.bank.hook_ids() | {hook.id for hook in self._hooks}
+        for module in plain.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for number in ours & hooks.keys():
+                    del hooks[number]
+        return plain
 
     def _pieces(self, blend: Blend, without_outer: bool) -> Mapping[str, list[Piece]]:
         """What a blend adds at each site; a task's class has no sites of the LM head."""
         left_out = self.backbone.head_sites if without_outer else frozenset()
         pieces: dict[str, list[Piece]] = {}
         for term, weight in blend.weights:
-            adapter = self._resident[term]
+            adapter = self.resident(term)
             for site, (a, b) in adapter.factors.items():
                 if site in left_out:
                     continue

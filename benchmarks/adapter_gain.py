@@ -17,6 +17,7 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -70,6 +71,10 @@ def main() -> None:
         if info.task == task.name and bool(info.domain) == (options.kind == "domain")
     ]
     below = {info.language: info.name for info in model.library.list() if not info.domain}
+
+    def blend_over(blend: ah.Blend, over: bool, row: Row) -> ah.Blend:
+        return (model.resolve(below[row.language]) if over else ah.Blend()) + blend
+
     results = {}
     for number, info in enumerate(infos):
         own = select(rows, [info.language] if info.language else None,
@@ -81,12 +86,10 @@ def main() -> None:
             print(f"{info.name}: no test rows in {options.data}")
             continue
 
-        def measure(
-            blend: ah.Blend, examples: list = examples, over: bool = bool(info.domain)
-        ) -> float:
-            def blend_of(row: Row) -> ah.Blend:
-                return (model.resolve(below[row.language]) if over else ah.Blend()) + blend
+        over = bool(info.domain)
 
+        def measure(blend: ah.Blend, examples: list = examples, over: bool = over) -> float:
+            blend_of = partial(blend_over, blend, over)
             return task.metrics(collect_records(model, task, examples, blend_of))["bits"]
 
         few = examples[:: max(1, len(examples) // options.others)]

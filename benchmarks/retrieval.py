@@ -126,7 +126,11 @@ def main() -> None:
     }
     head = ["", "mean", *names[1:]]
     rows = [
-        [name, f"{sum(scores.values()) / len(scores):.3f}", *(f"{scores[x]:.3f}" for x in names[1:])]
+        [
+            name,
+            f"{sum(scores.values()) / len(scores):.3f}",
+            *(f"{scores[x]:.3f}" for x in names[1:]),
+        ]
         for name, scores in results.items()
     ]
     count = len(lines[options.pivot])

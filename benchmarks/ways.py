@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
 import adapters_hub as ah
-from adapters_hub.adapter import Adapter
 from adapters_hub.backbone import checkpoint_folder
 from adapters_hub.batches import plan_batches
 from adapters_hub.blend import Blend
@@ -74,14 +73,8 @@ class Ways:
     def ours(self, steps: int, seed: int) -> Run:
         """One run of this package's training loop."""
         options, backbone, task = self.options, self.model.backbone, self.task
-        adapter = Adapter.create(
-            ah.AdapterInfo(name="bench", task=task.name, labels=self.labels),
-            backbone,
-            self.lora(),
-            prefix=task.prefix(backbone),
-            head=task.new_head(backbone, seed),
-            seed=seed,
-        )
+        info = ah.AdapterInfo(name="bench", task=task.name, labels=self.labels)
+        adapter = task.new_adapter(info, backbone, self.lora(), seed)
         sizes = [len(example.input_ids) for example in self.examples]
         none = [0] * len(sizes)
         batches = plan_batches(

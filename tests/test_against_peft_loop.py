@@ -14,7 +14,6 @@ from transformers import (
 )
 
 import adapters_hub as ah
-from adapters_hub.adapter import Adapter
 from adapters_hub.tasks import Row, make_task
 from adapters_hub.training import train
 
@@ -61,9 +60,7 @@ def start(task, backbone, **options):
     """An adapter whose B is not zero, so that A too moves from the first step."""
     lora = LoraConfig(r=4, lora_alpha=6, task_type=task.peft_task_type(backbone), **options)
     info = ah.AdapterInfo(name="one", task=task.name, labels=task.labels)
-    adapter = Adapter.create(
-        info, backbone, lora, prefix=task.prefix(backbone), head=task.new_head(backbone, 1), seed=1
-    )
+    adapter = task.new_adapter(info, backbone, lora, seed=1)
     generator = torch.Generator().manual_seed(2)
     for _, b in adapter.factors.values():
         b.normal_(std=0.1, generator=generator)

@@ -218,6 +218,31 @@ def test_a_thousand_loads_keep_the_bank_small():
     assert len(bank._plans) <= bank_module._MAX_PLANS
 
 
+def test_plans_of_the_same_atoms_share_their_factors():
+    bank, layers = make([2, 3])
+    x = torch.randn(2, 1, IN)
+    plans = [bank.plan([{"ad0": 1.0}, {"ad1": 1.0}], index) for index in ([0, 1], [1, 0])]
+    for plan in plans:
+        with bank.using(plan):
+            layers["a"](x)
+    assert len(bank._stacks) == 1
+    del plan, plans
+    bank.drop("ad0")
+    assert len(bank._stacks) == 0
+
+
+def test_pinned_slots_and_those_a_call_needs_stay():
+    bank, _ = make([])
+    bank.capacity = 1
+    factors = {"a": (torch.ones(1, IN), torch.ones(OUT, 1))}
+    bank.put("pinned", factors, {"a": 1.0}, pinned=True)
+    bank.put("one", factors, {"a": 1.0}, keep={"one", "two"})
+    bank.put("two", factors, {"a": 1.0}, keep={"one", "two"})
+    assert set(bank.names()) == {"pinned", "one", "two"}
+    bank.put("three", factors, {"a": 1.0})
+    assert set(bank.names()) == {"pinned", "three"}
+
+
 def test_detached_hooks_leave_the_layers_as_they_were():
     bank, layers = make([2])
     plan = bank.plan([{"ad0": 1.0}])

@@ -255,3 +255,169 @@ def test_an_adapter_added_from_memory_hides_the_librarys(model, inputs):
         torch.testing.assert_close(model(**inputs, adapters="de").logits, bare)
         model.drop("de")
         assert (model(**inputs, adapters="de").logits - bare).abs().max() > 1e-3
+
+
+@pytest.fixture
+def small(tiny, library, lora_folder):
+    """A model with room for one adapter, beside those that a call needs."""
+    from adapters_hub.backbone import load_backbone
+    from adapters_hub.model import AdaptedModel
+
+    library.add(lora_folder("qwen3", "three", r=3), language="fr")
+    return AdaptedModel(load_backbone(str(tiny("qwen3"))), library, capacity=1)
+
+
+def test_one_call_may_need_more_adapters_than_there_is_room_for(small, model, inputs):
+    blends = ["de", "fr", None, "hotel + de"]
+    with torch.no_grad():
+        want = model(**inputs, adapters=blends).logits
+        torch.testing.assert_close(small(**inputs, adapters=blends).logits, want)
+        small(**inputs, adapters="mood")
+    assert small.bank.names() == ["mood"]
+
+
+def test_the_active_blend_comes_back_after_it_was_evicted(small, inputs):
+    with torch.no_grad():
+        active = small.use("de")(**inputs).logits
+        small(**inputs, adapters="fr")
+        torch.testing.assert_close(small(**inputs).logits, active)
+    with torch.no_grad():
+        assert (
+            len(small.classify(TEXTS, adapters=["mood", "mood + de", "mood + fr"] + ["mood"] * 2))
+            == 5
+        )
+
+
+def test_an_adapter_from_memory_is_never_evicted(small, inputs):
+    own = small.adapter("de")
+    small.add(Adapter(ah.AdapterInfo(name="mine"), own.factors, own.scaling))
+    with torch.no_grad():
+        want = small(**inputs, adapters="mine").logits
+        for name in ("fr", "hotel", "de"):
+            small(**inputs, adapters=name)
+        torch.testing.assert_close(small(**inputs, adapters="mine").logits, want)
+
+
+def test_threads_that_evict_each_others_adapters(small, inputs):
+    with torch.no_grad():
+        want = {name: small(**inputs, adapters=name).logits for name in ("de", "fr", "hotel")}
+    wrong = []
+
+    def work(name):
+        with torch.no_grad():
+            for _ in range(15):
+                try:
+                    got = small(**inputs, adapters=name).logits
+                    if not torch.allclose(got, want[name], atol=1e-5):
+                        wrong.append(name)
+                except Exception as error:
+                    wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in want]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_changes_in_the_library_changes_in_use(model, inputs, lora_folder):
+    with torch.no_grad():
+        old = model(**inputs, adapters="de").logits
+        model.library.add(
+            lora_folder("qwen3", "new"), name="de", language="de", replace_existing=True
+        )
+        new = model(**inputs, adapters="de").logits
+        assert (new - old).abs().max() > 1e-3
+    model.library.remove("de")
+    with pytest.raises(NotFoundError, match="de"):
+        model(**inputs, adapters="de")
+
+
+def test_a_closer_language_that_is_added_later_is_taken(model, lora_folder):
+    assert model.use("de-AT").active.terms == ("de",)
+    model.library.add(lora_folder("qwen3", "new"), name="de-AT", language="de-AT")
+    assert model.use("de-AT").active.terms == ("de-AT",)
+
+
+def test_an_exact_name_that_is_also_a_domain_keeps_its_head(model, lora_folder):
+    model.library.add(
+        lora_folder("qwen3", "c2", labels=2), name="it", language="it", labels=["n", "y"]
+    )
+    model.library.add(lora_folder("qwen3", "two"), name="it-help", domain="it")
+    assert set(model.classify("never again", adapters="lang:it")[0]) == {"n", "y"}
+
+
+def test_checkpointing_does_not_change_generation(model):
+    want = model.generate(TEXTS[:2], adapters=["de", None], max_new_tokens=6)
+    model.enable_gradient_checkpointing()
+    assert model.generate(TEXTS[:2], adapters=["de", None], max_new_tokens=6) == want
+    assert not model.merge("de").is_gradient_checkpointing
+
+
+def test_a_second_backward_through_checkpoints(model, inputs):
+    model.enable_gradient_checkpointing()
+    own = model.adapter("de")
+    trained = Adapter(ah.AdapterInfo(name="t"), own.factors, own.scaling).trainable()
+    model.add(trained, trained=True)
+    loss = model(**inputs, adapters=["t", None, "t + hotel", "t"]).logits.square().mean()
+    loss.backward(retain_graph=True)
+    first = [p.grad.clone() for p in trained.parameters()]
+    loss.backward()
+    for once, twice in zip(first, trained.parameters(), strict=True):
+        torch.testing.assert_close(twice.grad, 2 * once)
+
+
+def test_merging_leaves_calls_under_way_alone(model, inputs, monkeypatch):
+    import copy
+
+    with torch.no_grad():
+        want = model(**inputs, adapters="de").logits
+    meanwhile = []
+    real = copy.deepcopy
+
+    def watched(*arguments):
+        made = real(*arguments)
+        if not meanwhile:
+            with torch.no_grad():
+                meanwhile.append(model(**inputs, adapters="de").logits)
+        return made
+
+    monkeypatch.setattr(copy, "deepcopy", watched)
+    merged = model.merge("de")
+    torch.testing.assert_close(meanwhile[0], want)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in merged.modules())
+
+
+def test_what_inference_mode_loaded_can_be_differentiated_through(model, inputs):
+    with torch.inference_mode():
+        want = model(**inputs, adapters=MIXED).logits
+    model.backbone.model.get_input_embeddings().weight.requires_grad_(True)
+    logits = model(**inputs, adapters=MIXED).logits
+    logits.square().mean().backward()
+    torch.testing.assert_close(logits.detach(), want.clone())
+
+
+def test_long_texts_are_cut_at_the_positions_there_are(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("xlm-roberta", "cls", labels=2), name="mood")
+    model = ah.load_backbone(str(tiny("xlm-roberta")), library=library)
+    assert model.backbone.max_tokens == 129
+    assert len(model.classify("room " * 400, "mood")) == 1
+
+
+def test_rows_are_counted_by_the_tokens_not_by_what_comes_first(model, inputs):
+    positions = torch.arange(9)[None]
+    with torch.no_grad():
+        got = model(position_ids=positions, **inputs, adapters=MIXED).logits
+        torch.testing.assert_close(got, model(**inputs, adapters=MIXED).logits)
+    with pytest.raises(BackboneError, match="by name"):
+        model()
+
+
+def test_empty_input_and_transformers_own_return_type(model):
+    assert model.generate([], adapters="de") == []
+    plain = model.generate(TEXTS[0], adapters="de", max_new_tokens=3)
+    assert plain == model.generate(
+        TEXTS[0], adapters="de", max_new_tokens=3, return_dict_in_generate=True
+    )

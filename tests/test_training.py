@@ -10,7 +10,6 @@ from conftest import TEXTS
 from peft import LoraConfig
 
 import adapters_hub as ah
-from adapters_hub.adapter import Adapter
 from adapters_hub.blend import Blend
 from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.info import AdapterInfo
@@ -40,9 +39,7 @@ def new(model, name, task=None, seed=0, **lora):
     task = task or LanguageModeling()
     config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", **lora)
     info = AdapterInfo(name=name, labels=task.labels, task=task.name)
-    head = task.new_head(model.backbone, seed)
-    prefix = task.prefix(model.backbone)
-    return Adapter.create(info, model.backbone, config, prefix=prefix, head=head, seed=seed)
+    return task.new_adapter(info, model.backbone, config, seed)
 
 
 def fit(model, names, accelerator, batches=BATCHES, owners=None, task=None, rows=ROWS, **options):

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from adapters_hub.adapter import Adapter
+
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone
+    from adapters_hub.info import AdapterInfo
     from adapters_hub.model import AdaptedModel, Heads
 
 
@@ -54,6 +57,10 @@ class Task(ABC):
     def peft_task_type(self, backbone: "Backbone") -> str | None:
         """PEFT's ``task_type`` of a trained adapter."""
 
+    def sites(self, backbone: "Backbone") -> list[str]:
+        """The body's sites in the class that a trained adapter is saved for."""
+        return backbone.lm_sites
+
     def metric_name(self, backbone: "Backbone") -> str:
         """What ``metric`` measures on this backbone, for tables and cards."""
         return self.metric
@@ -61,6 +68,20 @@ class Task(ABC):
     def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
         """Fresh head parameters by path; empty where the backbone's own head serves."""
         return {}
+
+    def new_adapter(
+        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
+    ) -> Adapter:
+        """A fresh adapter with this task's head; see `Adapter.create`."""
+        return Adapter.create(
+            info,
+            backbone,
+            lora,
+            prefix=self.prefix(backbone),
+            sites=self.sites(backbone),
+            head=self.new_head(backbone, seed),
+            seed=seed,
+        )
 
     @property
     def labels(self) -> tuple[str, ...] | None:

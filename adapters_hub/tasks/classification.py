@@ -45,6 +45,9 @@ class Classification(Task):
     def prefix(self, backbone: "Backbone") -> str:
         return self.shell(backbone).prefix
 
+    def sites(self, backbone: "Backbone") -> list[str]:
+        return self.shell(backbone).sites
+
     def peft_task_type(self, backbone: "Backbone") -> str:
         return "SEQ_CLS"
 
@@ -153,7 +156,7 @@ def label_names(adapter: "Adapter", backbone: "Backbone") -> tuple[str, ...]:
 
 def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
     """Token ids of each text, cut at ``max_length`` or the backbone's own limit."""
-    limit = min(max_length, getattr(backbone.config, "max_position_embeddings", None) or max_length)
+    limit = min(max_length, backbone.max_tokens or max_length)
     return backbone.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
 
 
@@ -164,7 +167,7 @@ def classify(
     """See `AdaptedModel.classify`. Rows may use heads with different labels."""
     blends = model.blends(len(texts), adapters)
     labels = {
-        name: label_names(model.adapter(name), model.backbone)
+        name: label_names(model.resident(name), model.backbone)
         for name in set(map(model.head_owner, blends))
     }
     encoded = encode_texts(texts, model.backbone, 10**9)
@@ -187,6 +190,11 @@ def classify(
     return [found[i] for i in range(len(texts))]
 
 
+def shell_of(adapter: "Adapter", backbone: "Backbone") -> "TaskShell":
+    """The classification class that an adapter's head belongs to."""
+    return backbone.shell(AUTO_CLASS, num_labels=len(label_names(adapter, backbone)))
+
+
 def plain_classifier(backbone: "Backbone", adapter: "Adapter") -> Any:
     """A transformers classification model, all of it a copy, with an adapter's head."""
     import copy
@@ -201,5 +209,7 @@ def plain_classifier(backbone: "Backbone", adapter: "Adapter") -> Any:
     with torch.device("meta"):
         plain = transformers.AutoModelForSequenceClassification.from_config(config)
     setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
-    plain.load_state_dict(adapter.head, strict=False, assign=True)
+    dtype = next(backbone.base.parameters()).dtype
+    head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
+    plain.load_state_dict(head, strict=False, assign=True)
     return plain.eval().requires_grad_(False)

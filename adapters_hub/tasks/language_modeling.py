@@ -60,7 +60,7 @@ class LanguageModeling(Task):
             raise BackboneError(f"{backbone.name}: the tokenizer has no mask token")
         limit = min(
             self.max_length,
-            getattr(backbone.config, "max_position_embeddings", 0) or self.max_length,
+            backbone.max_tokens or self.max_length,
         )
         end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
         end = [] if end == [None] else end

@@ -35,7 +35,10 @@ def draw(rounds: list[dict], path: Path) -> None:
     before = 0
     for number, part in enumerate(rounds):
         tokens = [(before + point["tokens"]) / 1e6 for point in part["points"]]
-        for key, style, name in (("loss", "#0072b2", "training"), ("dev_loss", "#d55e00", "held out")):
+        for key, style, name in (
+            ("loss", "#0072b2", "training"),
+            ("dev_loss", "#d55e00", "held out"),
+        ):
             values = [point[key] for point in part["points"]]
             axes.plot(tokens, values, color=style, label=None if number else name, linewidth=1.6)
         if number:
