@@ -268,7 +268,7 @@ def test_saved_folder_is_peft_and_keeps_what_it_was_trained_for(model, accelerat
     (adapter,), _ = fit(model, ["a"], accelerator)
     folder = adapter.save(tmp_path / "a")
     assert sorted(p.name for p in Path(folder).iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip
     info = ah.Library(tmp_path / "library").add(folder)
     assert (info.name, info.task, info.rank) == ("a", "language-modeling", 2)
