@@ -22,9 +22,11 @@ from adapters_hub.backbone import Backbone, site_shape
 from adapters_hub.card import write_card
 from adapters_hub.errors import (
     AdapterFileError,
+    BackboneError,
     BackboneMismatchError,
     LibraryError,
     SettingsError,
+    UnsupportedAdapterError,
 )
 from adapters_hub.info import AdapterFiles, AdapterInfo
 
@@ -93,6 +95,7 @@ class Adapter:
             tensors = load_file(found.weights, device=str(backbone.device))
         except (SafetensorError, OSError) as error:
             raise AdapterFileError(f"{found.weights}: {error}") from error
+        _check_head(found, backbone)
         factors, scaling, prefix = {}, {}, ""
         for module, (key_a, key_b) in found.modules.items():
             site = backbone.site_of(module)
@@ -263,6 +266,26 @@ def target_sites(
             f"(it has {_examples(backbone.sites)})"
         )
     return sites
+
+
+def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
+    """Refuse ``modules_to_save`` that is a trained copy of a part of the backbone, and no head."""
+    own = {
+        name.removeprefix(backbone.prefix)
+        for name, _ in backbone.model.named_parameters(remove_duplicate=False)
+    }
+    own -= backbone.untrained
+    try:  # its prediction head may share names with the classification head, as in ModernBERT
+        head = set(backbone.shell("AutoModelForSequenceClassification", num_labels=2).shapes)
+    except BackboneError:
+        head = set()
+    copied = [p for p in found.head if {p, p.partition(".")[2]} & own and p not in head]
+    if copied:
+        raise UnsupportedAdapterError(
+            f"{found.weights}: modules_to_save holds {copied[0]}, a trained copy of a part of the "
+            f"backbone ({len(copied)} tensors in all); only a task's head can go with an adapter, "
+            "since whole modules cannot be added up"
+        )
 
 
 def _same_backbone(info: AdapterInfo, backbone: Backbone, check: bool) -> None:

@@ -8,6 +8,7 @@ it is cut into shards, and takes well under a second for tens of gigabytes.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,27 @@ def weight_files(folder: Path) -> list[Path]:
         f"{folder}: no model.safetensors; pickled weights (.bin) are not read: load them with "
         "transformers where you trust them and save_pretrained them as safetensors"
     )
+
+
+def misfit(folder: str | Path, modules: Mapping[str, tuple[int, int]]) -> str | None:
+    """What speaks against an adapter of these modules, path → (in, out), on a checkpoint.
+
+    None where some module is there and all that are have the right shape. Paths are compared
+    without the class's prefix, since a checkpoint may be stored under another class.
+    """
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(Path(folder)):
+        for name, entry in tensorfile.read_header(file).tensors.items():
+            for path in (name, name.partition(".")[2]):
+                shapes[path.removesuffix(".weight")] = list(entry.shape)
+    known = {m: shapes.get(m) or shapes.get(m.partition(".")[2]) for m in modules}
+    for module, shape in known.items():
+        if shape and sorted(shape) != sorted(modules[module]):  # Conv1D is stored transposed
+            fan_in, fan_out = modules[module]
+            return (
+                f"{module} has {fan_in} inputs and {fan_out} outputs, its weight there is {shape}"
+            )
+    return None if any(known.values()) else f"it has no weight for {next(iter(modules))}"
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,7 @@ from adapters_hub.info import (
     read_adapter,
 )
 from adapters_hub.lookup import Resolution
-from adapters_hub.paths import default_root, starter_folder
+from adapters_hub.paths import STARTER, default_root, starter_folder
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Library:
             "language": languages.canonical(language) if language is not None else None,
             "domain": domain,
             "task": task,
-            "labels": tuple(labels) if labels is not None else None,
+            "labels": (labels,) if isinstance(labels, str) else tuple(labels or ()) or None,
             "backbone": backbone,
             "license": license,
         }
@@ -209,6 +209,9 @@ class Library:
                 f"{source} belongs to another backbone:\n  adapter:  {info.fingerprint}\n"
                 f"  backbone: {fingerprint} ({backbone})"
             )
+        if backbone is not None and fingerprint is not None:
+            _check_fit(files, backbone)
+        _check_labels(files, info.labels)
         default = "-".join(part for part in (info.language, info.domain) if part)
         stem = Path(source).name.removesuffix(".safetensors")
         info = replace(
@@ -379,15 +382,44 @@ def check_name(name: str) -> str:
     return name
 
 
+def _local_folder(backbone: str | None) -> Path | None:
+    """The folder of a backbone whose files are at hand; never goes to the network."""
+    if backbone == STARTER:
+        return starter_folder()
+    if backbone and os.path.isfile(os.path.join(backbone, "config.json")):
+        return Path(backbone)
+    return None
+
+
 def _local_fingerprint(backbone: str | None) -> str | None:
-    """The fingerprint of a backbone whose files are at hand; never goes to the network."""
     from adapters_hub.fingerprint import fingerprint
 
-    if backbone == "starter":
-        return fingerprint(starter_folder())
-    if backbone and os.path.isfile(os.path.join(backbone, "config.json")):
-        return fingerprint(backbone)
-    return None
+    folder = _local_folder(backbone)
+    return fingerprint(folder) if folder else None
+
+
+def _check_fit(files: AdapterFiles, backbone: str) -> None:
+    """Refuse to call a backbone an adapter's own that has not the layers it adapts."""
+    from adapters_hub.fingerprint import misfit
+
+    tensors = files.header.tensors
+    modules = {
+        module: (tensors[a].shape[1], tensors[b].shape[0])
+        for module, (a, b) in files.modules.items()
+    }
+    folder = _local_folder(backbone)
+    if folder and modules and (why := misfit(folder, modules)):
+        raise BackboneMismatchError(f"{files.weights} does not fit {backbone}: {why}")
+
+
+def _check_labels(files: AdapterFiles, labels: tuple[str, ...] | None) -> None:
+    """A label for each logit, as far as the head's shapes tell."""
+    sizes = {files.header.tensors[key].shape[0] for key in files.head.values()}
+    if labels and sizes and len(labels) not in sizes:
+        raise AdapterFileError(
+            f"{files.weights}: {len(labels)} labels ({', '.join(labels)}), and no tensor of the "
+            f"head has that many rows (they have {', '.join(map(str, sorted(sizes)))})"
+        )
 
 
 def _with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:

@@ -139,7 +139,10 @@ def _ambiguous(
     read = [info for found in readings.values() for info in found]
     options = [f"the adapter named {info.name!r}" for info in named if info not in read]
     options += [f"the {kind} adapter {i.name!r}" for kind, found in readings.items() for i in found]
-    return (
-        f"{term!r} in {where} could be {' or '.join(options)}; "
-        f"write lang:{value} or domain:{value}, or an adapter's full name"
-    )
+    advice = "write the adapter's name"
+    if readings.get("language") and readings.get("domain"):
+        advice = f"write lang:{value} or domain:{value}, or an adapter's full name"
+    elif named:
+        kind = "lang" if readings.get("language") else "domain"
+        advice = f"write {kind}:{value} for that one; the other needs another name"
+    return f"{term!r} in {where} could be {' or '.join(options)}; {advice}"

@@ -31,7 +31,8 @@ from adapters_hub.library import Library, check_name
 
 log = logging.getLogger(__name__)
 
-Adapters = BlendLike | Sequence[BlendLike]
+Weights = BlendLike | Mapping[str, float]
+Adapters = Weights | Sequence[Weights]
 Heads = list[tuple[dict[str, Tensor], Tensor | None]]
 
 
@@ -73,7 +74,7 @@ class AdaptedModel:
 
     # ── adapters ─────────────────────────────────────────────────────────────────────────────
 
-    def use(self, blend: BlendLike) -> "AdaptedModel":
+    def use(self, blend: Weights) -> "AdaptedModel":
         """Make a blend the one that rows use unless a call says otherwise; None is bare.
 
         Raises `NotFoundError`, `AmbiguousTermError`, `BackboneMismatchError` or `AdapterFileError`,
@@ -82,7 +83,7 @@ class AdaptedModel:
         self.active = self.resolve(blend)
         return self
 
-    def resolve(self, blend: BlendLike) -> Blend:
+    def resolve(self, blend: Weights) -> Blend:
         """The blend with every term replaced by an adapter's exact name, each one loaded."""
         wanted = Blend.of(blend)
         with self._lock:
@@ -154,15 +155,16 @@ class AdaptedModel:
         """One resolved blend a row, from what a caller may give as ``adapters``."""
         if adapters is None:
             return [self.active] * rows
-        if isinstance(adapters, str | Blend):
+        if isinstance(adapters, str | Blend | Mapping):
             return [self.resolve(adapters)] * rows
         if len(adapters) != rows:
             raise BackboneError(
                 f"{len(adapters)} blends in `adapters` for {rows} rows: give one for all, "
                 "or one a row (None for a bare row)"
             )
-        known = {blend: self.resolve(blend) for blend in set(adapters)}
-        return [known[blend] for blend in adapters]
+        wanted = [Blend.of(blend) for blend in adapters]
+        known = {blend: self.resolve(blend) for blend in set(wanted)}
+        return [known[blend] for blend in wanted]
 
     def plan(self, blends: Sequence[Blend], dropout: float = 0.0) -> Plan | None:
         """The bank's plan for rows of resolved blends."""
@@ -226,6 +228,8 @@ class AdaptedModel:
             raise BackboneError("give the inputs by name: model(input_ids=…, attention_mask=…)")
         known = [tensors[key] for key in ("input_ids", "inputs_embeds") if key in tensors]
         rows = len((known or [*tensors.values()])[0])
+        if self._hooks and torch.is_grad_enabled() and self.backbone.kind != "encoder":
+            inputs.setdefault("use_cache", False)  # a layer computed twice would fill it twice
         with self.adapted(rows, adapters):
             return self.backbone.model(**inputs)
 
@@ -242,16 +246,24 @@ class AdaptedModel:
         if not texts:
             return []
         if self.backbone.kind == "encoder" or not self.backbone.has_lm_head:
-            raise BackboneError(f"{self.backbone.name} is an encoder, which generates no text")
+            raise BackboneError(
+                f"{self.backbone.name} has no head that generates text: its checkpoint is "
+                f"{'an encoder' if self.backbone.kind == 'encoder' else 'a bare decoder'}"
+            )
         tokenizer = copy.copy(self.backbone.tokenizer)
         tokenizer.padding_side = "left"
         encoded = tokenizer(texts, return_tensors="pt", padding=True).to(self.backbone.device)
+        size, limit = encoded["input_ids"].shape[1], self.backbone.max_tokens
+        if limit and size >= limit:
+            raise BackboneError(
+                f"a prompt of {size} tokens: {self.backbone.name} takes fewer than {limit}"
+            )
         with self.adapted(len(texts), adapters):
             model: Any = self.backbone.model
             out = model.generate(**{"max_new_tokens": 32, **encoded, **options})
         out = getattr(out, "sequences", out)
         if self.backbone.kind == "decoder":
-            out = out[:, encoded["input_ids"].shape[1] :]
+            out = out[:, size:]
         return tokenizer.batch_decode(out, skip_special_tokens=True)
 
     def classify(

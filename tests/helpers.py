@@ -41,6 +41,11 @@ def lora_tensors(sites=SITES, rank=2, inputs=6, outputs=4, seed=0, dtype=np.floa
     return tensors
 
 
+def site_weights(inputs=6, outputs=4):
+    """The backbone's weights at those sites."""
+    return {f"{site}.weight": np.ones((outputs, inputs), np.float32) for site in SITES}
+
+
 def write_peft_folder(path, *, tensors=None, config=None, metadata=None, card=None, seed=0):
     """A folder as PEFT's ``save_pretrained`` leaves it; returns its path."""
     path = Path(path)

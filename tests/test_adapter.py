@@ -9,7 +9,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import adapters_hub as ah
 from adapters_hub import adapter as adapter_module
-from adapters_hub.errors import AdapterFileError, LibraryError
+from adapters_hub.errors import (
+    AdapterFileError,
+    BackboneMismatchError,
+    HeadError,
+    LibraryError,
+    UnsupportedAdapterError,
+)
 from adapters_hub.info import AdapterInfo
 from adapters_hub.tasks import make_task
 
@@ -153,3 +159,48 @@ def test_a_head_alone_is_no_peft_adapter(model, tmp_path):
     with pytest.raises(AdapterFileError, match="only a head"):
         task.new_adapter(info, model.backbone, None).save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [("qwen3", "lm_head"), ("qwen3", "input_layernorm"), ("bert", "LayerNorm"), ("bert", "cls")],
+)
+def test_a_trained_copy_of_a_part_of_the_backbone_is_refused(
+    kind, module, tiny, lora_folder, tmp_path
+):
+    library = ah.Library(tmp_path / "library")
+    sites = ["q_proj"] if kind == "qwen3" else ["query"]
+    source = lora_folder(kind, module, target_modules=sites, modules_to_save=[module])
+    library.add(source, name="x")
+    model = ah.load_backbone(str(tiny(kind)), library=library)
+    with pytest.raises(UnsupportedAdapterError, match=r"modules_to_save holds .*trained copy"):
+        model.use("x")
+
+
+def test_a_backbone_that_lacks_the_adapted_layers_is_not_noted_as_its_own(
+    tiny, lora_folder, tmp_path
+):
+    library = ah.Library(tmp_path / "library")
+    with pytest.raises(BackboneMismatchError, match="it has no weight for"):
+        library.add(lora_folder("bert", "one"), name="x", backbone=str(tiny("qwen3")))
+    assert library.names() == []
+    for kind in ("bert", "qwen3", "gpt2", "mt5", "m2m100", "modernbert"):
+        info = library.add(lora_folder(kind, "one"), name=kind, backbone=str(tiny(kind)))
+        assert info.fingerprint
+
+
+def test_labels_must_be_as_many_as_the_heads_outputs(lora_folder, tmp_path):
+    library = ah.Library(tmp_path / "library")
+    source = lora_folder("qwen3", "cls", labels=2)
+    for labels in (["a", "b", "c"], "ab"):
+        with pytest.raises(AdapterFileError, match="no tensor of the head has that many rows"):
+            library.add(source, name="x", labels=labels)
+    assert library.add(source, name="x", labels=["a", "b"]).labels == ("a", "b")
+
+
+def test_a_regression_head_has_no_labels(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("qwen3", "stars", labels=1), name="stars")
+    model = ah.load_backbone(str(tiny("qwen3")), library=library)
+    with pytest.raises(HeadError, match="one output, a regression"):
+        model.classify("lovely", "stars")

@@ -11,6 +11,7 @@ from helpers import (
     adder,
     lora_config,
     lora_tensors,
+    site_weights,
     snapshot,
     write_checkpoint,
     write_peft_folder,
@@ -117,7 +118,7 @@ def test_every_sound_name_is_a_folder_a_term_and_its_own(library, add):
 
 
 def test_a_list_is_filtered_by_what_is_given(library, add, tmp_path):
-    checkpoint = write_checkpoint(tmp_path / "base", lora_tensors())
+    checkpoint = write_checkpoint(tmp_path / "base", site_weights())
     add(language="de")
     add(language="sw", task="language-modeling")
     add(domain="hotel", task="classification", backbone=str(checkpoint))

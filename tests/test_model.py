@@ -421,3 +421,35 @@ def test_empty_input_and_transformers_own_return_type(model):
     assert plain == model.generate(
         TEXTS[0], adapters="de", max_new_tokens=3, return_dict_in_generate=True
     )
+
+
+def test_weights_may_be_mappings(model, inputs):
+    with torch.no_grad():
+        want = model(**inputs, adapters="0.25*de").logits
+        torch.testing.assert_close(model(**inputs, adapters={"de": 0.25}).logits, want)
+        each = [{"de": 0.25}] * 4
+        torch.testing.assert_close(model(**inputs, adapters=each).logits, want)
+
+
+def test_a_prompt_longer_than_the_positions_is_refused(model):
+    limit = model.backbone.max_tokens
+    with pytest.raises(BackboneError, match="takes fewer than"):
+        model.generate("room " * limit, adapters="de", max_new_tokens=1)
+
+
+def test_checkpointing_with_padding_and_a_cache_by_default(tiny, lora_folder, tmp_path, inputs):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("gpt2", "one"), name="de", language="de")
+    model = ah.load_backbone(str(tiny("gpt2")), library=library)
+    trained = model.adapter("de").trainable()
+    trained.info = ah.AdapterInfo(name="t")
+    model.add(trained, trained=True)
+    found = []
+    for _ in range(2):
+        model(**inputs, adapters=["t", None, "t", "t"]).logits.square().mean().backward()
+        found.append([p.grad.clone() for p in trained.parameters()])
+        for parameter in trained.parameters():
+            parameter.grad = None
+        model.enable_gradient_checkpointing()
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)

@@ -137,7 +137,7 @@ def label_names(adapter: "Adapter", backbone: "Backbone") -> tuple[str, ...]:
 
     Raises `HeadError` where its head is not one of this architecture's classification class.
     """
-    sizes = {len(tensor) for tensor in adapter.head.values()} - {1}
+    sizes = {len(tensor) for tensor in adapter.head.values()}
     count = next(
         (n for n in sizes if fits(backbone.shell(AUTO_CLASS, num_labels=n), adapter.head)), None
     )
@@ -148,6 +148,8 @@ def label_names(adapter: "Adapter", backbone: "Backbone") -> tuple[str, ...]:
             f"the head of {adapter.name!r} has {have or 'nothing'}; its classification class needs "
             f"{', '.join(sorted(shell.shapes))}"
         )
+    if count == 1:
+        raise HeadError(f"the head of {adapter.name!r} has one output, a regression: no labels")
     names = adapter.info.labels or tuple(f"LABEL_{number}" for number in range(count))
     if len(names) != count:
         raise HeadError(f"{adapter.name!r} names {len(names)} labels and its head has {count}")
@@ -165,6 +167,8 @@ def classify(
     model: "AdaptedModel", texts: Sequence[str], adapters: "Adapters", batch_size: int
 ) -> list[dict[str, float]]:
     """See `AdaptedModel.classify`. Rows may use heads with different labels."""
+    if batch_size < 1:
+        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
     blends = model.blends(len(texts), adapters)
     labels = {
         name: label_names(model.resident(name), model.backbone)
