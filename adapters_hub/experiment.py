@@ -140,7 +140,8 @@ class Experiment:
             raise DataError(f"{settings.data}: no text long enough to train on")
         batches = plan_batches(
             [len(example.input_ids) for example in examples],
-            [(owner(e.row), e.row.language, e.row.domain) for e in examples],
+            [(owner(e.row), e.row.language) for e in examples],
+            [e.row.domain for e in examples],
             batch_size=settings.batch_size,
             steps=settings.steps,
             alpha=settings.sampling_alpha,

@@ -59,7 +59,9 @@ class TrainingSettings:
     steps: int = _setting(300, "optimizer steps")
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces")
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in")
-    sampling_alpha: float = _setting(0.3, "languages and domains are drawn with p ~ n^alpha")
+    sampling_alpha: float = _setting(
+        0.3, "languages, then their domains, are drawn with p ~ n^alpha"
+    )
     learning_rate: float = _setting(1e-3, "peak learning rate of the adapter")
     head_learning_rate: float | None = _setting(None, "of the head; default: as the adapter")
     weight_decay: float = _setting(0.0, "AdamW's, on the factors")
