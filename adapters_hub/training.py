@@ -28,7 +28,7 @@ from adapters_hub.adapter import Adapter
 from adapters_hub.batches import share
 from adapters_hub.blend import Blend
 from adapters_hub.checkpoint import Checkpoint, Trainee
-from adapters_hub.errors import TrainingError
+from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.model import AdaptedModel
 from adapters_hub.settings import TrainingSettings
@@ -68,6 +68,7 @@ def train(
     row sees below that. ``folder`` takes checkpoints. Raises `TrainingError` for a loss that is
     not finite; on Ctrl-C (and SIGTERM) a checkpoint is saved and `KeyboardInterrupt` raised.
     """
+    check_accelerator(accelerator)
     live = [model.add(adapter.trainable(), trained=True) for adapter in adapters]
     trainees = [Trainee.of(adapter, settings) for adapter in live]
     run = _Run(model, task, trainees, over, settings, accelerator)
@@ -111,6 +112,16 @@ def train(
     if checkpoint and accelerator.is_main_process:
         checkpoint.remove()
     return finished, Progress(done, run.tokens, time.perf_counter() - started, history)
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Raise `SettingsError` for an accelerator that would change what a step is."""
+    if (pieces := accelerator.gradient_accumulation_steps) != 1:
+        raise SettingsError(
+            f"accelerate was asked for gradient_accumulation_steps={pieces} and would divide the "
+            f"gradient by it; leave that at 1. --accumulation {pieces} takes each process's share "
+            "of batch_size in pieces, and the step stays the same"
+        )
 
 
 @dataclass
