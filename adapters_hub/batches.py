@@ -1,10 +1,11 @@
-"""Which examples make up each step: languages and domains drawn with p ∝ n^α, lengths together.
+"""Which examples make up each step: languages, then domains, drawn with p ∝ n^α; lengths together.
 
 A pure function of sizes and a seed: every process works out the same list, a run that resumes
 needs no saved position, and nothing here knows of texts or models.
 """
 
-from collections.abc import Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +15,7 @@ _MOST_POOLED = 32  # batches whose rows are sorted by length together
 def plan_batches(
     lengths: Sequence[int],
     groups: Sequence[Hashable],
+    within: Sequence[Hashable] | None = None,
     *,
     batch_size: int,
     steps: int,
@@ -22,20 +24,27 @@ def plan_batches(
 ) -> list[list[int]]:
     """``steps`` lists of ``batch_size`` example indices.
 
-    ``groups`` says the language and domain of each example. A group of n examples is drawn with
-    probability ∝ n^alpha (arXiv:1901.07291: 1 is proportional, 0 uniform), each group's examples in
-    a fresh shuffle each time round. Rows of some batches are pooled, sorted by length and cut
-    again, so that a batch needs little padding; the batches' order is shuffled.
+    ``groups`` says what each example is drawn as, such as its language, ``within`` what it is drawn
+    as inside that, such as its domain. A group of n examples is drawn with probability ∝ n^alpha
+    (arXiv:1901.07291: 1 is proportional, 0 uniform), then a part of it of m examples with
+    probability ∝ m^alpha; so what a language gets does not depend on how many domains it is cut
+    into. Each part's examples come in a fresh shuffle each time round.
+
+    Rows of some batches are pooled, sorted by length and cut again, so that a batch needs little
+    padding; the batches' order is shuffled.
     """
     rng = np.random.default_rng(seed)
-    names = sorted(set(groups), key=repr)
-    members = {name: np.array([i for i, g in enumerate(groups) if g == name]) for name in names}
-    weights = np.array([len(members[name]) for name in names], dtype=float) ** alpha
-    drawn = rng.choice(len(names), size=steps * batch_size, p=weights / weights.sum())
+    parts = list(zip(groups, within or [None] * len(groups), strict=True))
+    members: dict[tuple[Hashable, Hashable], list[int]] = {}
+    for number, part in enumerate(parts):
+        members.setdefault(part, []).append(number)
+    names = sorted(members, key=repr)
+    chances = _chances({name: len(members[name]) for name in names}, alpha)
+    drawn = rng.choice(len(names), size=steps * batch_size, p=chances)
     order = np.empty(len(drawn), dtype=np.int64)
     for number, name in enumerate(names):
         places = np.flatnonzero(drawn == number)
-        own = members[name]
+        own = np.array(members[name])
         rounds = -(-len(places) // len(own))
         order[places] = np.concatenate([rng.permutation(own) for _ in range(rounds)] or [own])[
             : len(places)
@@ -49,6 +58,17 @@ def plan_batches(
         cut = rows.reshape(-1, batch_size)
         batches += cut[rng.permutation(len(cut))].tolist()
     return batches
+
+
+def _chances(sizes: Mapping[tuple[Hashable, Hashable], int], alpha: float) -> np.ndarray:
+    """The probability of each (group, part) of a size: the group's, times the part's inside it."""
+    whole: Counter[Hashable] = Counter()  # examples of a group
+    inside: defaultdict[Hashable, float] = defaultdict(float)  # sum of its parts' weights
+    for (group, _), size in sizes.items():
+        whole[group] += size
+        inside[group] += size**alpha
+    weights = [whole[g] ** alpha / inside[g] * size**alpha for (g, _), size in sizes.items()]
+    return np.array(weights) / sum(weights)
 
 
 def share(batch: Sequence[int], process: int, processes: int, pieces: int) -> list[list[int]]:

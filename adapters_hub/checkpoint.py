@@ -7,7 +7,7 @@ safetensors and JSON, replaced as one folder, so a kill leaves the last one or t
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,25 @@ class Trainee:
 
 
 class Checkpoint:
-    """A run's folder on disk. ``load`` refuses the state of a run with other settings or data."""
+    """A run's folder on disk. ``load`` refuses the state of a run with other settings or data.
 
-    def __init__(
-        self, folder: Path, settings: TrainingSettings, batches: Sequence[Sequence[int]]
-    ) -> None:
+    ``facts`` say, in JSON, what the run trains on besides its settings.
+    """
+
+    def __init__(self, folder: Path, settings: TrainingSettings, facts: Mapping[str, Any]) -> None:
         self.folder = folder / "checkpoint"
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {k: v for k, v in vars(settings).items() if k not in _IRRELEVANT}
-        self.run = json.loads(json.dumps([facts, [list(b) for b in batches[:50]]], default=list))
+        chosen = {k: v for k, v in vars(settings).items() if k not in _IRRELEVANT}
+        self.run = json.loads(json.dumps({**chosen, **facts}, default=list))
 
-    def save(self, trainees: Sequence[Trainee], history: list[dict[str, float]], step: int) -> None:
-        """Write the state after a step."""
+    def save(
+        self,
+        trainees: Sequence[Trainee],
+        history: list[dict[str, float]],
+        step: int,
+        scaler: Any = None,
+    ) -> None:
+        """Write the state after a step; ``scaler`` is the loss scaler of fp16, if there is one."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -106,7 +113,13 @@ class Checkpoint:
         partial.mkdir(parents=True)
         save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
                   partial / _STATE_TENSORS)  # fmt: skip
-        state = {"step": step, "trainees": facts, "history": history, "run": self.run}
+        state = {
+            "step": step,
+            "trainees": facts,
+            "history": history,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "run": self.run,
+        }
         (partial / _STATE_FACTS).write_text(json.dumps(state))
         old = self.folder.with_name("checkpoint.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -116,7 +129,7 @@ class Checkpoint:
         shutil.rmtree(old, ignore_errors=True)
 
     def load(
-        self, trainees: Sequence[Trainee], history: list[dict[str, float]], device: torch.device
+        self, trainees: Sequence[Trainee], history: list[dict[str, float]], scaler: Any = None
     ) -> int:
         """Put the state into the trainees; returns the step to go on from, 0 if there is none."""
         from safetensors.torch import load_file
@@ -127,12 +140,13 @@ class Checkpoint:
         if not self.folder.exists():
             return 0
         state = json.loads((self.folder / _STATE_FACTS).read_text())
-        if state["run"] != self.run:
+        old_run = state["run"]
+        if changed := [k for k in self.run | old_run if self.run.get(k) != old_run.get(k)]:
             raise SettingsError(
-                f"{self.folder} is from a run with other settings or data; go on with those, or "
-                "start anew with --no-resume"
+                f"{self.folder} is from a run with other settings or data ({', '.join(changed)}); "
+                "go on with those, or start anew with --no-resume"
             )
-        tensors = load_file(self.folder / _STATE_TENSORS, device=str(device))
+        tensors = load_file(self.folder / _STATE_TENSORS)
         for number, (trainee, facts) in enumerate(zip(trainees, state["trainees"], strict=True)):
             for name, value in facts.items():
                 setattr(trainee, name, value)
@@ -143,11 +157,19 @@ class Checkpoint:
                     own = f"{number}/{place}/"
                     keys = {k.removeprefix(own) for k in tensors if k.startswith(own)}
                     kept = {k: tensors[own + k] for k in keys - {"now", "best"}}
-                    if kept:
-                        trainee.optimizer.state[tensor] = {**kept, "step": kept["step"].cpu()}
+                    if (
+                        kept
+                    ):  # a fused optimizer wants all of it, the step too, beside the parameter
+                        trainee.optimizer.state[tensor] = {
+                            k: value.to(tensor.device) for k, value in kept.items()
+                        }
             if f"{number}/0/best" in tensors:
-                places = range(len(parameters))
-                trainee.best = [tensors[f"{number}/{place}/best"] for place in places]
+                trainee.best = [
+                    tensors[f"{number}/{place}/best"].to(tensor.device)
+                    for place, tensor in enumerate(parameters)
+                ]
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         history.extend(state["history"])
         log.info("going on from step %d of %s", state["step"], self.folder)
         return int(state["step"])

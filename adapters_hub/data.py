@@ -18,7 +18,12 @@ from adapters_hub.tasks.base import Row
 
 FIELDS = ("text", "label", "language", "domain", "id")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
+_SPLITS = {
+    "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
+    "test": "test",
+}  # fmt: skip
+_MAX_CELL = 2**31 - 1
+"""Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
 
 Splits = dict[str, list[Row]]
 
@@ -26,10 +31,11 @@ Splits = dict[str, list[Row]]
 def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> Splits:
     """Read a file, a folder of files, or a Hub data set id.
 
-    JSON Lines, CSV, TSV and Parquet, with a ``text`` field and optional ``label``, ``language``,
-    ``domain`` and ``id`` (equal for translations of one item). ``columns`` maps these names to the
-    file's own. A file's split is the part of its name that says train, dev or test, else train; a
-    language may be said by the file name too (``de.train.jsonl``). Raises `DataError`.
+    JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
+    field and optional ``label``, ``language``, ``domain`` and ``id`` (equal for translations of one
+    item). ``columns`` maps these names to the file's own. A file's split is the part of its name,
+    else of the folders it is in, that says train, dev or test, else train; a language may be said
+    by the file name too (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
     if unknown := set(columns) - set(FIELDS):
@@ -43,15 +49,11 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
             ]
             splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
         return splits
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES)
+    files = [path] if path.is_file() else _files(path)
     if not files:
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
     for file in files:
-        parts = re.split(r"[.\-]", file.name.removesuffix(file.suffix))
-        split = next((_SPLITS[part] for part in parts if part in _SPLITS), "train")
-        said = [part for part in parts if part not in _SPLITS]
-        language = said[0] if len(said) == 1 and len(said[0]) == 2 else None
-        language = language if language and languages.is_language(language) else None
+        split, language = _said_by(file, path)
         numbered = list(_records(file))
         if not numbered:
             raise DataError(f"{file}: empty, no rows in it")
@@ -95,15 +97,43 @@ def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
     return out
 
 
+def _files(folder: Path) -> list[Path]:
+    """The data files at any depth, but for hidden ones, which are tools' copies."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+
+def _said_by(file: Path, root: Path) -> tuple[str, str | None]:
+    """The split and the language that a file's name says; a folder's may say the split instead."""
+    parts = _name_parts(file.stem)
+    folders = () if file == root else file.relative_to(root).parent.parts
+    splits: set[str] = set()
+    for name in (file.stem, *reversed(folders)):
+        splits = splits or {_SPLITS[part] for part in _name_parts(name) if part in _SPLITS}
+    if len(splits) > 1:
+        raise DataError(f"{file}: its name says {' and '.join(sorted(splits))}; let it say one")
+    said = [part for part in parts if part not in _SPLITS]
+    language = said[0] if len(said) == 1 and len(said[0]) == 2 else None
+    language = language if language and languages.is_language(language) else None
+    return (splits.pop() if splits else "train"), language
+
+
+def _name_parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[._\-]", name.lower()) if part]
+
+
 def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    suffix = file.suffix.lower()
     try:
-        if file.suffix == ".parquet":
+        if suffix == ".parquet":
             yield from enumerate(_parquet(file), 1)
-        elif file.suffix in (".csv", ".tsv"):
-            with open(file, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
-                for record in reader:
-                    yield reader.line_num, record
+        elif suffix in (".csv", ".tsv"):
+            yield from _table(file, tabs=suffix == ".tsv")
         else:
             with open(file, encoding="utf-8-sig") as stream:
                 for number, line in enumerate(stream, 1):
@@ -111,8 +141,39 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                         yield number, _json(line, file, number)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
+
+    It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
+    """
+    kind = "TSV" if tabs else "CSV"
+    hint = "a cell cannot hold a tab or a line end" if tabs else "put a cell with a comma in quotes"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    old_limit = csv.field_size_limit(_MAX_CELL)
+    header: list[str] = []
+    begin = 1
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True, **options)
+            for cells in reader:
+                if not header:
+                    header = cells
+                    if twice := sorted({name for name in header if header.count(name) > 1}):
+                        raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
+                elif cells and len(cells) != len(header):
+                    raise DataError(
+                        f"{file}:{begin}: the header has {len(header)} cells, this row "
+                        f"{len(cells)}: {hint}"
+                    )
+                elif cells:
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
+                begin = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file}: not CSV ({error})") from None
+        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
+    finally:
+        csv.field_size_limit(old_limit)
 
 
 def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
@@ -155,14 +216,23 @@ def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     for split, table in loaded.items():
-        names = getattr(table.features.get("label"), "names", None)
-        yield split, (_with_label_name(record, names) for record in table)
+        names = {
+            column: feature.names
+            for column, feature in table.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
+        yield split, (_with_class_names(record, names) for record in table)
 
 
-def _with_label_name(record: Mapping[str, Any], names: list[str] | None) -> Mapping[str, Any]:
-    if names is None or not isinstance(record.get("label"), int):
-        return record
-    return {**record, "label": names[record["label"]]}
+def _with_class_names(
+    record: Mapping[str, Any], names: Mapping[str, list[str]]
+) -> Mapping[str, Any]:
+    """The record with the names of its classes for their numbers; -1 is the Hub's "no class"."""
+    named = {
+        column: None if record[column] is None or record[column] < 0 else classes[record[column]]
+        for column, classes in names.items()
+    }
+    return {**record, **named}
 
 
 def _row(
@@ -176,6 +246,11 @@ def _row(
         what = "empty" if name in record else f"missing (there: {have})"
         what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
         raise DataError(f"{where}: field {name!r} is {what}")
+    for name, value in record.items():
+        if isinstance(value, str) and not _is_text(value):
+            raise DataError(
+                f"{where}: field {name!r} holds half a surrogate pair, which is no text"
+            )
     said = values["language"] or language
     try:
         tag = languages.canonical(str(said)) if said else None
@@ -189,3 +264,11 @@ def _row(
     used = {columns.get(name, name) for name in FIELDS}
     rest = {name: value for name, value in record.items() if name not in used}
     return Row(text, label, tag, domain, key, where, rest)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

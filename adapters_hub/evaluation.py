@@ -4,11 +4,13 @@ Knows tasks by their interface and how to spread work over processes; trains not
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adapters_hub.blend import Blend
+from adapters_hub.errors import DataError
 from adapters_hub.tasks import Example, Row, Task
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ def collect_records(
 ) -> list[dict[str, Any]]:
     """A task's record for every example, in order; each example under its own resolved blend.
 
-    With an `accelerate.Accelerator` the work is spread over the processes and every one of them
-    gets all records.
+    With an `accelerate.Accelerator` the work is done at its precision, spread over its processes,
+    and every one of them gets all records.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     process, processes = (
@@ -44,7 +46,8 @@ def collect_records(
         blends = [blend_of(example.row) for example in chosen]
         heads = model.heads(blends) if task.needs_head() else []
         batch = task.collate(chosen, model.backbone)
-        with model.bank.using(model.plan(blends)):
+        precision = accelerator.autocast() if accelerator else nullcontext()
+        with model.bank.using(model.plan(blends)), precision:
             records = task.records(model, batch, heads, chosen)
         found += zip(numbers, records, strict=True)
     if processes > 1:
@@ -74,7 +77,12 @@ def compare(
     columns: Mapping[str, BlendOf],
     accelerator: Any = None,
 ) -> dict[str, dict[str, float]]:
-    """Column → language → the task's metric, with the plain mean over languages as ``mean``."""
+    """Column → language → the task's metric, with the plain mean over languages as ``mean``.
+
+    Raises `DataError` if there is nothing to compare on.
+    """
+    if not examples:
+        raise DataError("no examples to compare on")
     results = {}
     for column, blend_of in columns.items():
         records = collect_records(model, task, examples, blend_of, accelerator=accelerator)

@@ -31,9 +31,9 @@ from adapters_hub.errors import (
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
 from adapters_hub.model import AdaptedModel, load_backbone
-from adapters_hub.settings import Resolved
+from adapters_hub.settings import Resolved, TrainingSettings
 from adapters_hub.tasks import Row, Task, make_task
-from adapters_hub.training import Progress, train
+from adapters_hub.training import Progress, check_accelerator, train
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +42,14 @@ class Experiment:
     """Everything one run needs, made from its settings; raises before any long work starts."""
 
     def __init__(self, resolved: Resolved) -> None:
-        from accelerate import Accelerator
-
+        set_threads(resolved.settings.threads)
+        self.accelerator = accelerator = make_accelerator(resolved.settings)
+        resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
         self.settings = settings = resolved.settings
-        set_threads(settings.threads)
-        self.accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
-            cpu=settings.cpu,
-            log_with=list(settings.tracker) or None,
-            project_dir=settings.run_folder,
-        )
-        self.print = self.accelerator.print
+        self.print = accelerator.print
         self.print(f"settings (value, where from):\n{resolved.table()}\n")
+        kind = accelerator.device.type
+        self.print(f"processes: {accelerator.num_processes} on {kind}\n")
         self.library = Library(settings.library)
         self.splits = self._read()
         self.task = self._make_task()
@@ -61,7 +57,7 @@ class Experiment:
             settings.backbone,
             library=self.library,
             bits=settings.bits,
-            device=self.accelerator.device,
+            device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,
         )
         if settings.gradient_checkpointing:
@@ -133,7 +129,8 @@ class Experiment:
             raise DataError(f"{settings.data}: no text long enough to train on")
         batches = plan_batches(
             [len(example.input_ids) for example in examples],
-            [(owner(e.row), e.row.language, e.row.domain) for e in examples],
+            [(owner(e.row), e.row.language) for e in examples],
+            [e.row.domain for e in examples],
             batch_size=settings.batch_size,
             steps=settings.steps,
             alpha=settings.sampling_alpha,
@@ -276,6 +273,42 @@ def _share(row: Row) -> float:
     import zlib
 
     return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
+
+
+def make_accelerator(settings: TrainingSettings) -> Any:
+    """The accelerator as settings and launcher say; `SettingsError` where they cannot both have it.
+
+    Several processes on a machine without an accelerator are CPU processes, also without ``--cpu``:
+    accelerate would otherwise take each of them for the only one.
+    """
+    from accelerate import Accelerator
+
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            cpu=settings.cpu or not torch.accelerator.is_available(),
+            log_with=list(settings.tracker) or None,
+            project_dir=settings.run_folder,
+        )
+    except (ValueError, ImportError) as error:  # such as fp8 without its library
+        raise SettingsError(f"accelerate: {error}") from None
+    check_accelerator(accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError(
+            "mixed_precision='fp16': accelerate leaves it out on a CPU; choose bf16, or no"
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise SettingsError(
+            f"{started} processes were started, and accelerate sees {accelerator.num_processes} on "
+            f"{accelerator.device.type}: start one, or give the recipe --cpu"
+        )
+    if started == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
+        log.warning(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for two: "
+            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu"
+        )
+    return accelerator
 
 
 def set_threads(threads: int) -> None:

@@ -59,7 +59,9 @@ class TrainingSettings:
     steps: int = _setting(300, "optimizer steps")
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces")
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in")
-    sampling_alpha: float = _setting(0.3, "languages and domains are drawn with p ~ n^alpha")
+    sampling_alpha: float = _setting(
+        0.3, "languages, then their domains, are drawn with p ~ n^alpha"
+    )
     learning_rate: float = _setting(1e-3, "peak learning rate of the adapter")
     head_learning_rate: float | None = _setting(None, "of the head; default: as the adapter")
     weight_decay: float = _setting(0.0, "AdamW's, on the factors")
@@ -69,7 +71,9 @@ class TrainingSettings:
     eval_every: int = _setting(0, "steps between looks at dev; 0: ten looks a run")
     patience: int = _setting(0, "looks without a better dev score before stopping; 0: never")
     seed: int = _setting(0, "seed of everything random")
-    mixed_precision: Literal["no", "bf16", "fp16"] = _setting("no", "autocast of the forward")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(
+        None, "autocast of the forward; default: as accelerate was launched"
+    )
     gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
     cpu: bool = _setting(False, "do not use an accelerator")
     threads: int = _setting(0, "CPU threads a process; 0: all cores for one process")
@@ -93,12 +97,10 @@ class TrainingSettings:
         if self.bits not in (32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
         for setting in fields(self):
-            choices = _choices(get_type_hints(type(self))[setting.name])
-            if choices and getattr(self, setting.name) not in choices:
-                raise SettingsError(
-                    f"{setting.name}={getattr(self, setting.name)!r}: choose one of "
-                    + ", ".join(choices)
-                )
+            hint, value = get_type_hints(type(self))[setting.name], getattr(self, setting.name)
+            choices = _choices(hint)
+            if choices and value not in choices and not (value is None and _is_optional(hint)):
+                raise SettingsError(f"{setting.name}={value!r}: choose one of {', '.join(choices)}")
 
     def changed(self, **values: Any) -> "TrainingSettings":
         """A copy with other values, checked again."""
@@ -117,6 +119,13 @@ class Resolved:
         unchosen = {name: v for name, v in values.items() if self.origins[name] == "default"}
         origins = {**self.origins, **dict.fromkeys(unchosen, "recipe")}
         return Resolved(self.settings.changed(**unchosen), origins)
+
+    def filled(self, origin: str, **values: Any) -> "Resolved":
+        """The same with values, which come from ``origin``, for settings that were left open."""
+        left = {name: v for name, v in values.items() if getattr(self.settings, name) is None}
+        return Resolved(
+            self.settings.changed(**left), {**self.origins, **dict.fromkeys(left, origin)}
+        )
 
     def table(self) -> str:
         """One line a setting: name, value, origin."""
@@ -198,8 +207,7 @@ def _convert(name: str, value: Any, hint: Any, where: str) -> Any:
             raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
         return {key: column for key, _, column in pairs}
     kind = _plain_type(hint)
-    optional = type(None) in get_args(hint)
-    if value is None and optional:
+    if value is None and _is_optional(hint):
         return None
     if kind is float and isinstance(value, str):
         with suppress(ValueError):
@@ -226,13 +234,23 @@ def _yaml(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
 
 
+def _is_optional(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+
+
+def _without_none(hint: Any) -> Any:
+    if not _is_optional(hint):
+        return hint
+    return next(part for part in get_args(hint) if part is not type(None))
+
+
 def _plain_type(hint: Any) -> type:
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not type(None))
+    hint = _without_none(hint)
     return str if get_origin(hint) is Literal else hint
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
+    hint = _without_none(hint)
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 

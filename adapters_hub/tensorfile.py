@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,10 +49,31 @@ class Header:
     data_start: int
 
 
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file, or a link to one, for reading; raises `AdapterFileError` for others.
+
+    A pipe would wait for a writer, and a device such as ``/dev/zero`` never ends.
+    """
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise AdapterFileError(f"{path}: not a regular file but a pipe or a device")
+    return file
+
+
+def read_small(path: str | Path, limit: int) -> bytes:
+    """All of a regular file of at most ``limit`` bytes; raises `AdapterFileError` for others."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise AdapterFileError(f"{path}: larger than {limit} bytes, which no sound one is")
+    return content
+
+
 def read_header(path: str | Path) -> Header:
     """Read and check a header; raises `AdapterFileError` for anything a sound file cannot have."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         if len(first) < 8:
             raise AdapterFileError(f"{path}: {size} bytes is too short for a safetensors file")
@@ -159,6 +181,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _entry(name: str, value: dict[str, Any], base: int, size: int, path: Any) -> TensorEntry:

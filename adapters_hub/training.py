@@ -10,6 +10,8 @@ a task's name. What a step does for each adapter is what it would do alone:
 So a run gives the same adapter, to rounding, for any number of processes and any accumulation.
 """
 
+import hashlib
+import json
 import logging
 import math
 import signal
@@ -21,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -28,7 +31,7 @@ from adapters_hub.adapter import Adapter
 from adapters_hub.batches import share
 from adapters_hub.blend import Blend
 from adapters_hub.checkpoint import Checkpoint, Trainee
-from adapters_hub.errors import TrainingError
+from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.model import AdaptedModel
 from adapters_hub.settings import TrainingSettings
@@ -65,52 +68,70 @@ def train(
     """Train adapters on batches of example indices; returns them as they were best on dev.
 
     ``owners`` says which adapter each example trains, ``over`` which frozen, resolved blend its
-    row sees below that. ``folder`` takes checkpoints. Raises `TrainingError` for a loss that is
-    not finite; on Ctrl-C (and SIGTERM) a checkpoint is saved and `KeyboardInterrupt` raised.
+    row sees below that. ``folder`` takes checkpoints. Raises `SettingsError` or `DataError` before
+    it starts, `TrainingError` for a loss that is not finite; on Ctrl-C (and SIGTERM) saves a
+    checkpoint and raises `KeyboardInterrupt`. A run that does not end leaves no adapter behind.
     """
-    live = [model.add(adapter.trainable(), trained=True) for adapter in adapters]
-    trainees = [Trainee.of(adapter, settings) for adapter in live]
-    run = _Run(model, task, trainees, over, settings, accelerator)
-    checkpoint = Checkpoint(folder, settings, batches) if folder else None
+    check_accelerator(accelerator)
+    names = [adapter.name for adapter in adapters]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"each adapter needs a name of its own, and there are {names}")
+    task.check([*examples, *dev])
+    checkpoint = None
+    if folder is not None:
+        seen = [*zip(examples, owners, strict=True), *zip(dev, dev_owners, strict=True)]
+        checkpoint = Checkpoint(folder, settings, _facts(model, seen, batches, over))
     history: list[dict[str, float]] = []
-    done = 0
-    if checkpoint and settings.resume:
-        done = checkpoint.load(trainees, history, model.backbone.device)
+    done, loss = 0, math.nan
     look_every = settings.eval_every or max(1, len(batches) // 10)
-    started = time.perf_counter()
-    bar = tqdm(
-        total=len(batches), initial=done, desc="training", unit="step",
-        disable=not accelerator.is_main_process,
-    )  # fmt: skip
-    with _interruptible() as interrupted, bar:
-        while done < len(batches) and not all(trainee.stopped for trainee in trainees):
-            rate = _rate(done, len(batches), settings)
-            loss, stop = run.step(done, batches[done], examples, owners, rate, interrupted)
-            done += 1
-            last = done == len(batches)
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            accelerator.log({"loss": loss, "rate": rate * settings.learning_rate}, step=done)
-            if dev and (done % look_every == 0 or last):
-                scores = run.look(done, dev, dev_owners)
-                history.append({"step": done, "loss": loss, **scores})
-                accelerator.log(scores, step=done)
-                bar.set_postfix(loss=f"{loss:.3f}", dev=f"{next(iter(scores.values()), 0):.3f}")
-            due = settings.save_every and done % settings.save_every == 0
-            if checkpoint and accelerator.is_main_process and (due or stop) and not last:
-                checkpoint.save(trainees, history, done)
-            if stop and not last:
-                where = (
-                    f"; saved in {folder}, the same command goes on from there" if folder else ""
-                )
-                raise KeyboardInterrupt(f"interrupted after step {done}{where}")
-    for trainee in trainees:
-        trainee.restore_best()
-    finished = [model.add(trainee.adapter.map(lambda t: t.detach())) for trainee in trainees]
+    saved = f"; saved in {folder}, the same command goes on from there" if folder else ""
+    with _in_training(model, adapters) as live:
+        trainees = [Trainee.of(adapter, settings) for adapter in live]
+        run = _Run(model, task, trainees, over, settings, accelerator)
+        if checkpoint and settings.resume:
+            done = checkpoint.load(trainees, history, run.scaler)
+        started = time.perf_counter()
+        bar = tqdm(
+            total=len(batches), initial=done, desc="training", unit="step",
+            disable=not accelerator.is_main_process,
+        )  # fmt: skip
+        with _interruptible() as interrupted, bar:
+            while done < len(batches) and not all(trainee.stopped for trainee in trainees):
+                rate = _rate(done, len(batches), settings)
+                mean, stop = run.step(done, batches[done], examples, owners, rate, interrupted)
+                loss = loss if mean is None else mean
+                done += 1
+                last = done == len(batches)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                accelerator.log({"loss": loss, "rate": rate * settings.learning_rate}, step=done)
+                if dev and (done % look_every == 0 or last):
+                    scores = run.look(done, dev, dev_owners)
+                    history.append({"step": done, "loss": loss, **scores})
+                    accelerator.log(scores, step=done)
+                    bar.set_postfix(loss=f"{loss:.3f}", dev=f"{next(iter(scores.values()), 0):.3f}")
+                due = settings.save_every and done % settings.save_every == 0
+                if checkpoint and accelerator.is_main_process and (due or stop) and not last:
+                    checkpoint.save(trainees, history, done, run.scaler)
+                if stop and not last:
+                    raise KeyboardInterrupt(f"interrupted after step {done}{saved}")
+        for trainee in trainees:
+            trainee.restore_best()
+        finished = [model.add(adapter.map(lambda t: t.detach())) for adapter in live]
     accelerator.wait_for_everyone()
     if checkpoint and accelerator.is_main_process:
         checkpoint.remove()
     return finished, Progress(done, run.tokens, time.perf_counter() - started, history)
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Raise `SettingsError` for an accelerator that would change what a step is."""
+    if (pieces := accelerator.gradient_accumulation_steps) != 1:
+        raise SettingsError(
+            f"accelerate was asked for gradient_accumulation_steps={pieces} and would divide the "
+            f"gradient by it; leave that at 1. --accumulation {pieces} takes each process's share "
+            "of batch_size in pieces, and the step stays the same"
+        )
 
 
 @dataclass
@@ -133,14 +154,16 @@ class _Run:
         owners: Sequence[int],
         rate: float,
         interrupted: "_Flag",
-    ) -> tuple[float, bool]:
+    ) -> tuple[float | None, bool]:
         """One step of every adapter that has a row in the batch.
 
-        Returns the mean of their losses, and whether a process was interrupted meanwhile; both
-        are the same in every process.
+        Returns the mean of their losses (None if all of them have stopped), and whether a process
+        was interrupted meanwhile; both are the same in every process.
         """
-        settings, accelerator = self.settings, self.accelerator
+        settings, accelerator, scaler = self.settings, self.accelerator, self.scaler
         device = self.model.backbone.device
+        if scaler is not None:  # it starts at its first use, and this process may have no row
+            scaler.scale(torch.zeros((), device=device))
         present = {owners[i] for i in batch if not self.trainees[owners[i]].stopped}
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
         pieces = []
@@ -175,18 +198,20 @@ class _Run:
         total[1] = float(interrupted.is_set)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
-        mean = total[0].item() / max(1, len(present))
+        stop = total[1].item() > 0
+        if not present:
+            return None, stop
+        mean = total[0].item() / len(present)
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the loss became {mean} at step {number + 1}: lower the learning rate "
                 f"({settings.learning_rate}), or train without mixed precision"
             )
-        scaler = getattr(accelerator, "scaler", None)
         for owner in sorted(present):
             _update(self.trainees[owner], rate, settings.clip, accelerator, scaler)
         if scaler is not None:
             scaler.update()
-        return mean, total[1].item() > 0
+        return mean, stop
 
     def look(self, done: int, dev: Sequence[Example], owners: Sequence[int]) -> dict[str, float]:
         """Each adapter's score on its dev rows; keeps the best state and says who is finished."""
@@ -209,7 +234,56 @@ class _Run:
 
     def blend_of(self, row: Row, owner: int) -> Blend:
         """What a row of an adapter's data runs under: the adapter, over the row's frozen blend."""
-        return Blend(((self.trainees[owner].adapter.name, 1.0),)) + self.over(row)
+        names, below = [trainee.adapter.name for trainee in self.trainees], self.over(row)
+        if twice := sorted({*names} & {*below.terms}):
+            raise TrainingError(
+                f"{row.where or repr(row.text)}: {twice[0]!r} is trained here, so it cannot be a "
+                "frozen adapter below too; leave it out there, or give the new one another name"
+            )
+        return Blend(((names[owner], 1.0),)) + below
+
+    @property
+    def scaler(self) -> Any:
+        """What scales the loss at fp16; None at other precisions."""
+        return getattr(self.accelerator, "scaler", None)
+
+
+@contextmanager
+def _in_training(model: AdaptedModel, adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
+    """Trainable copies, resident; if the block fails, nothing half-trained is left behind."""
+    try:
+        yield [model.add(adapter.trainable(), trained=True) for adapter in adapters]
+    except BaseException:
+        for adapter in adapters:
+            model.drop(adapter.name)
+        raise
+
+
+def _facts(
+    model: AdaptedModel,
+    seen: Sequence[tuple[Example, int]],
+    batches: Sequence[Sequence[int]],
+    over: Callable[[Row], Blend],
+) -> dict[str, Any]:
+    """What a run trains on besides its settings, as short JSON: a checkpoint belongs to just that.
+
+    ``seen`` are all examples with their owners. The frozen adapters below count by their content.
+    """
+    examples = hashlib.sha256()
+    below: set[str] = set()
+    for example, owner in seen:
+        blend = over(example.row)
+        below.update(blend.terms)
+        facts = (owner, blend.weights, example.target, len(example.input_ids))
+        examples.update(repr(facts).encode())
+        examples.update(np.asarray(example.input_ids, dtype=np.int64).tobytes())
+    order = hashlib.sha256(json.dumps([list(batch) for batch in batches]).encode())
+    return {
+        "backbone": model.backbone.fingerprint,
+        "examples": examples.hexdigest(),
+        "batches": order.hexdigest(),
+        "over": {name: model.adapter(name).info.hash for name in sorted(below)},
+    }
 
 
 def _update(trainee: Trainee, rate: float, clip: float, accelerator: Any, scaler: Any) -> None:

@@ -3,11 +3,14 @@
     accelerate launch recipes/lora_domain.py
     accelerate launch recipes/lora_domain.py --task classification --data my/reviews --domain hotel
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
+    accelerate launch --multi_gpu --num_processes 2 recipes/lora_domain.py --cpu
 
 The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1). The one
 shared adapter learns from rows of many languages; below it each row has the frozen adapter of its
 own language, where the library has one (--over). At use time the language is swapped, also for
 languages that were not trained on. Everything else is a flag: see --help.
+On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
+starts one.
 """
 
 from pathlib import Path

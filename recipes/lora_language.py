@@ -3,10 +3,13 @@
     accelerate launch recipes/lora_language.py --language da --data my/danish.jsonl
     accelerate launch recipes/lora_language.py --language da uk --steps 500     # two at once
     accelerate launch recipes/lora_language.py --language da sv --name nordic   # one for both
+    accelerate launch --multi_gpu --num_processes 2 recipes/lora_language.py --language da --cpu
 
 The objective is the backbone's own: the next token for a decoder, masked tokens for an encoder.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
 adapter learns from all, drawn with p ~ n^alpha. Everything else is a flag: see --help.
+On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
+starts one.
 """
 
 from pathlib import Path

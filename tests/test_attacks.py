@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import struct
 import zipfile
 
@@ -243,6 +244,83 @@ def test_hostile_configurations(library, tmp_path, case):
     (source / CONFIG).write_bytes(CONFIGS[case])
     assert isinstance(refused(library, source, name="x"), AdapterFileError)
     dropped_in(library, source)
+
+
+@pytest.fixture
+def soon():
+    """Fail after twenty seconds, where the test would otherwise never end."""
+
+    def late(number, frame):
+        raise AssertionError("still busy")
+
+    old = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"(a|a)*b": 1},
+        {"(a+)+b": 1},
+        {"(a*)*(a*)*b": 1},
+        {"(.*)*x": 1},
+        {"(a|a)" * 40 + "b": 1},
+        {".*" * 40 + "b": 1},
+        {"a?" * 400 + "a" * 400: 1},
+        {"(" * 5000 + "a" + ")" * 5000: 1},
+        {r"(a)\1*b": 1},
+        {"(?=a*)b": 1},
+        {"a{99999}b": 1},
+        {f"{'a' * 900}{number}": 1 for number in range(5000)},
+        {f"{'a*' * 400}{number}": 1 for number in range(400)},
+    ],
+)
+def test_a_pattern_cannot_keep_the_library_busy(library, tmp_path, patterns, soon):
+    sites = [f"layers.{number}.{'a' * 900}" for number in range(60)]
+    config = lora_config(alpha_pattern=patterns)
+    tensors = lora_tensors(sites, inputs=1, outputs=1)
+    source = write_peft_folder(tmp_path / "hostile", tensors=tensors, config=config)
+    os.rename(source, library.root / "hostile")
+    assert "sound" in {info.name for info in library.list()}
+
+
+def not_a_file(path, kind):
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/stdin"])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_pipes_and_devices_where_the_files_should_be(library, tmp_path, name, kind, soon):
+    source = write_peft_folder(tmp_path / "hostile")
+    not_a_file(source / name, kind)
+    assert "not a regular file" in str(refused(library, source, name="x"))
+    dropped_in(library, source)
+    lone = tmp_path / "lone.safetensors"
+    lone.touch()
+    not_a_file(lone, kind)
+    assert "not a regular file" in str(refused(library, lone, name="x"))
+
+
+def test_links_to_files_are_files(library, tmp_path):
+    """The Hub's cache is made of links."""
+    source = write_peft_folder(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (tmp_path / "snapshot" / name).symlink_to(source / name)
+    assert library.add(tmp_path / "snapshot", name="x").sites == 2
+
+
+def test_a_configuration_beyond_all_measure(library, tmp_path):
+    source = write_peft_folder(tmp_path / "hostile")
+    (source / CONFIG).write_bytes(b" " * 10_000_001 + json.dumps(lora_config()).encode())
+    assert "larger than 10000000 bytes" in str(refused(library, source, name="x"))
 
 
 @pytest.mark.parametrize("base", ["/" + "x" * 5000, "a\x00b", "../" * 50 + "etc"])

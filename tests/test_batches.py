@@ -52,6 +52,27 @@ def test_groups_are_drawn_with_their_size_to_the_power_of_alpha(alpha):
         assert abs(drawn[group] - p * draws) < 5 * math.sqrt(draws * p * (1 - p))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_what_a_language_gets_does_not_depend_on_its_domains(alpha):
+    """100 German rows in ten domains and 100 French ones in one: as many of either are drawn."""
+    german = [("de", f"domain {n % 9}") for n in range(45)] + [("de", "large")] * 55
+    rows = [*german, *[("fr", None)] * 100, *[("sw", "hotel")] * 10]
+    steps, batch_size = 600, 16
+    batches = plan_batches(
+        [5] * len(rows), [r[0] for r in rows], [r[1] for r in rows],
+        batch_size=batch_size, steps=steps, alpha=alpha,
+    )  # fmt: skip
+    drawn = Counter(rows[i] for batch in batches for i in batch)
+    draws = steps * batch_size
+    languages = {"de": 100**alpha, "fr": 100**alpha, "sw": 10**alpha}
+    inside = {("de", f"domain {n}"): 5**alpha for n in range(9)} | {("de", "large"): 55**alpha}
+    for (language, domain), times in drawn.items():
+        p = languages[language] / sum(languages.values())
+        if language == "de":
+            p *= inside["de", domain] / sum(inside.values())
+        assert abs(times - p * draws) < 5 * math.sqrt(draws * p * (1 - p))
+
+
 def test_an_epoch_holds_every_row_once():
     rows, batch_size = 96, 8
     epochs = 3

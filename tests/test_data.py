@@ -22,10 +22,9 @@ def write(path, records):
         from pyarrow import parquet
 
         parquet.write_table(pa.Table.from_pylist(records), path)
-    elif path.suffix in (".csv", ".tsv"):
+    elif path.suffix.lower() == ".csv":
         with open(path, "w", encoding="utf-8", newline="") as stream:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            writer = csv.DictWriter(stream, list(records[0]), delimiter=delimiter)
+            writer = csv.DictWriter(stream, list(records[0]))
             writer.writeheader()
             writer.writerows(records)
     else:
@@ -38,7 +37,7 @@ def facts(rows):
     return [(row.text, row.label, row.language, row.domain, row.key) for row in rows]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".CSV", ".JSONL"])
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     splits = read_data(write(tmp_path / f"reviews{suffix}", RECORDS))
     assert list(splits) == ["train"]
@@ -73,7 +72,10 @@ def test_unknown_names_of_columns(tmp_path):
         ("de.dev.jsonl", "dev"),
         ("validation-00000-of-00001.jsonl", "dev"),
         ("valid.jsonl", "dev"),
+        ("val.jsonl", "dev"),
         ("reviews-test.csv", "test"),
+        ("reviews_test.csv", "test"),
+        ("Reviews_Dev_0.csv", "dev"),
         ("reviews.jsonl", "train"),
         ("contest.jsonl", "train"),
         ("developers.jsonl", "train"),
@@ -84,9 +86,45 @@ def test_the_split_is_said_by_the_name(tmp_path, name, split):
 
 
 @pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("test/0.csv", "test"),
+        ("hotel/my-test/part/0.csv", "test"),
+        ("test/dev/0.csv", "dev"),
+        ("test/train.csv", "train"),
+        ("contest/0.csv", "train"),
+    ],
+)
+def test_the_split_may_be_said_by_a_folder_below_the_root(tmp_path, name, split):
+    root = tmp_path / "test"  # the root's own name says nothing
+    (root / name).parent.mkdir(parents=True)
+    write(root / name, RECORDS)
+    assert list(read_data(root)) == [split]
+
+
+def test_a_name_that_says_two_splits(tmp_path):
+    path = write(tmp_path / "train_and_test.csv", RECORDS)
+    with pytest.raises(DataError, match=r"train_and_test.csv: its name says test and train"):
+        read_data(path)
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "a"}])
+    for name in (".ipynb_checkpoints/a-checkpoint.jsonl", ".a.jsonl", "b/.git/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, [{"text": "copy"}])
+    assert [row.text for row in read_data(tmp_path)["train"]] == ["a"]
+    hidden = tmp_path / ".hidden"
+    hidden.mkdir()
+    write(hidden / "a.jsonl", [{"text": "asked for"}])
+    assert [row.text for row in read_data(hidden)["train"]] == ["asked for"]
+
+
+@pytest.mark.parametrize(
     ("name", "language"),
     [
         ("de.jsonl", "de"),
+        ("de_test.jsonl", "de"),
         ("de.train.jsonl", "de"),
         ("train.sw.jsonl", "sw"),
         ("reviews.jsonl", None),
@@ -105,7 +143,7 @@ def test_a_folder_is_all_its_files(tmp_path):
     (tmp_path / "hotel").mkdir()
     write(tmp_path / "hotel" / "de.train.jsonl", [{"text": "a"}])
     write(tmp_path / "hotel" / "de.test.csv", [{"text": "b"}])
-    write(tmp_path / "it.train.tsv", [{"text": "c"}])
+    (tmp_path / "it.train.tsv").write_text("text\nc\n")
     (tmp_path / "README.md").write_text("no data")
     splits = read_data(str(tmp_path))
     assert [(row.text, row.language) for row in splits["train"]] == [("a", "de"), ("c", "it")]
@@ -162,7 +200,18 @@ def test_translations_of_one_item_have_one_key_per_domain(tmp_path):
         ("x.jsonl", b"[" * 100_000, "{file}:1: not JSON"),
         ("x.jsonl", b'{"text": "caf\xe9"}\n', "{file}: not UTF-8"),
         ("x.csv", b"text\ncaf\xe9\n", "{file}: not UTF-8"),
-        ("x.csv", b'text\n"' + b"x" * 200_000 + b'"\n', "{file}: not CSV"),
+        ("x.csv", b"text,label\nHello, world,good\n",
+         "{file}:2: the header has 2 cells, this row 3: put a cell with a comma in quotes"),
+        ("x.csv", b'text,label\n"two\nlines",1\nabc\n', "{file}:4: the header has 2 cells, this row 1"),
+        ("x.csv", b"text,text\na,b\n", "{file}:1: the header has 'text' twice"),
+        ("x.csv", b'text,label\na,1\n"b,2\nc,3\nd,4\n', "{file}:3: not CSV from here on"),
+        ("x.csv", b'text,label\n"a"b,1\n', "{file}:2: not CSV"),
+        ("x.tsv", b"text\tlabel\na\tb\tc\n",
+         "{file}:2: the header has 2 cells, this row 3: a cell cannot hold a tab"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "b \\ud83d"}\n',
+         "{file}:2: field 'text' holds half a surrogate pair"),
+        ("x.jsonl", b'{"text": "a", "label": "\\udfff"}\n', "{file}:1: field 'label' holds half"),
+        ("x.jsonl", b'{"text": "a", "answer": "\\udfff"}\n', "{file}:1: field 'answer' holds half"),
         ("x.parquet", b"PAR1 no parquet", "{file}: not Parquet"),
     ],
 )  # fmt: skip
@@ -172,6 +221,43 @@ def test_what_is_wrong_is_said_with_file_line_and_field(tmp_path, name, content,
     with pytest.raises(DataError) as caught:
         read_data(path)
     assert str(caught.value).startswith(message.format(file=path))
+
+
+def test_quotes_are_text_in_tsv(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text('text\tlabel\n"Great" he said\tgood\n"never closed\tbad\nplain\tgood\n')
+    rows = read_data(path)["train"]
+    assert [row.text for row in rows] == ['"Great" he said', '"never closed', "plain"]
+    assert [row.label for row in rows] == ["good", "bad", "good"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_cell_may_be_a_whole_book(tmp_path, suffix):
+    limit = csv.field_size_limit()
+    path = tmp_path / f"x{suffix}"
+    path.write_text("text\n" + "word " * 40_000 + "\n")
+    assert len(read_data(path)["train"][0].text) == 200_000
+    assert csv.field_size_limit() == limit
+
+
+def test_escaped_characters_of_json_are_text(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"text": "fine 😀"}) + "\n")
+    assert "ud83d" in path.read_text()
+    assert read_data(path)["train"][0].text == "fine 😀"
+
+
+def test_the_classes_of_a_hub_data_set_have_names_whatever_their_column(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        review=datasets.Value("string"), stars=datasets.ClassLabel(names=["bad", "good"])
+    )
+    table = datasets.Dataset.from_dict(
+        {"review": ["a", "b", "c", "d"], "stars": [0, 1, -1, None]}, features=features
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"validation": table})
+    rows = read_data("some/set", {"text": "review", "label": "stars"})["dev"]
+    assert [row.label for row in rows] == ["bad", "good", None, None]
 
 
 def test_the_message_names_the_column_as_the_file_does(tmp_path):

@@ -14,6 +14,9 @@ import torch
 from conftest import WORDS
 
 import adapters_hub as ah
+from adapters_hub.errors import SettingsError
+from adapters_hub.experiment import make_accelerator
+from adapters_hub.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
@@ -49,17 +52,31 @@ def run(recipe, *arguments, monkeypatch, cwd):
 
 
 def launch(recipe, *arguments, processes, cwd, **options):
-    """Run a recipe by ``accelerate launch`` on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    """Run a recipe by ``accelerate launch`` on the CPU.
+
+    ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; with
+    ``--multi_gpu`` it starts as many as it is told, and the recipe's ``--cpu`` keeps them there.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     command += ["--num_processes", str(processes), "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    command += ["--main_process_port", "0"] if processes > 1 else []
+    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, str(RECIPES / recipe), *map(str, arguments)],
         cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         **options,
     )  # fmt: skip
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """No accelerator made before, and none left behind."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypatch, capsys):
@@ -107,17 +124,23 @@ def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypa
     assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
 
 
-def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path):
+def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_folder):
     factors = []
     for processes in (1, 2):
+        needless = (
+            processes == 2 and not torch.accelerator.is_available()
+        )  # the CPU is all there is
         library = tmp_path / f"library{processes}"
+        ah.Library(library).add(lora_folder("qwen3", "one"), name="de", language="de")
         running = launch(
             "lora_domain.py", "--backbone", tiny("qwen3"), "--data", feedback, "--library", library,
-            "--steps", 6, "--batch-size", 6, "--rank", 2, "--cpu", "--over", "none",
+            "--steps", 6, "--batch-size", 6, "--rank", 2, *([] if needless else ["--cpu"]),
             processes=processes, cwd=tmp_path,
         )  # fmt: skip
         output, _ = running.communicate(timeout=300)
         assert running.returncode == 0, output
+        assert f"processes: {processes} on cpu" in output
+        assert "language adapters below: de" in output
         model = ah.load_backbone(str(tiny("qwen3")), library=library)
         factors.append(model.adapter("hotel").parameters())
     for one, two in zip(*factors, strict=True):
@@ -182,3 +205,65 @@ def test_an_adapter_of_that_name_is_not_overwritten_unasked(tiny, feedback, tmp_
     with pytest.raises(SystemExit, match="already has 'da'"):
         run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
     run("lora_language.py", *common, "--replace", monkeypatch=monkeypatch, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [([], "bf16  accelerate"), (["--mixed-precision", "no"], "no  command line")],
+)
+def test_the_launchers_precision_holds_unless_another_is_chosen(
+    tiny, feedback, tmp_path, monkeypatch, capsys, fresh_accelerate, flags, shown
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    common += ["--language", "da", "--steps", 2, "--rank", 2, "--batch-size", 4, *flags]
+    run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("  mixed_precision")]
+    assert " ".join(line.split()[1:]) == " ".join(shown.split())
+    from accelerate.state import AcceleratorState
+
+    assert AcceleratorState().mixed_precision == shown.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "message"),
+    [
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            [],
+            "gradient_accumulation_steps=4.*--acc",
+        ),
+        ({}, ["--mixed-precision", "fp16"], "fp16.*choose bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "fp8"),
+    ],
+)
+def test_what_the_launcher_asks_for_and_cannot_have(
+    tiny, feedback, tmp_path, monkeypatch, fresh_accelerate, variables, flags, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        run(
+            "lora_language.py", *common, "--language", "da", "--steps", 2, *flags,
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
+    assert not (tmp_path / "library").exists()
+
+
+def test_one_process_where_several_were_asked_for_is_said(monkeypatch, caplog, fresh_accelerate):
+    """``accelerate launch --cpu --num_processes 2`` leaves these traces, and starts one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert make_accelerator(TrainingSettings(cpu=True)).num_processes == 1
+    assert not caplog.records
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    make_accelerator(TrainingSettings(cpu=True))
+    assert "--multi_gpu --num_processes 2" in caplog.text
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(SettingsError, match="2 processes were started, and accelerate sees 1"):
+        make_accelerator(TrainingSettings())

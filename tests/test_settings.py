@@ -64,6 +64,8 @@ def test_flags(arguments, name, value):
         ("lora_alpha: null", "lora_alpha", None),
         ("replace: true", "replace", True),
         ("mixed_precision: no", "mixed_precision", "no"),
+        ("mixed_precision: bf16", "mixed_precision", "bf16"),
+        ("mixed_precision: null", "mixed_precision", None),
         ("language: [de, sw]", "language", ("de", "sw")),
         ("language: [no, de]", "language", ("no", "de")),
         ("language: no", "language", ("no",)),
@@ -233,3 +235,18 @@ def test_a_recipes_later_defaults_give_way_to_what_was_chosen():
     assert changed.settings.rank == 3
     assert (changed.origins["name"], changed.origins["replace"]) == ("command line", "recipe")
     assert resolved.origins["replace"] == "default"
+
+
+def test_what_was_left_open_is_filled_in_and_the_table_says_by_whom(tmp_path):
+    left = parse_settings([]).filled("accelerate", mixed_precision="bf16", seed=5)
+    assert (left.settings.mixed_precision, left.settings.seed) == ("bf16", 0)
+    rows = {line.split()[0]: line.split()[1:] for line in left.table().splitlines()}
+    assert rows["mixed_precision"] == ["bf16", "accelerate"]
+    for chosen in (
+        parse_settings(["--mixed-precision", "no"]),
+        parse_settings([], {"mixed_precision": "no"}),
+        parse_settings(["--config", yaml_file(tmp_path, "mixed_precision: no")]),
+    ):
+        assert chosen.filled("accelerate", mixed_precision="bf16") == chosen
+    with pytest.raises(SettingsError, match="mixed_precision='fp8': choose one of no, bf16, fp16"):
+        parse_settings([]).filled("accelerate", mixed_precision="fp8")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import adapters_hub as ah
 from adapters_hub.adapter import Adapter
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
+from adapters_hub.evaluation import compare
 from adapters_hub.info import read_adapter
 from adapters_hub.tasks import Row, make_task
 from adapters_hub.tasks.classification import Classification
@@ -142,6 +143,22 @@ def test_unknown_label_names_file_line_and_field(load):
         DataError, match=r"reviews.jsonl:7: field 'label': 'maybe'.*\['no', 'yes'\]"
     ):
         Classification(("no", "yes")).encode([row], load("bert").backbone)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_no_rows_are_no_examples(load, lora_folder, kind):
+    model = load(kind)
+    for task in (LanguageModeling(), Classification(("no", "yes"))):
+        assert task.encode([], model.backbone) == []
+        task.check([])
+    files = read_adapter(lora_folder(kind, "cls", labels=2), "cls")
+    model.add(Adapter.load(files, model.backbone))
+    assert model.classify([], adapters="cls") == model.classify([]) == []
+
+
+def test_there_is_nothing_to_compare_without_examples(load):
+    with pytest.raises(DataError, match="no examples to compare on"):
+        compare(load("qwen3"), LanguageModeling(), [], {"bare": lambda row: ah.Blend()})
 
 
 def test_one_label_is_not_a_classification():

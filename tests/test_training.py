@@ -1,5 +1,6 @@
 """Training: what one step does for each adapter, and that runs can stop, go on and be split."""
 
+import math
 import signal
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from peft import LoraConfig
 
 import adapters_hub as ah
 from adapters_hub.blend import Blend
-from adapters_hub.errors import SettingsError, TrainingError
+from adapters_hub.errors import DataError, SettingsError, TrainingError
 from adapters_hub.info import AdapterInfo
 from adapters_hub.settings import TrainingSettings
 from adapters_hub.tasks import Row
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
-from adapters_hub.training import train
+from adapters_hub.training import check_accelerator, train
 
 ROWS = [
     Row(f"{text} {n}", language="en" if n % 2 else "de") for n, text in enumerate(TEXTS[:4] * 3)
@@ -161,6 +162,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     assert (tmp_path / "checkpoint" / "state.safetensors").exists()
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin"))
     before = len(calls)
+    assert "a" not in model.bank  # nothing half-trained answers to the name
     (got,), progress = fit(
         model, ["a"], accelerator, task=Failing(), folder=tmp_path, settings=values
     )
@@ -197,6 +199,122 @@ def test_the_best_on_dev_is_kept_and_patience_stops(model, accelerator):
     scores = [look[f"dev_{task.metric}/a"] for look in progress.history]
     assert kept[task.metric] == pytest.approx(min(scores), rel=1e-5)
     assert min(scores) < scores[-1]
+
+
+class Scaling:
+    """An accelerator with the loss scaler that fp16 has on a GPU, here on the CPU."""
+
+    def __init__(self, accelerator, scale=4.0):
+        self.accelerator = accelerator
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+
+    def __getattr__(self, name):
+        return getattr(self.accelerator, name)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+
+def test_a_loss_scaler_changes_nothing(model, accelerator):
+    (plain,), _ = fit(model, ["a"], accelerator)
+    scaling = Scaling(accelerator)
+    (scaled,), _ = fit(model, ["a"], scaling)
+    assert_same(plain, scaled)
+    assert scaling.scaler.get_scale() == 4.0 * 2 ** (len(BATCHES) // 2)
+
+
+@pytest.mark.parametrize("wrap", [Scaling, lambda accelerator: accelerator])
+def test_a_batch_whose_adapters_have_all_stopped_is_passed_over(model, accelerator, wrap):
+    """The first adapter gets no better on dev and stops; the second's only row comes much later."""
+    dev = LanguageModeling().encode([Row("房间很干净")], model.backbone)
+    values = settings(learning_rate=0.5, schedule="constant", eval_every=1, patience=1)
+    owners = [n % 2 for n in range(len(ROWS))]
+    batches = [[0, 2, 4, 6]] * 30 + [[1]]
+    (_, second), progress = fit(
+        model, ["first", "second"], wrap(accelerator), batches, owners,
+        dev=dev, dev_owners=[0], settings=values.changed(warmup=0.0),
+    )  # fmt: skip
+    stopped = [look["loss"] for look in progress.history if "dev_bits/first" not in look]
+    assert 2 < len(stopped) < len(batches)
+    assert len(set(stopped[:-1])) == 1  # no step, no new loss
+    assert math.isfinite(stopped[0])
+    assert progress.steps == len(batches)
+    assert any(b.abs().max() > 0 for _, b in second.factors.values())
+
+
+def test_a_process_without_a_row_can_scale(model, accelerator):
+    """Two processes, one row: the one without it has nothing to scale, and must still unscale."""
+
+    class Second(Scaling):
+        num_processes, process_index = 2, 1
+
+        def reduce(self, tensor, how):
+            return tensor
+
+        def gather(self, tensor):
+            return tensor
+
+    (adapter,), _ = fit(model, ["a"], Second(accelerator), [[0], [1]])
+    assert all(t.isfinite().all() for t in adapter.parameters())
+
+
+def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    class Watched(LanguageModeling):
+        def loss(self, model, batch, heads):
+            seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            return super().loss(model, batch, heads)
+
+    seen = []
+    model = ah.load_backbone(str(tiny("qwen3")), library=tmp_path)
+    dev = LanguageModeling().encode(ROWS, model.backbone)
+    AcceleratorState._reset_state(True)
+    fit(
+        model, ["a"], Accelerator(cpu=True, mixed_precision="bf16"), task=Watched(),
+        dev=dev, dev_owners=[0] * len(dev),
+    )  # fmt: skip
+    AcceleratorState._reset_state(True)
+    assert {grad for grad, _ in seen} == {True, False}
+    assert all(autocast for _, autocast in seen)
+
+
+def test_each_adapter_has_a_name_of_its_own(model, accelerator):
+    with pytest.raises(SettingsError, match=r"a name of its own.*\['a', 'b', 'a'\]"):
+        fit(model, ["a", "b", "a"], accelerator)
+
+
+@pytest.mark.parametrize("names", [["de"], ["da", "de"]])
+def test_an_adapter_is_never_trained_over_itself(model, accelerator, lora_folder, names):
+    model.library.add(lora_folder("qwen3", "one"), name="de", language="de")
+    german = model.resolve("de")
+    with pytest.raises(TrainingError, match=r"'de' is trained here, so it cannot be a frozen"):
+        fit(model, names, accelerator, over=lambda row: german)
+    assert not model.bank._slots.get("da")
+
+
+def test_accumulation_by_accelerate_is_refused():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    try:
+        with pytest.raises(SettingsError, match=r"gradient_accumulation_steps=4.*--accumulation 4"):
+            check_accelerator(accelerator)
+    finally:
+        Accelerator(cpu=True, gradient_accumulation_steps=1)
+
+
+@pytest.mark.parametrize("where", ["train", "dev"])
+def test_a_row_without_a_label_stops_the_run_before_it_starts(tiny, tmp_path, accelerator, where):
+    model = ah.load_backbone(str(tiny("bert")), library=tmp_path)
+    task = Classification(("no", "yes"))
+    rows = [Row("the room", "yes"), Row("never again", "no")]
+    missing = [Row("lovely view", None, where="reviews.csv:7")]
+    dev = task.encode(rows + missing * (where == "dev"), model.backbone)
+    with pytest.raises(DataError, match=r"reviews.csv:7: field 'label' is missing"):
+        fit(
+            model, ["a"], accelerator, [[0, 1]] * 3, task=task,
+            rows=rows + missing * (where == "train"), dev=dev, dev_owners=[0] * len(dev),
+        )  # fmt: skip
+    assert "a" not in model.bank
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model, accelerator):

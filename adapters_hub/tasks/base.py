@@ -92,6 +92,10 @@ class Task(ABC):
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise `DataError`, naming file and line, for one that can neither train nor measure."""
+        return
+
     @abstractmethod
     def collate(
         self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0

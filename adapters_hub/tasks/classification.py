@@ -71,6 +71,11 @@ class Classification(Task):
             for ids, row in zip(encoded, rows, strict=True)
         ]
 
+    def check(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            if example.target is None:
+                raise DataError(f"{example.row.where}: field 'label' is missing")
+
     def collate(
         self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
     ) -> dict[str, Tensor]:
@@ -158,6 +163,8 @@ def label_names(adapter: "Adapter", backbone: "Backbone") -> tuple[str, ...]:
 
 def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
     """Token ids of each text, cut at ``max_length`` or the backbone's own limit."""
+    if not texts:
+        return []  # which tokenizers do not take
     limit = min(max_length, backbone.max_tokens or max_length)
     return backbone.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
 

@@ -58,6 +58,8 @@ class LanguageModeling(Task):
         tokenizer = backbone.tokenizer
         if backbone.kind == "encoder" and tokenizer.mask_token_id is None:
             raise BackboneError(f"{backbone.name}: the tokenizer has no mask token")
+        if not rows:
+            return []  # which tokenizers do not take
         limit = min(
             self.max_length,
             backbone.max_tokens or self.max_length,
