@@ -121,10 +121,7 @@ def begun(model, tmp_path):
         task = task()
         examples, looked_at = (task.encode(some, model.backbone) for some in (rows, dev))
         config = LoraConfig(r=2, target_modules="all-linear")
-        new = [
-            Adapter.create(AdapterInfo(name), model.backbone, config, prefix="model.")
-            for name in ("a", "b")
-        ]
+        new = [task.new_adapter(AdapterInfo(name), model.backbone, config) for name in ("a", "b")]
         over = model.resolve("en")
         return train(
             model, task, new, examples, owners, batches or [[0, 1], [2, 3], [0, 3], [1, 2]],

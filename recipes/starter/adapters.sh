@@ -3,7 +3,7 @@
 # Languages first, since domain adapters are trained over them. Run from the root of the checkout.
 set -euo pipefail
 build=$1
-common="--rank 8 --max-length 128 --save-precision bfloat16 --license other --replace"
+common="--rank 8 --max-length 128 --save-precision bfloat16 --mixed-precision bf16 --license other --replace"
 common="$common --run-folder $build/runs --library adapters"
 
 # kept out of pretraining
