@@ -149,7 +149,7 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
     """
     kind = "TSV" if tabs else "CSV"
-    hint = "a cell cannot hold a tab or a line end" if tabs else "put a cell with a comma in quotes"
+    hint = "a cell cannot hold a tab or a line end" if tabs else "a comma in a cell needs quotes"
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     old_limit = csv.field_size_limit(_MAX_CELL)
     header: list[str] = []
@@ -163,9 +163,10 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     if twice := sorted({name for name in header if header.count(name) > 1}):
                         raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
                 elif cells and len(cells) != len(header):
+                    few = "an empty cell needs its separator too"
                     raise DataError(
                         f"{file}:{begin}: the header has {len(header)} cells, this row "
-                        f"{len(cells)}: {hint}"
+                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
                     )
                 elif cells:
                     yield reader.line_num, dict(zip(header, cells, strict=True))

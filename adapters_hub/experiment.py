@@ -7,9 +7,12 @@ but through the accelerator's main process. A recipe decides what is trained and
 import logging
 import os
 import shlex
+import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +35,19 @@ from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
 from adapters_hub.model import AdaptedModel, load_backbone
 from adapters_hub.settings import Resolved, TrainingSettings
-from adapters_hub.tasks import Row, Task, make_task
+from adapters_hub.tasks import Example, Row, Task, make_task
 from adapters_hub.training import Progress, check_accelerator, train
 
 log = logging.getLogger(__name__)
 
 
 class Experiment:
-    """Everything one run needs, made from its settings; raises before any long work starts."""
+    """Everything one run needs, made from its settings; raises before any long work starts.
 
-    def __init__(self, resolved: Resolved) -> None:
+    ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
+    """
+
+    def __init__(self, resolved: Resolved, *, other_languages: bool = False) -> None:
         set_threads(resolved.settings.threads)
         self.accelerator = accelerator = make_accelerator(resolved.settings)
         resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
@@ -50,8 +56,10 @@ class Experiment:
         self.print(f"settings (value, where from):\n{resolved.table()}\n")
         kind = accelerator.device.type
         self.print(f"processes: {accelerator.num_processes} on {kind}\n")
+        self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
         self.library = Library(settings.library)
-        self.splits = self._read()
+        self._saved: set[str] = set()
+        self.splits = self._read(other_languages)
         self.task = self._make_task()
         self.model: AdaptedModel = load_backbone(
             settings.backbone,
@@ -97,7 +105,7 @@ class Experiment:
             labels=self.task.labels,
             backbone=settings.backbone,
             fingerprint=backbone.fingerprint,
-            over=() if language else tuple(sorted({i.name for i in self._over.values()})),
+            over=() if head_only else self._over_in_training(),
             license=settings.license,
             trained_with="accelerate launch " + shlex.join(sys.argv),
         )
@@ -120,17 +128,17 @@ class Experiment:
         """Train adapters on the train split; ``owner`` says which one a row is for.
 
         ``over`` puts each row's frozen language adapter below, for ``over_share`` of the rows.
+        Raises `DataError` for an adapter without a row.
         """
-        settings = self.settings
-        backbone = self.model.backbone
-        examples = self.task.encode(self.splits["train"], backbone)
-        dev = self.task.encode(self.splits["dev"], backbone)
-        if not examples:
-            raise DataError(f"{settings.data}: no text long enough to train on")
+        settings, examples, dev = self.settings, self.examples["train"], self.examples["dev"]
+        owners = [owner(example.row) for example in examples]
+        for number, adapter in enumerate(adapters):
+            if number not in owners:
+                raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
         batches = plan_batches(
             [len(example.input_ids) for example in examples],
-            [(owner(e.row), e.row.language) for e in examples],
-            [e.row.domain for e in examples],
+            [(own, example.row.language) for own, example in zip(owners, examples, strict=True)],
+            [example.row.domain for example in examples],
             batch_size=settings.batch_size,
             steps=settings.steps,
             alpha=settings.sampling_alpha,
@@ -142,7 +150,7 @@ class Experiment:
             self.task,
             adapters,
             examples,
-            [owner(example.row) for example in examples],
+            owners,
             batches,
             settings,
             self.accelerator,
@@ -151,6 +159,17 @@ class Experiment:
             dev_owners=[owner(example.row) for example in dev],
             folder=Path(settings.run_folder) / "+".join(a.name for a in adapters),
         )
+
+    @cached_property
+    def examples(self) -> dict[str, list[Example]]:
+        """Every split's rows, encoded and checked; the first use raises before a step is made."""
+        found = {}
+        for name, rows in self.splits.items():
+            found[name] = self.task.encode(rows, self.model.backbone)
+            self.task.check(found[name])
+        if not found["train"]:
+            raise DataError(f"{self.settings.data}: no text long enough to train on")
+        return found
 
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
@@ -163,28 +182,60 @@ class Experiment:
 
     # ── what comes out ───────────────────────────────────────────────────────────────────────
 
-    def check_can_save(self, name: str) -> None:
-        """Raise `LibraryError` now rather than after the training."""
+    def check_can_train(self, name: str) -> None:
+        """Raise now, rather than after the training, for a name the adapter cannot have.
+
+        `LibraryError` for one that is no name or is taken, `SettingsError` for one of a frozen
+        adapter below, over which the new one would be trained: nothing is trained over itself.
+        """
         check_name(name)
+        for tag, info in self._over.items():
+            if info.name == name:
+                raise SettingsError(
+                    f"{name!r} would be trained over itself: it is the frozen adapter below rows "
+                    f"in {tag}. Leave it out of --over (none, or a list of others), or choose "
+                    "another --name"
+                )
         if not self.settings.replace and any(info.name == name for info in self.library.list()):
             raise LibraryError(
                 f"{self.library.root} already has {name!r}: choose another --name, or --replace it"
             )
 
-    def save(self, adapter: Adapter, metrics: dict[str, float]) -> AdapterInfo | None:
-        """Put a trained adapter into the library (main process only) and say where."""
-        from dataclasses import replace
-
-        saved = None
-        if self.accelerator.is_main_process:
-            adapter = replace(adapter, info=replace(adapter.info, metrics=metrics))
-            dtype = getattr(torch, self.settings.save_precision)
-            adapter = adapter.map(lambda tensor: tensor.to(dtype))
-            with tempfile.TemporaryDirectory() as folder:
-                adapter.save(folder)
-                saved = self.library.add(
-                    folder, name=adapter.name, replace_existing=self.settings.replace
+    def require_languages(self) -> None:
+        """Raise `DataError` for a row that does not say its language, where it must be known."""
+        field = self.settings.columns.get("language", "language")
+        for row in (row for rows in self.splits.values() for row in rows):
+            if row.language is None:
+                raise DataError(
+                    f"{row.where}: field {field!r} is missing, and it could be any of "
+                    f"{', '.join(self.languages)}; say it in every row, or ask for one language"
                 )
+
+    def save(
+        self, adapter: Adapter, metrics: Mapping[str, float] | None = None
+    ) -> AdapterInfo | None:
+        """Put a trained adapter into the library (main process only), and return what is there.
+
+        Saving it again, with metrics that are known by then, replaces what the first call wrote.
+        """
+        saved, name = None, adapter.name
+        if self.accelerator.is_main_process:
+            adapter = replace(adapter, info=replace(adapter.info, metrics=dict(metrics or {})))
+            dtype = getattr(torch, self.settings.save_precision)
+            kept = Path(self.settings.run_folder) / "trained" / name
+            adapter.map(lambda tensor: tensor.to(dtype)).save(kept)
+            again = self.settings.replace or name in self._saved
+            try:
+                saved = self.library.add(kept, name=name, replace_existing=again)
+            except AdaptersHubError as error:
+                raise LibraryError(
+                    f"{error}\nThe trained adapter is not lost: adapters-hub add "
+                    + shlex.join([str(kept), "--name", name, "--library", str(self.library.root)])
+                ) from error
+            self._saved.add(name)
+            shutil.rmtree(kept)
+            with suppress(OSError):
+                kept.parent.rmdir()  # unless another run keeps one there
         self.accelerator.wait_for_everyone()
         return saved
 
@@ -199,28 +250,41 @@ class Experiment:
         domains = self.settings.domain
         return (domains[0] if len(domains) == 1 else name) if domains else None
 
-    def _read(self) -> Splits:
+    def _over_in_training(self) -> tuple[str, ...]:
+        """The frozen adapters that train rows see."""
+        tags = {row.language for row in self.splits["train"]}
+        return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
+
+    def _read(self, other_languages: bool) -> Splits:
         settings = self.settings
-        splits = read_data(settings.data, settings.columns)
-        found = {row.domain for rows in splits.values() for row in rows}
-        if settings.domain and not found & {*settings.domain, None}:
-            have = ", ".join(sorted(str(domain) for domain in found))
+        found = read_data(settings.data, settings.columns)
+        domains = {row.domain for rows in found.values() for row in rows}
+        if settings.domain and not domains & {*settings.domain, None}:
+            there = ", ".join(sorted(str(domain) for domain in domains))
             raise DataError(
-                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({have})"
+                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
             )
-        domains = settings.domain or None
-        splits = {name: select(rows, None, domains) for name, rows in splits.items()}
-        splits = with_held_out(splits)
-        for name in ("train", "dev"):
-            chosen = select(splits[name], settings.language or None)
-            if not chosen and name == "train":
-                there = sorted({str(row.language) for row in splits[name]})
-                wanted = ", ".join(languages.canonical(tag) for tag in settings.language)
-                raise DataError(
-                    f"{settings.data}: no {name} rows in {wanted or 'any language'} "
-                    f"(have: {', '.join(there) or 'none'})"
-                )
-            splits[name] = chosen
+        found = {name: select(rows, None, settings.domain or None) for name, rows in found.items()}
+        if not found.get("train"):
+            raise DataError(
+                f"{settings.data}: no train rows; by the names of its files, all are for "
+                + " and ".join(name for name, rows in found.items() if rows)
+            )
+        found = with_held_out(found)
+        splits = {name: found.get(name, []) for name in ("train", "dev", "test")}
+        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
+            (tag,) = self.languages
+            for name, rows in splits.items():
+                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
+        have = sorted({str(row.language) for row in splits["train"]})
+        for name in splits:
+            if name != "test" or not other_languages:
+                splits[name] = select(splits[name], self.languages or None)
+        if not splits["train"]:
+            raise DataError(
+                f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
+                f"(have: {', '.join(have) or 'none'})"
+            )
         return splits
 
     def _make_task(self) -> Task:
@@ -231,15 +295,23 @@ class Experiment:
                 max_length=settings.max_length,
                 mask_probability=settings.mask_probability,
             )
-        for row in self.splits["train"]:
-            if row.label is None:
-                raise DataError(
-                    f"{row.where}: field {settings.columns.get('label', 'label')!r} is missing, "
-                    "and classification needs it"
-                )
+        field = settings.columns.get("label", "label")
+        known = sorted({row.label for row in self.splits["train"] if row.label is not None})
+        for split, rows in self.splits.items():
+            for row in rows:
+                if row.label is None:
+                    raise DataError(
+                        f"{row.where}: field {field!r} is missing, and classification needs it"
+                    )
+                if row.label not in known:
+                    raise DataError(
+                        f"{row.where}: field {field!r}: no train row has the label {row.label!r} "
+                        f"of this {split} row (they have {', '.join(known)}); add some, or take it "
+                        "out"
+                    )
         return make_task(
             "classification",
-            label_names=tuple(sorted({row.label for row in self.splits["train"] if row.label})),
+            label_names=tuple(known),
             max_length=settings.max_length,
             smoothing=settings.label_smoothing,
         )

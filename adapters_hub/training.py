@@ -109,7 +109,8 @@ def train(
                     scores = run.look(done, dev, dev_owners)
                     history.append({"step": done, "loss": loss, **scores})
                     accelerator.log(scores, step=done)
-                    bar.set_postfix(loss=f"{loss:.3f}", dev=f"{next(iter(scores.values()), 0):.3f}")
+                    shown = f"{next(iter(scores.values())):.3f}" if scores else "-"
+                    bar.set_postfix(loss=f"{loss:.3f}", dev=shown)
                 due = settings.save_every and done % settings.save_every == 0
                 if checkpoint and accelerator.is_main_process and (due or stop) and not last:
                     checkpoint.save(trainees, history, done, run.scaler)

@@ -36,11 +36,10 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if resolved.origins["domain"] == "recipe":
         resolved = resolved.defaults(**DEMO)
-    settings = resolved.settings
-    experiment = Experiment(resolved)
-    model, task = experiment.model, experiment.task
+    experiment = Experiment(resolved, other_languages=True)
+    settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()
-    experiment.check_can_save(name)
+    experiment.check_can_train(name)
     counts = {split: len(rows) for split, rows in experiment.splits.items()}
     labels = f"; labels: {', '.join(task.labels)}" if task.labels else ""
     experiment.print(f"rows: {counts}{labels}")
@@ -63,21 +62,26 @@ def run() -> None:
     if over:
         columns[f"language + {name}"] = lambda row: experiment.language_blend(row) + alone
 
-    test = task.encode(experiment.splits["test"], model.backbone)
-    results = compare(model, task, test, columns, experiment.accelerator)
-    trained_on = {row.language for row in experiment.splits["train"]}
-    notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
-    notes["mean"] = ""
-    better = "higher" if task.higher_is_better else "lower"
-    metric = task.metric_name(model.backbone)
-    experiment.print(f"\n{metric} on {len(test)} test texts ({better} is better):\n")
-    experiment.print(table(results, "language", notes))
-
-    saved = experiment.save(adapter, {f"{metric}, {c}": results[c]["mean"] for c in results})
+    saved = experiment.save(adapter)  # before anything else can fail
+    if test := experiment.examples["test"]:
+        results = compare(model, task, test, columns, experiment.accelerator)
+        trained_on = {row.language or "-" for row in experiment.splits["train"]}
+        notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
+        notes["mean"] = ""
+        better = "higher" if task.higher_is_better else "lower"
+        metric = task.metric_name(model.backbone)
+        texts = len(experiment.splits["test"])
+        experiment.print(f"\n{metric} on {texts} test texts ({better} is better):\n")
+        experiment.print(table(results, "language", notes))
+        saved = experiment.save(
+            adapter, {f"{metric}, {column}": scores["mean"] for column, scores in results.items()}
+        )
+    else:
+        experiment.print("\nno test rows, so there is no table")
     if saved:
         rate = progress.tokens / max(progress.seconds, 1e-9)
         root = str(experiment.library.root)
-        shown = experiment.splits["test"][0]
+        shown = (experiment.splits["test"] or experiment.splits["train"])[0]
         blend = f"{shown.language} + {name}" if shown.language in over else name
         print(
             f"\nsaved {saved.path} ({saved.bytes / 1024:.0f} KiB); "

@@ -7,14 +7,14 @@
 
 The objective is the backbone's own: the next token for a decoder, masked tokens for an encoder.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
-adapter learns from all, drawn with p ~ n^alpha. Everything else is a flag: see --help.
+adapter learns from all, drawn with p ~ n^alpha. Where just one language is asked for, rows that
+name none are in it. Everything else is a flag: see --help.
 On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
 starts one.
 """
 
 from pathlib import Path
 
-from adapters_hub import languages
 from adapters_hub.errors import SettingsError
 from adapters_hub.evaluation import compare, table
 from adapters_hub.experiment import Experiment, main
@@ -33,45 +33,44 @@ RECIPE = {
 def run() -> None:
     """Settings, data, train, save, show."""
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
-    settings = resolved.settings
-    if not settings.language:
+    if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
-    tags = [languages.canonical(tag) for tag in settings.language]
     experiment = Experiment(resolved)
-    if settings.name:
-        names, owner = [settings.name], lambda row: 0
-    else:
-        names, owner = tags, lambda row: tags.index(row.language)
+    settings, model, tags = experiment.settings, experiment.model, experiment.languages
+    experiment.require_languages()
+    names = [settings.name] if settings.name else list(tags)
+    owner = (lambda row: 0) if settings.name else (lambda row: tags.index(row.language))
     for name in names:
-        experiment.check_can_save(name)
+        experiment.check_can_train(name)
     one = tags[0] if len(tags) == 1 else None
     adapters, progress = experiment.train(
         [experiment.new_adapter(name, language=one if settings.name else name) for name in names],
         owner,
     )
-    rows = [row for row in experiment.splits["test"] if row.language in tags]
-    examples = experiment.task.encode(rows, experiment.model.backbone)
-    resolve = {name: experiment.model.resolve(name) for name in names}
-    bare = experiment.model.resolve(None)
-    results = compare(
-        experiment.model,
-        experiment.task,
-        examples,
-        {"bare backbone": lambda row: bare, "adapter": lambda row: resolve[names[owner(row)]]},
-        experiment.accelerator,
-    )
-    unit = experiment.task.metric_name(experiment.model.backbone)
-    experiment.print(f"\n{unit} on {len(rows)} test texts (lower is better):\n")
-    experiment.print(table(results, "language", {}))
-    for adapter in adapters:
-        own = adapter.info.language or "mean"
-        scores = {c: results[c].get(own, results[c]["mean"]) for c in results}
-        saved = experiment.save(
-            adapter,
-            {f"{unit}, bare": scores["bare backbone"], f"{unit}, adapted": scores["adapter"]},
-        )
-        if saved:
-            experiment.print(f"\nsaved {saved.path} ({saved.bytes / 1024:.0f} KiB)")
+    saved = [experiment.save(adapter) for adapter in adapters]  # before anything else can fail
+    if examples := experiment.examples["test"]:
+        resolve = {name: model.resolve(name) for name in names}
+        bare = model.resolve(None)
+        columns = {
+            "bare backbone": lambda row: bare,
+            "adapter": lambda row: resolve[names[owner(row)]],
+        }
+        results = compare(model, experiment.task, examples, columns, experiment.accelerator)
+        unit = experiment.task.metric_name(model.backbone)
+        texts = len(experiment.splits["test"])
+        experiment.print(f"\n{unit} on {texts} test texts (lower is better):\n")
+        experiment.print(table(results, "language", {}))
+        for number, adapter in enumerate(adapters):
+            own = adapter.info.language or "mean"
+            scores = {c: results[c][own] for c in results if own in results[c]}
+            words = {"bare backbone": "bare", "adapter": "adapted"}
+            metrics = {f"{unit}, {words[column]}": score for column, score in scores.items()}
+            saved[number] = experiment.save(adapter, metrics)
+    else:
+        experiment.print("\nno test rows, so there is no table")
+    for info in saved:
+        if info:
+            experiment.print(f"\nsaved {info.path} ({info.bytes / 1024:.0f} KiB)")
     root = str(experiment.library.root)
     rate = progress.tokens / max(progress.seconds, 1e-9)
     experiment.print(
