@@ -80,7 +80,12 @@ class Experiment:
     # ── what is trained ──────────────────────────────────────────────────────────────────────
 
     def new_adapter(
-        self, name: str, *, language: str | None = None, head_only: bool = False
+        self,
+        name: str,
+        *,
+        language: str | None = None,
+        domain: str | None = None,
+        head_only: bool = False,
     ) -> Adapter:
         """A fresh adapter for this run's task; ``head_only`` leaves the backbone as it is."""
         from peft import LoraConfig
@@ -100,7 +105,7 @@ class Experiment:
         info = AdapterInfo(
             name=name,
             language=language,
-            domain=None if language else self._domain(name),
+            domain=domain,
             task=self.task.name,
             labels=self.task.labels,
             backbone=settings.backbone,
@@ -113,10 +118,20 @@ class Experiment:
 
     def domain_name(self) -> str:
         """What the domain adapter is called; `SettingsError` if that is not said."""
-        settings = self.settings
-        if settings.name is None and len(settings.domain) != 1:
+        domains = self._domains()
+        if self.settings.name is None and len(domains) != 1:
             raise SettingsError("say which domain (--domain hotel), or --name one for several")
-        return settings.name or settings.domain[0]
+        return self.settings.name or domains[0]
+
+    def domain(self, name: str) -> str:
+        """The domain an adapter of a name is for: the one of its rows, else its name."""
+        domains = self._domains()
+        return domains[0] if len(domains) == 1 else name
+
+    def _domains(self) -> tuple[str, ...]:
+        """The domains asked for, else those that the rows name."""
+        found = {row.domain for row in self.splits["train"] if row.domain}
+        return self.settings.domain or tuple(sorted(found))
 
     def train(
         self,
@@ -244,11 +259,6 @@ class Experiment:
         self.accelerator.end_training()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
-
-    def _domain(self, name: str) -> str | None:
-        """The domain an adapter is for: the one asked for, or its name for several together."""
-        domains = self.settings.domain
-        return (domains[0] if len(domains) == 1 else name) if domains else None
 
     def _over_in_training(self) -> tuple[str, ...]:
         """The frozen adapters that train rows see."""

@@ -89,11 +89,16 @@ class TrainingSettings:
         for name in ("dropout", "warmup", "over_share", "label_smoothing", "mask_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
-        for name in ("sampling_alpha", "clip", "weight_decay", "patience", "threads"):
+        for name in ("sampling_alpha", "clip", "weight_decay", "patience", "threads", "eval_every",
+                     "save_every"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
-        if not 0 < self.learning_rate < float("inf"):
-            raise SettingsError(f"learning_rate={self.learning_rate}: must be above 0")
+        for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise SettingsError(f"{name}={value}: must be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError(f"seed={self.seed}: must be between 0 and {2**32 - 1}")
         if self.bits not in (32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
         for setting in fields(self):

@@ -22,20 +22,22 @@ from adapters_hub.settings import parse_settings
 RECIPE = {
     "task": "language-modeling",
     "data": str(Path(__file__).parent / "data"),
-    "domain": ("hotel",),
-    "language": ("en", "de", "fr", "es", "ru", "zh"),
     "rank": 8,
     "steps": 120,
     "learning_rate": 2e-3,
 }
-DEMO = {"name": "my-hotel", "replace": True}  # beside the hotel adapter that ships, again and again
+# The sample text, unless told otherwise: two of its languages are kept for the test, and the
+# result goes beside the hotel adapter that ships, again and again.
+SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
+DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
 
 
 def run() -> None:
     """Settings, data, train, save, show."""
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
-    if resolved.origins["domain"] == "recipe":
-        resolved = resolved.defaults(**DEMO)
+    if resolved.origins["data"] == "recipe":
+        own = resolved.origins["domain"] != "default" or resolved.origins["name"] != "default"
+        resolved = resolved.defaults(**SAMPLE, **({} if own else DEMO))
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()
@@ -56,7 +58,8 @@ def run() -> None:
         bare = model.resolve(None)
     columns["bare backbone (head only)"] = lambda row: bare
     experiment.print("the domain adapter:")
-    (adapter,), progress = experiment.train([experiment.new_adapter(name)])
+    fresh = experiment.new_adapter(name, domain=experiment.domain(name))
+    (adapter,), progress = experiment.train([fresh])
     alone = model.resolve(name)
     columns[name] = lambda row: alone
     if over:

@@ -35,6 +35,8 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
+    if resolved.settings.task != RECIPE["task"]:
+        raise SettingsError("a language adapter learns from text alone; lora_domain.py takes tasks")
     experiment = Experiment(resolved)
     settings, model, tags = experiment.settings, experiment.model, experiment.languages
     experiment.require_languages()

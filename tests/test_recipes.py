@@ -424,3 +424,19 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, fresh
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(SettingsError, match="2 processes were started, and accelerate sees 1"):
         make_accelerator(TrainingSettings())
+
+
+def test_a_domain_adapter_needs_a_domain_or_a_name(tiny, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "the room was {w}"}}\n' for w in WORDS))
+    common = ["--backbone", tiny("qwen3"), "--data", data, "--library", "library", "--cpu"]
+    common += ["--steps", 2, "--rank", 2]
+    with pytest.raises(SystemExit, match="say which domain"):
+        run("lora_domain.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    run("lora_domain.py", *common, "--name", "rooms", monkeypatch=monkeypatch, cwd=tmp_path)
+    assert ah.Library(tmp_path / "library").get("rooms").domain == "rooms"
+    with pytest.raises(SystemExit, match=r"lora_domain\.py takes tasks"):
+        run(
+            "lora_language.py", *common, "--language", "en", "--task", "classification",
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip

@@ -165,6 +165,11 @@ def test_columns_need_a_column():
     "values",
     [
         {"steps": 0},
+        {"seed": -1},
+        {"seed": 2**40},
+        {"eval_every": -1},
+        {"head_learning_rate": float("nan")},
+        {"lora_alpha": -4.0},
         {"batch_size": -1},
         {"rank": 0},
         {"max_length": 0},
