@@ -16,6 +16,7 @@ ORDER = [
     "languages",
     "blend",
     "tensorfile",
+    "patterns",
     "info",
     "card",
     "fingerprint",
