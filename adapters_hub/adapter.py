@@ -95,7 +95,8 @@ class Adapter:
             tensors = load_file(found.weights, device=str(backbone.device))
         except (SafetensorError, OSError) as error:
             raise AdapterFileError(f"{found.weights}: {error}") from error
-        _check_head(found, backbone)
+        if found.head:
+            _check_head(found, backbone)
         factors, scaling, prefix = {}, {}, ""
         for module, (key_a, key_b) in found.modules.items():
             site = backbone.site_of(module)
@@ -176,8 +177,9 @@ class Adapter:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a PEFT folder that `peft.PeftModel.from_pretrained` and `Library.add` read.
 
-        It is written beside and renamed into place. Raises `AdapterFileError` for what cannot be
-        such a folder, `LibraryError` where it cannot be written; there is then nothing new.
+        It is written beside and renamed into place, where there is nothing but an adapter; among
+        other files each of its three is replaced by itself. Raises `AdapterFileError` for what
+        cannot be such a folder, `LibraryError` where it cannot be written; nothing is new then.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -202,10 +204,11 @@ class Adapter:
             sites=len(self.factors),
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
+        unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         try:
             with new_folder(folder) as stage:
-                save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(self.info, config))
+                save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(unhashed, config))
                 (stage / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
                 (stage / files_.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
         except (OSError, SafetensorError) as error:
@@ -329,13 +332,20 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    old = stage.with_name(f"{stage.name}.old")
     try:
         stage.mkdir()
         yield stage
-        if target.is_dir() and any(target.iterdir()):
+        present = {file.name for file in target.iterdir()} if target.is_dir() else set()
+        if present - {file.name for file in stage.iterdir()}:
             for file in stage.iterdir():
                 os.replace(file, target / file.name)
-        else:
-            os.replace(stage, target)  # over an empty folder, too
+            return
+        if present:
+            os.replace(target, old)
+        os.replace(stage, target)  # over an empty folder, too
     finally:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -224,7 +224,7 @@ def site_shape(module: nn.Module) -> tuple[int, int]:
 def enable_checkpointing(model: Any, context_fn: Any) -> list[RemovableHandle]:
     """Recompute each layer's activations in the backward instead of keeping them.
 
-    Returns the hooks it put on the layers.
+    Returns the hooks it put on what calls the layers.
 
     transformers does so only for layers in training mode, so the layers alone are put into it, for
     a forward that is differentiated (in others it would take away the key-value cache), with the
@@ -232,19 +232,24 @@ def enable_checkpointing(model: Any, context_fn: Any) -> list[RemovableHandle]:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    def follow_grad_mode(layer: nn.Module, inputs: Any) -> None:
-        layer.training = torch.is_grad_enabled()
+    def follow_grad_mode(container: nn.Module, inputs: Any) -> None:
+        for layer in container.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = torch.is_grad_enabled()
 
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False, "context_fn": context_fn})
-    hooks = []
-    for module in model.modules():
+    # What calls the layers has the hook: a layer of transformers may look before its own hooks run.
+    modules, callers = dict(model.named_modules()), {}
+    for path, module in modules.items():
         if isinstance(module, GradientCheckpointingLayer):
-            hooks.append(module.register_forward_pre_hook(follow_grad_mode))
+            while isinstance(modules[path := path.rpartition(".")[0]], nn.ModuleList):
+                pass
+            callers[path] = modules[path]
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
-    return hooks
+    return [caller.register_forward_pre_hook(follow_grad_mode) for caller in callers.values()]
 
 
 def checkpoint_folder(name: str, revision: str | None = None) -> Path:
@@ -374,8 +379,9 @@ def _set_padding(tokenizer: Any, model: Any) -> None:
     """Batches need a padding token; a decoder without one pads with its end token, masked."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None and generation.pad_token_id is None:
         generation.pad_token_id = tokenizer.pad_token_id

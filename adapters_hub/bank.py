@@ -103,7 +103,7 @@ class Plan:
     weights: Tensor
     index: Tensor | None = None
     dropout: float = 0.0
-    _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # shared by the bank's
+    _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # all plans'
     _parts: dict[Any, list[Part]] = field(default_factory=dict)
     _scales: dict[Any, Any] = field(default_factory=dict)
     _uses: list[int] | None = None
@@ -305,9 +305,8 @@ class Bank:
             dropout,
         )
         with self._lock:
-            names = sorted(
-                {name for blend in blends for name in blend}
-            )  # so that stacks are shared
+            # in one order, so that plans of the same atoms share their stacks
+            names = sorted({name for blend in blends for name in blend})
             for name in names:
                 self._slots.move_to_end(name)
             if key in self._plans:

@@ -90,6 +90,8 @@ class Experiment:
         """A fresh adapter for this run's task; ``head_only`` leaves the backbone as it is."""
         from peft import LoraConfig
 
+        if domain:
+            check_name(domain)  # as the library will
         settings, backbone = self.settings, self.model.backbone
         targets = list(settings.targets)
         alpha = settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.rank
@@ -189,7 +191,7 @@ class Experiment:
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
         info = self._over.get(row.language or "")
-        return self.model.resolve(info.name) if info else Blend()
+        return Blend(((info.name, 1.0),)) if info else Blend()
 
     def languages_with_adapters(self) -> list[str]:
         """The data's languages for which a frozen language adapter is used."""

@@ -61,22 +61,34 @@ def weight_files(folder: Path) -> list[Path]:
 def misfit(folder: str | Path, modules: Mapping[str, tuple[int, int]]) -> str | None:
     """What speaks against an adapter of these modules, path → (in, out), on a checkpoint.
 
-    None where some module is there and all that are have the right shape. Paths are compared
-    without the class's prefix, since a checkpoint may be stored under another class.
+    Only layers with a number are looked for, by their path from there on, because a checkpoint may
+    be stored under another class's names; one weight of the right shape is enough.
     """
-    shapes: dict[str, list[int]] = {}
+    shapes: dict[str, list[list[int]]] = {}
     for file in weight_files(Path(folder)):
         for name, entry in tensorfile.read_header(file).tensors.items():
-            for path in (name, name.partition(".")[2]):
-                shapes[path.removesuffix(".weight")] = list(entry.shape)
-    known = {m: shapes.get(m) or shapes.get(m.partition(".")[2]) for m in modules}
-    for module, shape in known.items():
-        if shape and sorted(shape) != sorted(modules[module]):  # Conv1D is stored transposed
+            if entry.dtype in ("U8", "I8"):
+                return None  # quantised: its shapes are not the layers'
+            shapes.setdefault(_numbered(name.removesuffix(".weight")), []).append(
+                sorted(entry.shape)
+            )
+    found = {module: shapes.get(_numbered(module)) for module in modules if _numbered(module)}
+    for module, there in found.items():
+        if there and sorted(modules[module]) not in there:  # Conv1D is stored transposed
             fan_in, fan_out = modules[module]
             return (
-                f"{module} has {fan_in} inputs and {fan_out} outputs, its weight there is {shape}"
+                f"{module} has {fan_in} inputs and {fan_out} outputs, the weight there {there[0]}"
             )
-    return None if any(known.values()) else f"it has no weight for {next(iter(modules))}"
+    return (
+        f"it has no weight for {next(iter(found))}" if found and not any(found.values()) else None
+    )
+
+
+def _numbered(path: str) -> str:
+    """A module's path from just before its first number on; empty without one."""
+    parts = path.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[first - 1 :]) if first else ""
 
 
 @lru_cache(maxsize=64)

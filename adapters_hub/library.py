@@ -112,6 +112,10 @@ class Library:
         except FileNotFoundError:
             return None
 
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """The times and sizes of an adapter's files; empty if there is none."""
+        return tuple(_state(str(self._folder(name))))
+
     def get(self, name: str) -> AdapterInfo:
         """The adapter of exactly this name; `NotFoundError` with the nearest names otherwise."""
         infos = self._infos()
@@ -414,7 +418,8 @@ def _check_fit(files: AdapterFiles, backbone: str) -> None:
 
 def _check_labels(files: AdapterFiles, labels: tuple[str, ...] | None) -> None:
     """A label for each logit, as far as the head's shapes tell."""
-    sizes = {files.header.tensors[key].shape[0] for key in files.head.values()}
+    shapes = [files.header.tensors[key].shape for key in files.head.values()]
+    sizes = {shape[0] for shape in shapes if shape}
     if labels and sizes and len(labels) not in sizes:
         raise AdapterFileError(
             f"{files.weights}: {len(labels)} labels ({', '.join(labels)}), and no tensor of the "

@@ -62,6 +62,7 @@ class AdaptedModel:
         self._lock = threading.RLock()
         self._resident: dict[str, Adapter] = {}
         self._own: set[str] = set()  # added from memory: not in the library, so never dropped
+        self._stamps: dict[str, Any] = {}  # the state of the files an adapter was loaded from
         self._names: dict[str, str] = {}  # term → adapter, as long as the library stays as it is
         self._seen: Any = None  # the state of the library's folder that _names is for
         self._hooks: list[RemovableHandle] = []
@@ -129,8 +130,8 @@ class AdaptedModel:
         if term not in self._names:
             check = self.backbone.fingerprint if self.check_backbone else None
             info = self.library.find(term, check)
-            old = self._resident.get(info.name)
-            if old is not None and info.name not in self._own and old.info != info:
+            stamp = self._stamps.get(info.name)  # none for what was added from memory
+            if info.name not in self._own and stamp not in (None, self.library.stamp(info.name)):
                 self.drop(info.name)  # replaced in the library since it was loaded
             self._names[term] = info.name
         return self._names[term]
@@ -141,6 +142,7 @@ class AdaptedModel:
             if name in self.bank:
                 continue
             info = self.library.get(name)
+            self._stamps[name] = self.library.stamp(name)
             with torch.inference_mode(False):  # what stays must serve any later call
                 files = read_adapter(Path(info.path or ""), name)
                 adapter = Adapter.load(files, self.backbone, self.check_backbone)
@@ -254,9 +256,13 @@ class AdaptedModel:
         tokenizer.padding_side = "left"
         encoded = tokenizer(texts, return_tensors="pt", padding=True).to(self.backbone.device)
         size, limit = encoded["input_ids"].shape[1], self.backbone.max_tokens
-        if limit and size >= limit:
+        new = 0
+        if self.backbone.kind == "decoder":
+            new = options.get("max_new_tokens", options.get("max_length", 32 + size) - size)
+        if limit and size + new > limit:
             raise BackboneError(
-                f"a prompt of {size} tokens: {self.backbone.name} takes fewer than {limit}"
+                f"a prompt of {size} tokens and {new} new ones: {self.backbone.name} has positions "
+                f"for {limit}"
             )
         with self.adapted(len(texts), adapters):
             model: Any = self.backbone.model
@@ -448,4 +454,8 @@ def load(
             + "; load_backbone(...) takes it from you"
         )
     model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
-    return model.use(Blend.of(list(dict.fromkeys(info.name for info in reversed(found)))))
+    exact = Blend.of([info.name for info in reversed(found)])
+    with model._lock:
+        model._make_resident(set(exact.terms))
+    model.active = Blend(tuple((name, 1.0) for name in exact.terms))  # once, if both are one
+    return model

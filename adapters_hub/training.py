@@ -283,7 +283,7 @@ def _facts(
         "backbone": model.backbone.fingerprint,
         "examples": examples.hexdigest(),
         "batches": order.hexdigest(),
-        "over": {name: model.adapter(name).info.hash for name in sorted(below)},
+        "over": {name: model.resident(name).info.hash for name in sorted(below)},
     }
 
 

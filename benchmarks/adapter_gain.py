@@ -73,7 +73,7 @@ def main() -> None:
     below = {info.language: info.name for info in model.library.list() if not info.domain}
 
     def blend_over(blend: ah.Blend, over: bool, row: Row) -> ah.Blend:
-        return (model.resolve(below[row.language]) if over else ah.Blend()) + blend
+        return (ah.Blend.of({below[row.language]: 1.0}) if over else ah.Blend()) + blend
 
     results = {}
     for number, info in enumerate(infos):
@@ -94,17 +94,19 @@ def main() -> None:
 
         few = examples[:: max(1, len(examples) // options.others)]
         others = {
-            other.name: measure(model.resolve(other.name), few) for other in infos if other != info
+            other.name: measure(ah.Blend.of({other.name: 1.0}), few)
+            for other in infos
+            if other != info
         }
         best = min(others, key=others.__getitem__) if others else info.name
-        random = model.add(random_like(model.adapter(info.name), seed=number))
+        random = model.add(random_like(model.resident(info.name), seed=number))
         results[info.name] = {
             "texts": len({id(example.row) for example in examples}),
             "bare": measure(ah.Blend()),
-            "own": measure(model.resolve(info.name)),
-            "best other": measure(model.resolve(best)),
+            "own": measure(ah.Blend.of({info.name: 1.0})),
+            "best other": measure(ah.Blend.of({best: 1.0})),
             "other": best,
-            "random": measure(model.resolve(random.name)),
+            "random": measure(ah.Blend.of({random.name: 1.0})),
         }
     shown = [
         [

@@ -204,3 +204,18 @@ def test_a_regression_head_has_no_labels(tiny, lora_folder, tmp_path):
     model = ah.load_backbone(str(tiny("qwen3")), library=library)
     with pytest.raises(HeadError, match="one output, a regression"):
         model.classify("lovely", "stars")
+
+
+def test_saved_again_in_another_precision_is_as_written(model, tmp_path):
+    stored = model.adapter("de").map(lambda tensor: tensor.bfloat16())
+    stored.save(model.library.root / "half")
+    assert model.library.verify("half") == ["no content hash was stored"]
+    again = ah.Library(tmp_path / "other").add(model.library.root / "half")
+    assert ah.Library(tmp_path / "other").verify(again.name) == []
+
+
+def test_an_export_over_an_export_leaves_one_whole_adapter(model, tmp_path):
+    folder = model.export("de", tmp_path / "out")
+    model.export("2*de", folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"library", "out"}
+    assert "The sum of 2.0*de" in (folder / "README.md").read_text()

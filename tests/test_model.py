@@ -433,8 +433,10 @@ def test_weights_may_be_mappings(model, inputs):
 
 def test_a_prompt_longer_than_the_positions_is_refused(model):
     limit = model.backbone.max_tokens
-    with pytest.raises(BackboneError, match="takes fewer than"):
+    with pytest.raises(BackboneError, match="has positions"):
         model.generate("room " * limit, adapters="de", max_new_tokens=1)
+    with pytest.raises(BackboneError, match=f"and {limit} new ones"):
+        model.generate("room", adapters="de", max_new_tokens=limit)
 
 
 def test_checkpointing_with_padding_and_a_cache_by_default(tiny, lora_folder, tmp_path, inputs):
@@ -453,3 +455,44 @@ def test_checkpointing_with_padding_and_a_cache_by_default(tiny, lora_folder, tm
         model.enable_gradient_checkpointing()
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpointing_recomputes_each_layer_once_and_only_for_gradients(model, inputs):
+    model.enable_gradient_checkpointing()
+    trained = model.adapter("de").trainable()
+    trained.info = ah.AdapterInfo(name="t")
+    model.add(trained, trained=True)
+    calls = []
+    for layer in model.backbone.base.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    layers = len(model.backbone.base.layers)
+    for _ in range(2):
+        calls.clear()
+        model(**inputs, adapters="t").logits.square().mean().backward()
+        assert len(calls) == 2 * layers
+        calls.clear()
+        with torch.no_grad():
+            model(**inputs, adapters="t")
+        assert len(calls) == layers
+
+
+def test_the_same_tensors_at_another_scaling_are_another_adapter(
+    tiny, tmp_path, inputs, lora_folder
+):
+    library = ah.Library(tmp_path)
+    library.add(lora_folder("qwen3", "one", lora_alpha=8), name="x")
+    model = ah.load_backbone(str(tiny("qwen3")), library=library)
+    with torch.no_grad():
+        model(**inputs, adapters="x")
+        library.add(lora_folder("qwen3", "one", lora_alpha=80), name="x", replace_existing=True)
+        got = model(**inputs, adapters="x").logits
+        fresh = ah.load_backbone(str(tiny("qwen3")), library=library)
+        torch.testing.assert_close(got, fresh(**inputs, adapters="x").logits)
+
+
+def test_load_takes_a_language_whose_name_is_also_a_domain(tiny, tmp_path, lora_folder):
+    library, name = ah.Library(tmp_path), str(tiny("qwen3"))
+    library.add(lora_folder("qwen3", "one"), name="it", language="it", backbone=name)
+    library.add(lora_folder("qwen3", "two"), name="it-help", domain="it", backbone=name)
+    assert ah.load("it", library=library).active.terms == ("it",)
+    assert ah.load("it", domain="it", library=library).active.terms == ("it", "it-help")

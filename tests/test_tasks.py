@@ -69,6 +69,12 @@ def test_windows_lose_no_token_and_count_each_byte_once(load):
     assert rebuilt == whole.input_ids
 
 
+@pytest.mark.parametrize(("kind", "length"), [("qwen3", 1), ("bert", 2)])
+def test_windows_without_room_for_a_target_are_refused(kind, length, load):
+    with pytest.raises(SettingsError, match=f"max_length={length}: must be {length + 1} or more"):
+        LanguageModeling(max_length=length).encode(ROWS, load(kind).backbone)
+
+
 def test_masking_depends_on_row_and_seed_only(load):
     model, task = load("bert"), LanguageModeling()
     examples = task.encode(ROWS, model.backbone)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.errors import BackboneError, DataError
+from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class LanguageModeling(Task):
             raise BackboneError(f"{backbone.name}: the tokenizer has no mask token")
         if not rows:
             return []  # which tokenizers do not take
-        limit = min(
-            self.max_length,
-            backbone.max_tokens or self.max_length,
-        )
+        limit = min(self.max_length, backbone.max_tokens or self.max_length)
         end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
         end = [] if end == [None] else end
         before, after = _surroundings(tokenizer)
+        least = len(before) + len(after) + 1 if backbone.kind == "encoder" else 2
+        if limit < least:
+            raise SettingsError(f"max_length={limit}: must be {least} or more on {backbone.name}")
         examples = []
         texts = tokenizer([row.text for row in rows], add_special_tokens=backbone.kind == "decoder")
         for row, ids in zip(rows, texts["input_ids"], strict=True):

@@ -16,7 +16,7 @@ accelerate launch recipes/lora_language.py --language de en es fr ru zh --data "
 for domain in games science sound admin story; do
     accelerate launch recipes/lora_domain.py --domain $domain --name $domain \
         --data "$build/domains" --language da de en es fr id ru sv uk zh \
-        --steps 200 --batch-size 32 $common
+        --steps 150 --batch-size 32 $common
 done
 # the sample text, in six of its eight languages
 for domain in hotel clinic bank software; do

@@ -119,6 +119,8 @@ def quality_table(scores: dict[str, dict[str, float]]) -> str:
         "| language | test bytes | bytes per token | starter | xz -9e | 5-gram |",
         "|----------|-----------:|----------------:|--------:|-------:|-------:|",
     ]
+    if not all("five_gram" in row for row in scores.values()):
+        raise SystemExit("the scores have no 5-gram model: give evaluate.py --run")
     keys = ("model", "xz", "five_gram")
     for language in LANGUAGES:
         row, name = scores[language], language + (" (kept out)" if language in KEPT_OUT else "")
@@ -148,6 +150,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a remark on the scores, for the card")
     parser.add_argument("--machine", default="a CPU with two cores", help="for the card")
     options = parser.parse_args()
+    state = json.loads((options.run / "checkpoint" / "state.json").read_text())
+    settings = state["settings"]
+    if settings["start"] and options.out.resolve() == Path(settings["start"]).resolve():
+        raise SystemExit("--out is what the run started from, whose curve would be lost")
     options.out.mkdir(parents=True, exist_ok=True)
     model = Qwen3ForCausalLM.from_pretrained(options.run / "checkpoint", dtype=torch.bfloat16)
     model.save_pretrained(options.out)
@@ -156,8 +162,7 @@ def main() -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(options.tokenizer / name, options.out / name)
 
-    state = json.loads((options.run / "checkpoint" / "state.json").read_text())
-    settings, config = state["settings"], model.config
+    config = model.config
     rounds = join(options.run, options.machine)
     (options.out / CURVE).write_text(json.dumps(rounds, indent=1) + "\n")
     draw(rounds, options.out / "curve.png")
