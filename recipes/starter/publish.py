@@ -112,8 +112,8 @@ def quality_table(scores: dict[str, dict[str, float]]) -> str:
     lines = [
         "Bits per byte on held-out test text (lower is better), next to `xz -9e` on the same text",
         "and a 5-gram model (interpolated, modified Kneser-Ney) over the same tokens, which read",
-        "just the text the starter was trained on. xz starts from nothing on each of these small",
-        "files: it tells how difficult the text is. The starter never saw text or language tokens",
+        "as many of them as the starter, drawn in the same way. xz starts from nothing on each of",
+        "these small files: it tells how difficult the text is. The starter never saw text or tokens",
         "of the kept-out languages; that is what language adapters are for.",
         "",
         "| language | test bytes | bytes per token | starter | xz -9e | 5-gram |",
