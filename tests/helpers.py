@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,10 @@ def run_python(code, *arguments, check=True):
     if check:
         assert result.returncode == 0, result.stderr
     return result
+
+
+def in_threads(work, arguments):
+    """Call ``work`` with each argument in a thread of its own; a thread's failure is raised."""
+    arguments = list(arguments)
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        list(pool.map(work, arguments))

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from helpers import in_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -194,11 +195,7 @@ def test_two_threads_follow_two_plans():
                 if not torch.allclose(layers["a"](x), want[name], atol=1e-5):
                     wrong.append(name)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in want]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, want)
     assert not wrong
     assert bank.current() is None
 

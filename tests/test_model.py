@@ -1,10 +1,9 @@
 """`AdaptedModel`: names to rows, heads, generation, exclusions; every row as if it were alone."""
 
-import threading
-
 import pytest
 import torch
 from conftest import DECODERS, ENCODERS, SEQ2SEQ, TEXTS
+from helpers import in_threads
 
 import adapters_hub as ah
 from adapters_hub.adapter import Adapter
@@ -218,11 +217,7 @@ def test_two_threads_use_two_blends(model, inputs):
                 ):
                     wrong.append(blend)
 
-    threads = [threading.Thread(target=work, args=(blend,)) for blend in want]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, want)
     assert not wrong
 
 
@@ -306,18 +301,11 @@ def test_threads_that_evict_each_others_adapters(small, inputs):
     def work(name):
         with torch.no_grad():
             for _ in range(15):
-                try:
-                    got = small(**inputs, adapters=name).logits
-                    if not torch.allclose(got, want[name], atol=1e-5):
-                        wrong.append(name)
-                except Exception as error:
-                    wrong.append(repr(error))
+                got = small(**inputs, adapters=name).logits
+                if not torch.allclose(got, want[name], atol=1e-5):
+                    wrong.append(name)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in want]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, want)
     assert not wrong
 
 
