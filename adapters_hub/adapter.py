@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters_hub import info as files_
+from adapters_hub import tensorfile
 from adapters_hub.backbone import Backbone, site_shape
 from adapters_hub.card import write_card
 from adapters_hub.errors import (
@@ -31,6 +32,9 @@ from adapters_hub.errors import (
 from adapters_hub.info import AdapterFiles, AdapterInfo
 
 _STARTS = (True, "gaussian")
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
 
 
 @dataclass
@@ -80,21 +84,21 @@ class Adapter:
 
     @classmethod
     def load(
-        cls, found: AdapterFiles, backbone: Backbone, check_backbone: bool = True
+        cls,
+        found: AdapterFiles,
+        backbone: Backbone,
+        check_backbone: bool = True,
+        data: Tensor | None = None,
     ) -> "Adapter":
-        """Read an adapter's numbers for a backbone.
+        """Read an adapter's numbers for a backbone: one read, one copy to its device.
 
-        Raises `BackboneMismatchError` if its fingerprint is another's (unless ``check_backbone``
-        is False) or a site is missing or has another shape; `AdapterFileError` for damaged files.
+        ``data``: what `read_data` gives, if it was read before. Raises `BackboneMismatchError` if
+        its fingerprint is another's (unless ``check_backbone`` is False) or a site is missing or
+        has another shape; `AdapterFileError` for damaged files.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         _same_backbone(found.info, backbone, check_backbone)
-        try:
-            tensors = load_file(found.weights, device=str(backbone.device))
-        except (SafetensorError, OSError) as error:
-            raise AdapterFileError(f"{found.weights}: {error}") from error
+        data = read_data(found) if data is None else data
+        tensors = _tensors(data.to(backbone.device, non_blocking=True), found)
         if found.head:
             _check_head(found, backbone)
         factors, scaling, prefix = {}, {}, ""
@@ -117,9 +121,6 @@ class Adapter:
             if site not in backbone.head_sites:
                 prefix = module.removesuffix(site)
         head = {path: tensors[key].float() for path, key in found.head.items()}
-        for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
         outer = backbone.head_sites
         return cls(found.info, factors, scaling, head, found.spec.config, prefix, outer)
 
@@ -243,6 +244,40 @@ class Adapter:
     def _head_modules(self) -> list[str]:
         """The modules PEFT saves whole: ``score``, ``classifier``, an untrained ``pooler``."""
         return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
+
+
+def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
+    """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
+    size = sum(entry.end - entry.start for entry in found.header.tensors.values())
+    data = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    if size:
+        tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))
+    return data
+
+
+def _tensors(data: Tensor, found: AdapterFiles) -> dict[str, Tensor]:
+    """A file's tensors by key, as views of its bytes; `AdapterFileError` for NaN and infinity."""
+    order = sorted(found.header.tensors.items(), key=lambda item: item[1].start)
+    kinds = {entry.dtype for _, entry in order}
+    if len(kinds) == 1:
+        flat = data.view(_DTYPES[kinds.pop()])
+        pieces = flat.split([math.prod(entry.shape) for _, entry in order])
+        sound = bool(torch.isfinite(flat.sum(dtype=torch.float64)))
+    else:  # where a tensor need not begin at a multiple of its items' size
+        base = found.header.data_start
+        pieces = tuple(
+            data[entry.start - base : entry.end - base].clone().view(_DTYPES[entry.dtype])
+            for _, entry in order
+        )
+        sound = False
+    tensors = {
+        key: piece.view(entry.shape) for (key, entry), piece in zip(order, pieces, strict=True)
+    }
+    if not sound:  # or a sum beyond the largest number
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
+    return tensors
 
 
 def target_sites(

@@ -7,10 +7,8 @@ bank's, what a task's outputs mean is the task's.
 import copy
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,14 @@ from transformers.pytorch_utils import Conv1D
 from adapters_hub.adapter import Adapter
 from adapters_hub.backbone import Backbone, enable_checkpointing
 from adapters_hub.backbone import load_backbone as _load_backbone
-from adapters_hub.bank import Bank, Plan
+from adapters_hub.bank import MEMORY
 from adapters_hub.blend import Blend, BlendLike
 from adapters_hub.compose import Piece, compose, delta
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
-from adapters_hub.info import AdapterInfo, read_adapter
+from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
+from adapters_hub.plan import Plan
+from adapters_hub.residency import Residents
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class AdaptedModel:
     """A frozen backbone whose rows can each use another blend of adapters.
 
     Adapters come from ``library`` by name, language or domain as blends mention them, and stay
-    resident; ``capacity`` bounds how many (those added from memory, and those that one call needs,
-    stay whatever it is). One that changes in the library is loaded again when it is next used.
-    ``check_backbone=False`` accepts adapters that carry another backbone's fingerprint where the
-    shapes fit.
+    resident in ``memory`` bytes (those added from memory, and those that one call needs, stay
+    whatever it is), then in ``host_memory`` bytes where the backbone is on another device. One that
+    changes in the library is loaded again when it is next used. ``check_backbone=False`` accepts
+    adapters that carry another backbone's fingerprint where the shapes fit.
     """
 
     def __init__(
@@ -51,20 +51,15 @@ class AdaptedModel:
         backbone: Backbone,
         library: Library | None = None,
         *,
-        capacity: int = 256,
+        memory: int = MEMORY,
+        host_memory: int | None = None,
         check_backbone: bool = True,
     ) -> None:
         self.backbone = backbone
         self.library = Library() if library is None else library
-        self.bank = Bank(backbone.sites, capacity)
-        self.check_backbone = check_backbone
+        self.residents = Residents(backbone, self.library, memory, host_memory, check_backbone)
+        self.bank = self.residents.bank
         self.active = Blend()
-        self._lock = threading.RLock()
-        self._resident: dict[str, Adapter] = {}
-        self._own: set[str] = set()  # added from memory: not in the library, so never dropped
-        self._stamps: dict[str, Any] = {}  # the state of the files an adapter was loaded from
-        self._names: dict[str, str] = {}  # term → adapter, as long as the library stays as it is
-        self._seen: Any = None  # the state of the library's folder that _names is for
         self._hooks: list[RemovableHandle] = []
 
     def __repr__(self) -> str:
@@ -87,69 +82,28 @@ class AdaptedModel:
     def resolve(self, blend: Weights) -> Blend:
         """The blend with every term replaced by an adapter's exact name, each one loaded."""
         wanted = Blend.of(blend)
-        with self._lock:
-            names = {term: self._name_of(term) for term in wanted.terms}
-            self._make_resident(set(names.values()))
+        with self.residents.lock:
+            names = {term: self.residents.name_of(term) for term in wanted.terms}
+            self.residents.load(set(names.values()))
         return wanted.rename(names)
 
     def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
         """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
-        with self._lock:
-            self.bank.put(
-                adapter.name, adapter.factors, adapter.scaling, trained=trained, pinned=True
-            )
-            self._resident[adapter.name] = adapter
-            self._own.add(adapter.name)
+        self.residents.add(adapter, trained)
         return adapter
 
     def drop(self, name: str) -> None:
         """Forget a resident adapter; it is loaded again from the library when it is next used."""
-        with self._lock:
-            self.bank.drop(name)
-            self._resident.pop(name, None)
-            self._own.discard(name)
+        self.residents.drop(name)
 
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
-        with self._lock:
-            return self.resident(self._name_of(term))
+        with self.residents.lock:
+            return self.residents[self.residents.name_of(term)]
 
     def resident(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""
-        with self._lock:
-            self._make_resident({name})
-            return self._resident[name]
-
-    def _name_of(self, term: str) -> str:
-        """The exact name a term means, by what the library holds now."""
-        if term in self._own:
-            return term
-        if (state := self.library.state()) != self._seen:
-            self._names.clear()
-            self._seen = state
-        if term not in self._names:
-            check = self.backbone.fingerprint if self.check_backbone else None
-            info = self.library.find(term, check)
-            stamp = self._stamps.get(info.name)  # none for what was added from memory
-            if info.name not in self._own and stamp not in (None, self.library.stamp(info.name)):
-                self.drop(info.name)  # replaced in the library since it was loaded
-            self._names[term] = info.name
-        return self._names[term]
-
-    def _make_resident(self, names: Set[str]) -> None:
-        """Load those of the adapters, by exact name, that are not in the bank."""
-        for name in sorted(names):
-            if name in self.bank:
-                continue
-            info = self.library.get(name)
-            self._stamps[name] = self.library.stamp(name)
-            with torch.inference_mode(False):  # what stays must serve any later call
-                files = read_adapter(Path(info.path or ""), name)
-                adapter = Adapter.load(files, self.backbone, self.check_backbone)
-            self.bank.put(name, adapter.factors, adapter.scaling, keep=names)
-            self._resident[name] = replace(adapter, info=info)
-        for gone in self._resident.keys() - set(self.bank.names()):
-            del self._resident[gone]
+        return self.residents[name]
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
 
@@ -174,8 +128,8 @@ class AdaptedModel:
         number = {blend: place for place, blend in enumerate(distinct)}
         mappings = [dict(blend.weights) for blend in distinct]
         index = None if len(distinct) == 1 else [number[blend] for blend in blends]
-        with self._lock:  # an adapter may have been evicted since the blends were resolved
-            self._make_resident({name for blend in distinct for name in blend.terms})
+        with self.residents.lock:  # one may have been evicted since the blends were resolved
+            self.residents.load({name for blend in distinct for name in blend.terms})
             return self.bank.plan(mappings, index, dropout)
 
     @contextmanager
@@ -455,7 +409,6 @@ def load(
         )
     model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
     exact = Blend.of([info.name for info in reversed(found)])
-    with model._lock:
-        model._make_resident(set(exact.terms))
+    model.residents.load(set(exact.terms))
     model.active = Blend(tuple((name, 1.0) for name in exact.terms))  # once, if both are one
     return model

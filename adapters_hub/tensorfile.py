@@ -42,11 +42,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors by name, metadata, and where the data begin."""
+    """A checked header: tensors by name, metadata, where the data begin, and in which file."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
     data_start: int
+    file: tuple[int, ...] = ()
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
@@ -73,7 +74,7 @@ def read_small(path: str | Path, limit: int) -> bytes:
 def read_header(path: str | Path) -> Header:
     """Read and check a header; raises `AdapterFileError` for anything a sound file cannot have."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size, state = os.fstat(file.fileno()).st_size, _state_of(file)
         first = file.read(8)
         if len(first) < 8:
             raise AdapterFileError(f"{path}: {size} bytes is too short for a safetensors file")
@@ -114,7 +115,18 @@ def read_header(path: str | Path) -> Header:
         at = entry.end
     if at != size:
         raise AdapterFileError(f"{path}: {size - at} bytes after the last tensor")
-    return Header(tensors, metadata, 8 + length)
+    return Header(tensors, metadata, 8 + length, state)
+
+
+def read_into(path: str | Path, header: Header, buffer: memoryview) -> None:
+    """All tensors' bytes, one after the other, in one read; ``buffer`` has room for just these.
+
+    Raises `AdapterFileError` if the file is not the one the header was read from any more.
+    """
+    with open_regular(path) as file:
+        file.seek(header.data_start)
+        if _state_of(file) != header.file or file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+            raise AdapterFileError(f"{path}: changed while it was read; load it again")
 
 
 def write_with_metadata(
@@ -181,6 +193,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _state_of(file: IO[bytes]) -> tuple[int, ...]:
+    stat = os.fstat(file.fileno())
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _open_at_once(path: str, flags: int) -> int:

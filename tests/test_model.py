@@ -233,7 +233,7 @@ def test_evicted_adapters_come_back_from_the_library(tiny, library, inputs):
     from adapters_hub.backbone import load_backbone
     from adapters_hub.model import AdaptedModel
 
-    model = AdaptedModel(load_backbone(str(tiny("qwen3"))), library, capacity=1)
+    model = AdaptedModel(load_backbone(str(tiny("qwen3"))), library, memory=1)
     with torch.no_grad():
         first = model(**inputs, adapters="de").logits
         model(**inputs, adapters="hotel")
@@ -259,7 +259,7 @@ def small(tiny, library, lora_folder):
     from adapters_hub.model import AdaptedModel
 
     library.add(lora_folder("qwen3", "three", r=3), language="fr")
-    return AdaptedModel(load_backbone(str(tiny("qwen3"))), library, capacity=1)
+    return AdaptedModel(load_backbone(str(tiny("qwen3"))), library, memory=1)
 
 
 def test_one_call_may_need_more_adapters_than_there_is_room_for(small, model, inputs):

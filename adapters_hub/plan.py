@@ -1,0 +1,383 @@
+"""Plans: who uses which adapters at which weight in one call, and the products that add them.
+
+Knows factors and rows; does not know names, modules, files or tasks.
+
+At a site with weight W the output ``y = W x`` of row i becomes ``y += Σ wᵢₖ·sₖ·Bₖ·Aₖ·x`` over the
+adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *parts*, each two batched
+products over all of its atoms at once:
+
+- grouped: atoms of one rank that as many rows use. Their rows are brought together, (S, k, in), and
+  each atom meets just its own rows: the multiply-adds that are needed, each factor read once.
+- masked: all atoms as one of rank R = Σ rₖ over all rows, ``((x A_allᵀ) ⊙ M) B_allᵀ`` with M (rows,
+  R) holding the weights, zero where a row does not use an atom: nothing is moved, for few atoms.
+
+Both agree to rounding; `_masked_pays` chooses by their cost. Sites with one input (q, k, v) share
+the first product. A trained adapter is a part of its own, with gradients.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.errors import BackboneError
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+Sites = tuple[str, ...]
+
+@dataclass(frozen=True)
+class Costs:
+    """What decides between masked and grouped, in nanoseconds.
+
+    For each: a part, a multiply-add, a number read from the factors; for grouped rows that must be
+    brought together also a part, and a number moved. Fitted on two CPU cores by
+    ``benchmarks/strategies.py``.
+    """
+
+    masked: tuple[float, float, float] = (20_000, 0.0125, 0.6)
+    grouped: tuple[float, float, float] = (35_000, 0.032, 0.25)
+    moved: tuple[float, float] = (30_000, 0.5)
+
+
+COSTS = Costs()
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One resident adapter: its factors and its scaling at each site. Compared by identity.
+
+    A ``pinned`` one is never evicted; a ``trained`` one keeps gradients, and is pinned.
+    """
+
+    factors: Factors
+    scaling: Mapping[str, float]
+    trained: bool = False
+    pinned: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """What its factors take."""
+        return sum(t.numel() * t.element_size() for pair in self.factors.values() for t in pair)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Factors of S atoms at sites that share an input: ``a`` (S, sites · r, in), site after site;
+    ``b`` (S, r, out) for each site. Without the first dimension where S is 1.
+    """
+
+    a: Tensor
+    b: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the delta: S atoms of rank r, k rows each.
+
+    ``rows`` None for the whole batch in its order, a slice of it, or S · k indices. ``scale`` a
+    number, or a tensor that broadcasts to (S, k, tokens, r).
+    """
+
+    stack: Stack
+    sites: Sites
+    rank: int
+    rows: slice | Tensor | None
+    scale: float | Tensor
+    trained: bool = False
+
+    def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
+        """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
+        ``scale`` is a tensor."""
+        a, own = self.stack.a, x
+        if isinstance(self.rows, slice):
+            own = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
+        elif self.rows is not None:
+            own = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
+        if dropout and self.trained:
+            own = functional.dropout(own, dropout)
+        if a.dtype != x.dtype:
+            a = a.to(x.dtype)
+        if a.dim() == 2:
+            hidden = functional.linear(own, a)
+        else:
+            hidden = torch.bmm(own.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+        if not isinstance(self.scale, float):
+            shape = (*hidden.shape[:-2], -1, len(x) // units, len(self.sites), self.rank)
+            hidden = (hidden.view(shape) * self.scale[..., None, :]).view(hidden.shape)
+        return hidden.split(self.rank, -1) if len(self.sites) > 1 else (hidden,)
+
+    def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
+        """Y (units · tokens, out) with the part's delta added; in place without gradients."""
+        b = self.stack.b[site].t() if self.trained else self.stack.b[site]
+        alpha = self.scale if isinstance(self.scale, float) else 1.0
+        in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
+        if in_place and not isinstance(self.rows, Tensor):
+            own = y
+            if self.rows is not None:
+                own = y.view(units, -1, y.shape[-1])[self.rows].view(-1, y.shape[-1])
+            if b.dim() == 2:
+                own.addmm_(hidden, b, alpha=alpha)
+            else:
+                own.view(len(b), -1, y.shape[-1]).baddbmm_(hidden, b, alpha=alpha)
+            return y
+        b = b.to(hidden.dtype)
+        if self.rows is None and b.dim() == 2 and hidden.dtype == y.dtype:
+            return torch.addmm(y, hidden, b, alpha=alpha)
+        delta = (torch.mm(hidden, b) if b.dim() == 2 else torch.bmm(hidden, b)).to(y.dtype)
+        if self.rows is None:
+            return y.add(delta.view(y.shape), alpha=alpha)
+        rows = self.rows
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=y.device)
+        wide = y.view(units, -1, y.shape[-1])
+        add = wide.index_add_ if in_place else wide.index_add
+        return add(0, rows, delta.view(len(rows), *wide.shape[1:]), alpha=alpha).view(y.shape)
+
+
+@dataclass
+class Plan:
+    """Who uses what in one call.
+
+    ``atoms`` are the distinct adapters; ``weights`` (blends, atoms) their weights in each distinct
+    blend; ``index`` says which blend each row (rows,) or token (rows, tokens) uses, and is None
+    where one blend serves every row of a batch of any size.
+    """
+
+    atoms: tuple[Slot, ...]
+    weights: Tensor
+    index: Tensor | None = None
+    dropout: float = 0.0
+    _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # all plans'
+    _parts: dict[Any, list[Part]] = field(default_factory=dict, repr=False)
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """Where any of the atoms acts."""
+        return frozenset().union(*(atom.factors for atom in self.atoms))
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of the batch, or None where any will do."""
+        return None if self.index is None else self.index.shape[0]
+
+    def units(self, site: str, x: Tensor) -> int:
+        """The rows, or tokens, of the plan that x (…, in) divides into.
+
+        The first dimension of x may be the rows, each repeated k times (beams), or rows × tokens.
+        """
+        if self.index is None:
+            return 1
+        units = self.index.numel()
+        if self.index.dim() == 1 and x.shape[0] % units == 0:
+            return units
+        if self.index.dim() == 2 and x.numel() == units * x.shape[-1]:
+            return units
+        tokens = f" of {self.index.shape[1]} tokens" if self.index.dim() == 2 else ""
+        raise BackboneError(
+            f"{site} got a batch of {x.shape[0]} for a plan of {self.rows} rows{tokens}: give "
+            "`adapters` one blend a row"
+        )
+
+    def parts(self, sites: Sites, x: Tensor) -> list[Part]:
+        """The parts of the delta at sites that share the input x (positions, in)."""
+        masked = self._masked_pays(sites, x)
+        key = (sites, masked, x.device, x.dtype)
+        if key not in self._parts:
+            # What is kept must serve any later call, so it is not made as an inference tensor.
+            with torch.inference_mode(False), torch.no_grad():
+                self._parts[key] = self._make_parts(sites, masked, x)
+        return self._parts[key]
+
+    def forget(self, sites: Sites) -> None:
+        """Let go what was made for each of these sites alone."""
+        for key in [key for key in self._parts if key[0][0] in sites and len(key[0]) == 1]:
+            del self._parts[key]
+
+    def shares(self, sites: Sites) -> bool:
+        """Whether the plan's atoms are alike at all of these sites, so that one product does."""
+        key = ("shares", sites)
+        if key not in self._known:
+            first = self._alike(sites[0])
+            self._known[key] = not any(atom.trained for atom in self.atoms) and all(
+                self._alike(site) == first for site in sites[1:]
+            )
+        return self._known[key]
+
+    def _alike(self, site: str) -> list[Any]:
+        return [
+            (len(atom.factors[site][0]), atom.scaling[site]) if site in atom.factors else None
+            for atom in self.atoms
+        ]
+
+    def _present(self, sites: Sites) -> list[int]:
+        """The atoms that act at the sites, by place."""
+        return [n for n, atom in enumerate(self.atoms) if sites[0] in atom.factors]
+
+    def _make_parts(self, sites: Sites, masked: bool, x: Tensor) -> list[Part]:
+        present = self._present(sites)
+        frozen = [n for n in present if not self.atoms[n].trained]
+        parts = []
+        if masked and frozen:
+            columns, scale = self._mask(tuple(frozen), self._scalings(frozen, sites[0]), sites[0])
+            rank = sum(self._rank(n, sites[0]) for n in columns)
+            stack = self._stack(sites, columns, x, apart=False)
+            parts.append(Part(stack, sites, rank, None, _on(scale, x)))
+        elif frozen:
+            for members, rows in self._buckets(frozen, sites[0]):
+                scale = self._scale(members, rows, sites[0])
+                stack = self._stack(sites, members, x, apart=True)
+                rank = self._rank(members[0], sites[0])
+                where = _simplest(rows, self._units())
+                where = where.to(x.device) if isinstance(where, Tensor) else where
+                parts.append(Part(stack, sites, rank, where, _on(scale, x)))
+        for n in present:
+            if self.atoms[n].trained:
+                parts += self._trained(n, sites[0], x)
+        return parts
+
+    def _trained(self, n: int, site: str, x: Tensor) -> list[Part]:
+        """The part of an adapter that learns: its own parameters, not copies."""
+        a, b = self.atoms[n].factors[site]
+        stack = Stack(a, {site: b})  # transposed when it is used, so that gradients reach it
+        if self.index is None:
+            scale: float | Tensor = float(self.weights[0, n]) * self.atoms[n].scaling[site]
+            return [Part(stack, (site,), len(a), None, scale, True)]
+        rows = self._users()[n]
+        if not len(rows):
+            return []
+        where = _simplest(rows, self._units())
+        where = where.to(x.device) if isinstance(where, Tensor) else where
+        return [Part(stack, (site,), len(a), where, _on(self._scale((n,), rows, site), x), True)]
+
+    # ── rows ─────────────────────────────────────────────────────────────────────────────────
+
+    def _units(self) -> int:
+        return 1 if self.index is None else self.index.numel()
+
+    def _users(self) -> list[Tensor]:
+        """For each atom the rows, or tokens, that use it."""
+        if "users" not in self._known:
+            assert self.index is not None
+            used = self.weights[self.index.flatten()] != 0
+            self._known["users"] = [used[:, n].nonzero()[:, 0] for n in range(len(self.atoms))]
+        return self._known["users"]
+
+    def _buckets(self, members: Sequence[int], site: str) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Atoms of one rank that as many rows use, with these rows, atom after atom."""
+        users = self._users()
+        found: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for n in members:
+            if len(users[n]):
+                found[len(users[n]), self._rank(n, site)].append(n)
+        # in order of their first row, so that a sorted batch need not be moved
+        ordered = [sorted(own, key=lambda n: int(users[n][0])) for own in found.values()]
+        return [(tuple(own), torch.cat([users[n] for n in own])) for own in ordered]
+
+    def _scale(self, members: tuple[int, ...], rows: Tensor, site: str) -> float | Tensor:
+        """Scaling × weight of each atom for each of its rows: a number, or (S, k, 1, 1); (k, 1, 1)
+        where S is 1."""
+        assert self.index is not None
+        own = self.index.flatten()[rows].view(len(members), -1)
+        scale = torch.stack(
+            [self.weights[own[i], n] * self.atoms[n].scaling[site] for i, n in enumerate(members)]
+        )
+        scale = _number(scale[..., None, None])
+        return scale[0] if isinstance(scale, Tensor) and len(members) == 1 else scale
+
+    def _scalings(self, members: Sequence[int], site: str) -> tuple[float, ...]:
+        return tuple(self.atoms[n].scaling[site] for n in members)
+
+    def _mask(
+        self, members: tuple[int, ...], scalings: tuple[float, ...], site: str
+    ) -> tuple[tuple[int, ...], float | Tensor]:
+        """M (rows, 1, R), or (1, 1, R) where all rows are alike, for the atoms in use."""
+        ranks = tuple(self._rank(n, site) for n in members)
+        key = ("mask", members, scalings, ranks)  # the same at most sites, so worked out once
+        if key not in self._known:
+            table = self.weights[:, list(members)] * torch.tensor(scalings)
+            table = table.repeat_interleave(torch.tensor(ranks), dim=1)
+            rows = table[:1] if self.index is None else table[self.index.flatten()]
+            if (rows == rows[:1]).all():
+                rows = rows[:1]
+            self._known[key] = _number(rows[:, None])
+        return members, self._known[key]
+
+    # ── factors ──────────────────────────────────────────────────────────────────────────────
+
+    def _stack(self, sites: Sites, members: Sequence[int], x: Tensor, apart: bool) -> Stack:
+        """The atoms' factors: each for itself (S, …), or all as one of rank R (1, …)."""
+        atoms = tuple(self.atoms[n] for n in members)
+        key = (sites, atoms, apart or len(atoms) == 1, x.device, x.dtype)
+        stack = self._stacks.get(key)
+        if stack is None:
+            a = [[atom.factors[site][0] for site in sites] for atom in atoms]
+            b = {site: [atom.factors[site][1].t() for atom in atoms] for site in sites}
+            if len(atoms) == 1:
+                all_a = a[0][0] if len(sites) == 1 else torch.cat(a[0])
+                all_b = {site: own[0] for site, own in b.items()}
+            elif apart:
+                all_a = torch.stack([torch.cat(own) for own in a])
+                all_b = {site: torch.stack(own) for site, own in b.items()}
+            else:
+                all_a = torch.cat([own[i] for i in range(len(sites)) for own in a])
+                all_b = {site: torch.cat(own) for site, own in b.items()}
+            stack = Stack(_on(all_a, x), {site: _on(t, x) for site, t in all_b.items()})
+            self._stacks[key] = stack
+        return stack
+
+    # ── the rule ─────────────────────────────────────────────────────────────────────────────
+
+    def _masked_pays(self, sites: Sites, x: Tensor) -> bool:
+        """Whether one product masked by M costs less than a part for each kind of atom."""
+        if self.index is None:
+            return True
+        each = len(x) // self.index.numel()
+        key = ("masked", sites, each)
+        if key not in self._known:
+            frozen = [n for n in self._present(sites) if not self.atoms[n].trained]
+            out = sum(len(self.atoms[n].factors[s][1]) for n in frozen[:1] for s in sites)
+            width = x.shape[-1] * len(sites) + out
+            ranks = sum(self._rank(n, sites[0]) for n in frozen)
+            masked = _cost(COSTS.masked, len(x) * ranks * width, ranks * width)
+            grouped = 0.0
+            for members, rows in self._buckets(frozen, sites[0]):
+                rank, positions = self._rank(members[0], sites[0]), len(rows) * each
+                work = positions * rank * width
+                grouped += _cost(COSTS.grouped, work, len(members) * rank * width)
+                if isinstance(_simplest(rows, self._units()), Tensor):
+                    grouped += _cost(COSTS.moved, positions * (x.shape[-1] + out))
+            self._known[key] = masked <= grouped
+        return self._known[key]
+
+    def _rank(self, n: int, site: str) -> int:
+        return len(self.atoms[n].factors[site][0])
+
+
+def _cost(prices: tuple[float, ...], *amounts: float) -> float:
+    return prices[0] + sum(p * n for p, n in zip(prices[1:], amounts, strict=True))
+
+
+def _simplest(rows: Tensor, units: int) -> slice | Tensor | None:
+    """Rows as None if they are all, in order, as a slice if one follows the other."""
+    first, count = int(rows[0]), len(rows)
+    if not torch.equal(rows, torch.arange(first, first + count)):
+        return rows
+    return None if count == units else slice(first, first + count)
+
+
+def _number(scale: Tensor) -> float | Tensor:
+    """A tensor of one value as that value."""
+    value = scale.flatten()[0]
+    return float(value) if bool((scale == value).all()) else scale
+
+
+def _on(value: Any, x: Tensor) -> Any:
+    """A tensor on the device and in the precision of x; a number as it is."""
+    return value.to(x.device, x.dtype) if isinstance(value, Tensor) else value
