@@ -30,6 +30,7 @@ from adapters_hub.errors import (
     UnsupportedAdapterError,
 )
 from adapters_hub.info import AdapterFiles, AdapterInfo
+from adapters_hub.plan import FlatFactors, Place
 
 _STARTS = (True, "gaussian")
 _DTYPES = {
@@ -47,7 +48,7 @@ class Adapter:
     """
 
     info: AdapterInfo
-    factors: dict[str, tuple[Tensor, Tensor]]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
     scaling: dict[str, float]
     head: dict[str, Tensor] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -98,31 +99,28 @@ class Adapter:
         """
         _same_backbone(found.info, backbone, check_backbone)
         data = read_data(found) if data is None else data
-        tensors = _tensors(data.to(backbone.device, non_blocking=True), found)
+        data = data.to(backbone.device, non_blocking=True)
         if found.head:
             _check_head(found, backbone)
-        factors, scaling, prefix = {}, {}, ""
-        for module, (key_a, key_b) in found.modules.items():
-            site = backbone.site_of(module)
-            if site is None:
-                raise BackboneMismatchError(
-                    f"{found.info.name!r} adapts {module}, and {backbone.name} has no such linear "
-                    f"layer (it has {_examples(backbone.sites)})"
-                )
-            a, b = tensors[key_a], tensors[key_b]
-            shape = site_shape(backbone.sites[site])
-            if (a.shape[1], b.shape[0]) != shape:
-                raise BackboneMismatchError(
-                    f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
-                    f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
-                )
-            factors[site] = (a, b)
-            scaling[site] = found.spec.scaling(module, a.shape[0])
-            if site not in backbone.head_sites:
-                prefix = module.removesuffix(site)
-        head = {path: tensors[key].float() for path, key in found.head.items()}
+        fit = backbone.fits.get(found.header.layout)
+        if fit is None:
+            fit = backbone.fits[found.header.layout] = _fit(found, backbone)
+        factors: Any
+        if fit.dtype is not None:
+            flat = data.view(fit.dtype)
+            if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
+                _check_finite(data, found)
+            factors = FlatFactors(flat, fit.places)
+        else:
+            _check_finite(data, found)
+            keys = {site: found.modules[module] for site, module in fit.modules.items()}
+            factors = {site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()}
+        scaling = {
+            site: found.spec.scaling(module, fit.ranks[site]) for site, module in fit.modules.items()
+        }
+        head = {path: _tensor(data, found, key).float() for path, key in found.head.items()}
         outer = backbone.head_sites
-        return cls(found.info, factors, scaling, head, found.spec.config, prefix, outer)
+        return cls(found.info, factors, scaling, head, found.spec.config, fit.prefix, outer)
 
     @classmethod
     def create(
@@ -246,38 +244,67 @@ class Adapter:
         return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
 
 
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """How files of one layout lie on a backbone: module, rank and places of each site; their one
+    dtype, or None."""
+
+    modules: dict[str, str]
+    ranks: dict[str, int]
+    places: dict[str, tuple[Place, Place]]
+    dtype: torch.dtype | None
+    prefix: str
+
+
+def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
+    """The fit, checked: every module is there and has the shape it is for."""
+    dtypes = {_DTYPES[entry.dtype] for entry in found.header.tensors.values()}
+    fit = _Fit({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
+    prefix = ""
+    for module, keys in found.modules.items():
+        site = backbone.site_of(module)
+        if site is None:
+            raise BackboneMismatchError(
+                f"{found.info.name!r} adapts {module}, and {backbone.name} has no such linear "
+                f"layer (it has {_examples(backbone.sites)})"
+            )
+        a, b = (found.header.tensors[key] for key in keys)
+        shape = site_shape(backbone.sites[site])
+        if (a.shape[1], b.shape[0]) != shape:
+            raise BackboneMismatchError(
+                f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
+                f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
+            )
+        fit.modules[site], fit.ranks[site] = module, a.shape[0]
+        if fit.dtype is not None:
+            size = fit.dtype.itemsize
+            fit.places[site] = (
+                (a.shape, (a.shape[1], 1), a.start // size),
+                (b.shape, (b.shape[1], 1), b.start // size),
+            )
+        if site not in backbone.head_sites:
+            prefix = module.removesuffix(site)
+    return replace(fit, prefix=prefix)
+
+
 def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
     """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
-    size = sum(entry.end - entry.start for entry in found.header.tensors.values())
-    data = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    if size:
+    data = torch.empty(found.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
+    if len(data):
         tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))
     return data
 
 
-def _tensors(data: Tensor, found: AdapterFiles) -> dict[str, Tensor]:
-    """A file's tensors by key, as views of its bytes; `AdapterFileError` for NaN and infinity."""
-    order = sorted(found.header.tensors.items(), key=lambda item: item[1].start)
-    kinds = {entry.dtype for _, entry in order}
-    if len(kinds) == 1:
-        flat = data.view(_DTYPES[kinds.pop()])
-        pieces = flat.split([math.prod(entry.shape) for _, entry in order])
-        sound = bool(torch.isfinite(flat.sum(dtype=torch.float64)))
-    else:  # where a tensor need not begin at a multiple of its items' size
-        base = found.header.data_start
-        pieces = tuple(
-            data[entry.start - base : entry.end - base].clone().view(_DTYPES[entry.dtype])
-            for _, entry in order
-        )
-        sound = False
-    tensors = {
-        key: piece.view(entry.shape) for (key, entry), piece in zip(order, pieces, strict=True)
-    }
-    if not sound:  # or a sum beyond the largest number
-        for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
-    return tensors
+def _tensor(data: Tensor, found: AdapterFiles, key: str) -> Tensor:
+    """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
+    entry = found.header.tensors[key]
+    return data[entry.start : entry.end].clone().view(_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def _check_finite(data: Tensor, found: AdapterFiles) -> None:
+    for key in found.header.tensors:
+        if not torch.isfinite(_tensor(data, found, key)).all():
+            raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
 
 
 def target_sites(

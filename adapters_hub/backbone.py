@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -52,6 +53,7 @@ class Backbone:
     untrained: frozenset[str] = frozenset()  # base parameters that the checkpoint lacks (a pooler)
     attached: frozenset[str] = frozenset()  # modules of base that the class of model leaves out
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+    fits: Any = field(default_factory=WeakKeyDictionary, repr=False)  # for `adapter` to remember by
     _shells: dict[Any, TaskShell] = field(default_factory=dict, repr=False)
 
     @property

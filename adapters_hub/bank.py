@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapters_hub.backbone import site_shape
 from adapters_hub.errors import BackboneError
-from adapters_hub.plan import Factors, Part, Plan, Sites, Slot, Stack
+from adapters_hub.plan import Factors, FlatFactors, Part, Plan, Sites, Slot, Stack, shapes
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
@@ -43,6 +43,7 @@ class Bank:
         evicted: Callable[[str], object] | None = None,
     ) -> None:
         self.sites = sites
+        self._shapes = {site: site_shape(module) for site, module in sites.items()}
         self.memory = memory
         self.evicted = evicted
         self._slots: OrderedDict[str, Slot] = OrderedDict()
@@ -83,16 +84,17 @@ class Bank:
         room, even if there are then more than ``memory`` bytes. Raises `BackboneError` for a wrong
         site or shape.
         """
-        for site, (a, b) in factors.items():
-            if site not in self.sites:
+        for site, a, b in shapes(factors):
+            shape = self._shapes.get(site)
+            if shape is None:
                 raise BackboneError(f"{name!r} adapts {site}, which is no site of this backbone")
-            shape = site_shape(self.sites[site])
-            if (a.shape[1], b.shape[0]) != shape or a.shape[0] != b.shape[1]:
+            if (a[1], b[0]) != shape or a[0] != b[1]:
                 raise BackboneError(
-                    f"{name!r} at {site}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit a "
+                    f"{name!r} at {site}: A {tuple(a)} and B {tuple(b)} do not fit a "
                     f"layer of {shape[0]} inputs and {shape[1]} outputs"
                 )
-        slot = Slot(dict(factors), dict(scaling), trained, pinned or trained)
+        own = factors if isinstance(factors, FlatFactors) else dict(factors)
+        slot = Slot(own, dict(scaling), trained, pinned or trained)
         with self._lock:
             self.drop(name)
             self._slots[name] = slot

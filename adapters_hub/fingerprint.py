@@ -97,12 +97,12 @@ def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     tensors = {}
     for file, _, _ in state[:-1]:  # the last one is the configuration
         header = tensorfile.read_header(file)
-        tensors.update({name: (file, entry) for name, entry in header.tensors.items()})
+        tensors |= {name: (file, header, entry) for name, entry in header.tensors.items()}
     digest = hashlib.sha256(json.dumps([config.get(key) for key in _STRUCTURE]).encode())
     for name in sorted(tensors):
-        digest.update(json.dumps([name, tensors[name][1].shape]).encode())
+        digest.update(json.dumps([name, tensors[name][2].shape]).encode())
     floating = [
-        name for name in sorted(tensors) if tensors[name][1].dtype in ("F32", "F16", "BF16")
+        name for name in sorted(tensors) if tensors[name][2].dtype in ("F32", "F16", "BF16")
     ]
     step = max(1, len(floating) // _SAMPLES)
     for name in floating[::step]:
@@ -124,7 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _sample(file: str, entry: tensorfile.TensorEntry) -> bytes:
+def _sample(file: str, header: tensorfile.Header, entry: tensorfile.TensorEntry) -> bytes:
     """Values from the middle of a tensor, as bfloat16 (rounded to nearest even)."""
     import numpy as np
 
@@ -132,7 +132,7 @@ def _sample(file: str, entry: tensorfile.TensorEntry) -> bytes:
     count = (entry.end - entry.start) // size
     first = max(0, count // 2 - _VALUES // 2)
     with open(file, "rb") as stream:
-        stream.seek(entry.start + first * size)
+        stream.seek(header.data_start + entry.start + first * size)
         raw = stream.read(min(_VALUES, count) * size)
     if entry.dtype == "BF16":
         return raw

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
         name=name or info.name or path.stem,
         rank=max(ranks, default=0),
         sites=len(modules),
-        parameters=sum(math.prod(entry.shape) for entry in header.tensors.values()),
+        parameters=header.layout.items,
         bytes=weights.stat().st_size,
         path=str(path),
     )
@@ -203,47 +204,54 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
 def split_keys(
     header: tensorfile.Header, config: dict[str, Any], where: str | Path
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Sort a file's tensors into LoRA pairs by module and head parameters."""
+    """Sort a file's tensors into LoRA pairs by module and head parameters; not to be changed."""
+    try:
+        return _split_keys(header.layout, tuple(config.get("modules_to_save") or ()))
+    except (AdapterFileError, UnsupportedAdapterError) as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _split_keys(
+    layout: tensorfile.Layout, saved: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     pairs: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
-    saved = tuple(config.get("modules_to_save") or ())
-    for key, entry in header.tensors.items():
+    for key, entry in layout.tensors.items():
         if entry.dtype not in _FLOATING:
-            raise UnsupportedAdapterError(f"{where}: {key} is {entry.dtype}, not floating point")
+            raise UnsupportedAdapterError(f"{key} is {entry.dtype}, not floating point")
         path = key.removeprefix(KEY_PREFIX)
         if match := _FACTOR.fullmatch(path):
             if len(entry.shape) != 2:
-                raise UnsupportedAdapterError(f"{where}: {key} has shape {entry.shape}, not 2-D")
+                raise UnsupportedAdapterError(f"{key} has shape {entry.shape}, not 2-D")
             pairs.setdefault(match[1], {})[match[2]] = key
         elif "lora_magnitude_vector" in path:
-            raise UnsupportedAdapterError(f"{where}: {_REFUSED['use_dora']}")
+            raise UnsupportedAdapterError(_REFUSED["use_dora"])
         elif "lora_embedding" in path:
-            raise UnsupportedAdapterError(f"{where}: {key}: LoRA on an embedding is not supported")
+            raise UnsupportedAdapterError(f"{key}: LoRA on an embedding is not supported")
         elif ".base_layer." in path or path.endswith("embed_tokens.weight"):
             raise UnsupportedAdapterError(
-                f"{where}: {key} is a copy of a weight of the backbone, which PEFT adds when it "
+                f"{key} is a copy of a weight of the backbone, which PEFT adds when it "
                 "adapts an embedding or output layer; save with save_embedding_layers=False"
             )
         elif any(part in path.split(".") for part in saved):
             head[path.replace(".modules_to_save.default", "")] = key
         else:
             raise UnsupportedAdapterError(
-                f"{where}: {key} is neither a LoRA factor nor in modules_to_save {list(saved)}"
+                f"{key} is neither a LoRA factor nor in modules_to_save {list(saved)}"
             )
     modules = {}
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise AdapterFileError(
-                f"{where}: {module} has lora_{min(pair)} but not the other factor"
-            )
-        a, b = (header.tensors[pair[side]].shape for side in "AB")
+            raise AdapterFileError(f"{module} has lora_{min(pair)} but not the other factor")
+        a, b = (layout.tensors[pair[side]].shape for side in "AB")
         if a[0] != b[1]:
-            raise AdapterFileError(f"{where}: {module}: A is {a} and B is {b}; the ranks differ")
+            raise AdapterFileError(f"{module}: A is {a} and B is {b}; the ranks differ")
         if a[0] == 0:
-            raise AdapterFileError(f"{where}: {module}: A is {a} and B is {b}; the rank is 0")
+            raise AdapterFileError(f"{module}: A is {a} and B is {b}; the rank is 0")
         modules[module] = (pair["A"], pair["B"])
     if not modules and not head:
-        raise AdapterFileError(f"{where}: no LoRA factors in the file")
+        raise AdapterFileError("no LoRA factors in the file")
     return modules, head
 
 

@@ -16,7 +16,7 @@ the first product. A trained adapter is a part of its own, with gradients.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from torch.nn import functional
 from adapters_hub.errors import BackboneError
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
+Place = tuple[Sequence[int], Sequence[int], int]
 Sites = tuple[str, ...]
 
 @dataclass(frozen=True)
@@ -48,6 +49,39 @@ class Costs:
 COSTS = Costs()
 
 
+class FlatFactors(Factors):
+    """Factors as views of one flat tensor, each made when it is asked for: loading makes none.
+
+    ``places``: site → shape, strides and first item of A and of B.
+    """
+
+    def __init__(self, flat: Tensor, places: Mapping[str, tuple[Place, Place]]) -> None:
+        self.flat, self.places = flat, places
+        self._made: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __getitem__(self, site: str) -> tuple[Tensor, Tensor]:
+        if site not in self._made:
+            a, b = self.places[site]
+            self._made[site] = self.flat.as_strided(*a), self.flat.as_strided(*b)
+        return self._made[site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
+    """Each site with the shapes of its A and B."""
+    if isinstance(factors, FlatFactors):
+        return ((site, a[0], b[0]) for site, (a, b) in factors.places.items())
+    return ((site, a.shape, b.shape) for site, (a, b) in factors.items())
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """One resident adapter: its factors and its scaling at each site. Compared by identity.
@@ -60,10 +94,12 @@ class Slot:
     trained: bool = False
     pinned: bool = False
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """What its factors take."""
-        return sum(t.numel() * t.element_size() for pair in self.factors.values() for t in pair)
+        if isinstance(self.factors, FlatFactors):
+            return self.factors.flat.nbytes
+        return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,9 +226,12 @@ class Plan:
         masked = self._masked_pays(sites, x)
         key = (sites, masked, x.device, x.dtype)
         if key not in self._parts:
-            # What is kept must serve any later call, so it is not made as an inference tensor.
-            with torch.inference_mode(False), torch.no_grad():
-                self._parts[key] = self._make_parts(sites, masked, x)
+            if torch.is_inference_mode_enabled():  # what is kept must serve any later call
+                with torch.inference_mode(False), torch.no_grad():
+                    self._parts[key] = self._make_parts(sites, masked, x)
+            else:
+                with torch.no_grad():
+                    self._parts[key] = self._make_parts(sites, masked, x)
         return self._parts[key]
 
     def forget(self, sites: Sites) -> None:
@@ -380,4 +419,6 @@ def _number(scale: Tensor) -> float | Tensor:
 
 def _on(value: Any, x: Tensor) -> Any:
     """A tensor on the device and in the precision of x; a number as it is."""
-    return value.to(x.device, x.dtype) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor) or (value.dtype == x.dtype and value.device == x.device):
+        return value
+    return value.to(x.device, x.dtype)

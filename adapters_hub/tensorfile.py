@@ -9,10 +9,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,11 +30,12 @@ _ITEM_BYTES = {
 _MAX_DIMENSIONS = 64
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
 _CHUNK = 1 << 22
+_MAX_KEPT = 1 << 20  # letters of a layout that is remembered
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: dtype by its safetensors name, shape, absolute byte range."""
+    """One tensor of a file: dtype by its safetensors name, shape, byte range within the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,14 +43,36 @@ class TensorEntry:
     end: int
 
 
-@dataclass(frozen=True)
-class Header:
-    """A checked header: tensors by name, metadata, where the data begin, and in which file."""
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The tensors of a file by name, and how many bytes they fill.
+
+    Files that differ only in their numbers and metadata, as adapters trained alike do, share one;
+    so what follows from it can be worked out once. Compared by identity; not to be changed.
+    """
 
     tensors: dict[str, TensorEntry]
+    size: int
+
+    @cached_property
+    def items(self) -> int:
+        """How many numbers there are in all."""
+        return sum(math.prod(entry.shape) for entry in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: layout, metadata, where the data begin, and in which file."""
+
+    layout: Layout
     metadata: dict[str, str]
     data_start: int
     file: tuple[int, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """The tensors by name."""
+        return self.layout.tensors
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
@@ -96,26 +121,24 @@ def read_header(path: str | Path) -> Header:
             )
         raw = file.read(length)
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        metadata = table.pop("__metadata__", {})
-        tensors = {
-            name: _entry(name, value, 8 + length, size, path) for name, value in table.items()
-        }
+        metadata, rest = _split(raw.decode("utf-8"))
+        layout = (_layout if len(rest) <= _MAX_KEPT else _layout.__wrapped__)(rest)
         if not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("metadata must be text")
-        "".join((*tensors, *metadata, *metadata.values())).encode()  # a lone surrogate cannot
+        "".join((*metadata, *metadata.values())).encode()  # a lone surrogate cannot
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, AdapterFileError):
-            raise
+            raise AdapterFileError(f"{path}: {error}") from None
         raise AdapterFileError(f"{path}: damaged safetensors header ({error})") from None
-    at = 8 + length
-    for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
-        if entry.start != at:
-            raise AdapterFileError(f"{path}: tensors overlap or leave a hole at byte {entry.start}")
-        at = entry.end
-    if at != size:
-        raise AdapterFileError(f"{path}: {size - at} bytes after the last tensor")
-    return Header(tensors, metadata, 8 + length, state)
+    left = size - 8 - length - layout.size
+    if left < 0:
+        raise AdapterFileError(
+            f"{path}: truncated: the tensors need {8 + length + layout.size} bytes, the file has "
+            f"{size}"
+        )
+    if left > 0:
+        raise AdapterFileError(f"{path}: {left} bytes after the last tensor")
+    return Header(layout, metadata, 8 + length, state)
 
 
 def read_into(path: str | Path, header: Header, buffer: memoryview) -> None:
@@ -138,7 +161,7 @@ def write_with_metadata(
         table[name] = {
             "dtype": entry.dtype,
             "shape": entry.shape,
-            "data_offsets": [entry.start - header.data_start, entry.end - header.data_start],
+            "data_offsets": [entry.start, entry.end],
         }
     raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
@@ -157,7 +180,7 @@ def content_hash(path: str | Path, header: Header) -> str:
     with open(path, "rb") as file:
         for name, entry in sorted(header.tensors.items(), key=lambda item: item[0]):
             digest.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode())
-            for chunk in _chunks(file, entry):
+            for chunk in _chunks(file, header, entry):
                 digest.update(chunk)
     return "sha256:" + digest.hexdigest()
 
@@ -168,7 +191,7 @@ def first_non_finite(path: str | Path, header: Header) -> str | None:
 
     with open(path, "rb") as file:
         for name, entry in header.tensors.items():
-            for chunk in _chunks(file, entry):
+            for chunk in _chunks(file, header, entry):
                 if entry.dtype in ("F32", "F64"):
                     kind = "<f4" if entry.dtype == "F32" else "<f8"
                     bad = not np.isfinite(np.frombuffer(chunk, kind)).all()
@@ -204,26 +227,54 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _entry(name: str, value: dict[str, Any], base: int, size: int, path: Any) -> TensorEntry:
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """The metadata of a header's JSON, and the JSON without them."""
+    first = _METADATA_FIRST.match(text)
+    if first is None:  # they are somewhere else, or there are none
+        table = _JSON.decode(text)
+        metadata = table.pop("__metadata__", {})
+        return metadata, json.dumps(table)
+    metadata, end = _JSON.raw_decode(text, first.end())
+    rest = text[end:].lstrip()
+    if rest.startswith(","):
+        rest = rest[1:].lstrip()
+        if rest.startswith("}"):
+            raise ValueError("a comma before the end")
+    elif not rest.startswith("}"):
+        raise ValueError("no comma after the metadata")
+    return metadata, "{" + rest
+
+
+@lru_cache(maxsize=64)
+def _layout(text: str) -> Layout:
+    """The checked layout that a JSON table of tensors describes."""
+    table = _JSON.decode(text)
+    "".join(table).encode()  # a lone surrogate cannot
+    tensors = {name: _entry(name, value) for name, value in table.items()}
+    at = 0
+    for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != at:
+            raise AdapterFileError(f"tensors overlap or leave a hole at byte {entry.start}")
+        at = entry.end
+    return Layout(tensors, at)
+
+
+def _entry(name: str, value: dict[str, Any]) -> TensorEntry:
     if not isinstance(value["shape"], list) or not isinstance(value["data_offsets"], list):
         raise ValueError(f"{name}: shape and data_offsets must be lists")
     shape = tuple(value["shape"])
     begin, end = value["data_offsets"]
     item = _ITEM_BYTES.get(value["dtype"])
     if item is None:
-        raise AdapterFileError(f"{path}: {name} has the unknown dtype {value['dtype']!r}")
-    numbers = (*shape, begin, end)
-    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 1 << 63 for n in numbers):
-        raise ValueError(f"{name}: sizes must be whole numbers below 2^63")
+        raise AdapterFileError(f"{name} has the unknown dtype {value['dtype']!r}")
+    for n in (*shape, begin, end):
+        if type(n) is not int or not 0 <= n < 1 << 63:
+            raise ValueError(f"{name}: sizes must be whole numbers below 2^63")
     if len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"{name}: {len(shape)} dimensions")
     if end - begin != math.prod(shape) * item:
         raise ValueError(f"{name}: shape {shape} does not fill bytes {begin} to {end}")
-    if base + end > size:
-        raise AdapterFileError(
-            f"{path}: truncated: {name} ends at byte {base + end}, the file has {size}"
-        )
-    return TensorEntry(value["dtype"], shape, base + begin, base + end)
+    return TensorEntry(value["dtype"], shape, begin, end)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -233,8 +284,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _chunks(file: IO[bytes], entry: TensorEntry) -> Iterator[bytes]:
-    file.seek(entry.start)
+_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+
+
+def _chunks(file: IO[bytes], header: Header, entry: TensorEntry) -> Iterator[bytes]:
+    file.seek(header.data_start + entry.start)
     left = entry.end - entry.start
     while left:
         chunk = file.read(min(_CHUNK, left))
