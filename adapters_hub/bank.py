@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adapters_hub.backbone import site_shape
 from adapters_hub.errors import BackboneError
 from adapters_hub.plan import Factors, FlatFactors, Part, Plan, Sites, Slot, Stack, shapes
+from adapters_hub.window import Window
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
@@ -51,6 +52,7 @@ class Bank:
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
+        self.window: Window | None = None
         self._lock = threading.RLock()
         self._run: ContextVar[Run | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
@@ -179,6 +181,8 @@ class Bank:
 
     def follow(self, plan: Plan | None) -> Token["Run | None"]:
         """Follow a plan until `leave` gets what this returns; for what cannot be a block."""
+        if self.window is not None:
+            self.window.enter(plan)
         return self._run.set(None if plan is None else Run(plan, self._groups))
 
     def leave(self, token: Token["Run | None"]) -> None:
@@ -187,6 +191,13 @@ class Bank:
         if run is not None:
             run.end()
         self._run.reset(token)
+        if self.window is not None:
+            self.window.leave(self.current())
+
+    def open_window(self, slots: int, rank: int, like: Tensor) -> None:
+        """Let compiled forwards see adapters through a `Window`, on the device and in the precision
+        of ``like``; forwards that are not compiled go on as they did."""
+        self.window = Window(self._shapes, slots, rank, like.device, like.dtype)
 
     def current(self) -> Plan | None:
         """The plan this thread follows now."""
@@ -215,6 +226,8 @@ class Bank:
         current = self._run.get
 
         def add_delta(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if torch.compiler.is_compiling() and self.window is not None:
+                return self.window.add(site, inputs[0], output)
             run = current()
             return None if run is None else run.add(site, inputs[0], output)
 

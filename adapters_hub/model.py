@@ -244,6 +244,16 @@ class AdaptedModel:
 
         self._hooks += enable_checkpointing(self.backbone.model, contexts)
 
+    def compile(self, slots: int = 8, rank: int = 16, **options: Any) -> None:
+        """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
+
+        A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
+        when they are wanted, without compiling again. For use, not for training.
+        """
+        like = next(p for p in self.backbone.model.parameters() if p.is_floating_point())
+        self.bank.open_window(slots, rank, like)
+        self.backbone.model.compile(**options)
+
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
     def export(
