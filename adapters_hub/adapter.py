@@ -114,9 +114,12 @@ class Adapter:
         else:
             _check_finite(data, found)
             keys = {site: found.modules[module] for site, module in fit.modules.items()}
-            factors = {site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()}
+            factors = {
+                site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()
+            }
         scaling = {
-            site: found.spec.scaling(module, fit.ranks[site]) for site, module in fit.modules.items()
+            site: found.spec.scaling(module, fit.ranks[site])
+            for site, module in fit.modules.items()
         }
         head = {path: _tensor(data, found, key).float() for path, key in found.head.items()}
         outer = backbone.head_sites
@@ -291,7 +294,7 @@ def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
     """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
     data = torch.empty(found.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
     if len(data):
-        tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))
+        tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))  # type: ignore[arg-type]
     return data
 
 

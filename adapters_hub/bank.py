@@ -259,7 +259,8 @@ class Run:
             if shared and shared[0] is x and shared[1] is group and shared[2] == x._version:
                 if site == group[-1]:
                     self._shared = None
-                return _add(site, group, *shared[3:], y)
+                parts, hidden, units = shared[3:]
+                return _add(site, group, parts, hidden, units, y)
             if not self.plan.shares(group):
                 group = (site,)
         if site not in self.plan.sites:

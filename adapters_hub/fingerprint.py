@@ -94,7 +94,7 @@ def _numbered(path: str) -> str:
 @lru_cache(maxsize=64)
 def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     config = _json(folder / "config.json")
-    tensors = {}
+    tensors: dict[str, tuple[str, tensorfile.Header, tensorfile.TensorEntry]] = {}
     for file, _, _ in state[:-1]:  # the last one is the configuration
         header = tensorfile.read_header(file)
         tensors |= {name: (file, header, entry) for name, entry in header.tensors.items()}

@@ -10,29 +10,30 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.adapter import Adapter
 from adapters_hub.backbone import Backbone, enable_checkpointing
 from adapters_hub.backbone import load_backbone as _load_backbone
 from adapters_hub.bank import MEMORY
 from adapters_hub.blend import Blend, BlendLike
-from adapters_hub.compose import Piece, compose, delta
+from adapters_hub.compose import Piece, compose
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
+from adapters_hub.merging import merged_view, merged_weight
 from adapters_hub.plan import Plan
 from adapters_hub.residency import Residents
 
 log = logging.getLogger(__name__)
 
 Weights = BlendLike | Mapping[str, float]
-Adapters = Weights | Sequence[Weights]
+Adapters = Weights | Sequence[Weights | Sequence[Weights]]
+Row = Blend | tuple[Blend, ...]
 Heads = list[tuple[dict[str, Tensor], Tensor | None]]
 
 
@@ -61,6 +62,7 @@ class AdaptedModel:
         self.bank = self.residents.bank
         self.active = Blend()
         self._hooks: list[RemovableHandle] = []
+        self._merged: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -109,6 +111,13 @@ class AdaptedModel:
 
     def blends(self, rows: int, adapters: Adapters = None) -> list[Blend]:
         """One resolved blend a row, from what a caller may give as ``adapters``."""
+        found = self._rows(rows, adapters)
+        if any(isinstance(row, tuple) for row in found):
+            raise BackboneError("a blend a token works in a plain call of the model, not here")
+        return cast(list[Blend], found)
+
+    def _rows(self, rows: int, adapters: Adapters) -> list[Row]:
+        """One resolved blend a row, or a tuple of one a token."""
         if adapters is None:
             return [self.active] * rows
         if isinstance(adapters, str | Blend | Mapping):
@@ -118,16 +127,37 @@ class AdaptedModel:
                 f"{len(adapters)} blends in `adapters` for {rows} rows: give one for all, "
                 "or one a row (None for a bare row)"
             )
-        wanted = [Blend.of(blend) for blend in adapters]
-        known = {blend: self.resolve(blend) for blend in set(wanted)}
-        return [known[blend] for blend in wanted]
+        known: dict[Blend, Blend] = {}
 
-    def plan(self, blends: Sequence[Blend], dropout: float = 0.0) -> Plan | None:
-        """The bank's plan for rows of resolved blends."""
+        def resolve(weights: Weights) -> Blend:
+            wanted = Blend.of(weights)
+            if wanted not in known:
+                known[wanted] = self.resolve(wanted)
+            return known[wanted]
+
+        return [
+            tuple(map(resolve, row)) if isinstance(row, list | tuple) else resolve(cast(Any, row))
+            for row in adapters
+        ]
+
+    def plan(self, rows: Sequence[Row], dropout: float = 0.0) -> Plan | None:
+        """The bank's plan for rows of resolved blends, or of one a token."""
+        shape: tuple[int, ...] = (len(rows),)
+        lengths = {len(row) for row in rows if isinstance(row, tuple)}
+        if len(lengths) > 1:
+            raise BackboneError(
+                f"rows of {sorted(lengths)} blends: give as many as there are tokens"
+            )
+        for tokens in lengths:
+            wide = [row if isinstance(row, tuple) else (row,) * tokens for row in rows]
+            shape, rows = (len(rows), tokens), [blend for row in wide for blend in row]
+        blends = cast(Sequence[Blend], rows)
         distinct = list(dict.fromkeys(blends))
         number = {blend: place for place, blend in enumerate(distinct)}
         mappings = [dict(blend.weights) for blend in distinct]
-        index = None if len(distinct) == 1 else [number[blend] for blend in blends]
+        index = None
+        if len(distinct) > 1:
+            index = torch.tensor([number[blend] for blend in blends]).view(shape)
         with self.residents.lock:  # one may have been evicted since the blends were resolved
             self.residents.load({name for blend in distinct for name in blend.terms})
             return self.bank.plan(mappings, index, dropout)
@@ -135,7 +165,7 @@ class AdaptedModel:
     @contextmanager
     def adapted(self, rows: int, adapters: Adapters = None) -> Iterator[None]:
         """Every forward inside the block follows the given blends."""
-        with self.bank.using(self.plan(self.blends(rows, adapters))):
+        with self.bank.using(self.plan(self._rows(rows, adapters))):
             yield
 
     def heads(self, blends: Sequence[Blend]) -> Heads:
@@ -178,6 +208,7 @@ class AdaptedModel:
         """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
 
         ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
+        A row of ``adapters`` may be a list of blends, one a token, for packed rows.
         """
         tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
         if not tensors:
@@ -189,7 +220,6 @@ class AdaptedModel:
         with self.adapted(rows, adapters):
             return self.backbone.model(**inputs)
 
-    @torch.no_grad()
     def generate(
         self, texts: Sequence[str] | str, adapters: Adapters = None, **options: Any
     ) -> list[str]:
@@ -198,33 +228,10 @@ class AdaptedModel:
         Beams, sampling and the key-value cache work as in ``transformers``; ``max_new_tokens``
         defaults to 32. Raises `BackboneError` for an encoder.
         """
+        from adapters_hub.generation import generate
+
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            return []
-        if self.backbone.kind == "encoder" or not self.backbone.has_lm_head:
-            raise BackboneError(
-                f"{self.backbone.name} has no head that generates text: its checkpoint is "
-                f"{'an encoder' if self.backbone.kind == 'encoder' else 'a bare decoder'}"
-            )
-        tokenizer = copy.copy(self.backbone.tokenizer)
-        tokenizer.padding_side = "left"
-        encoded = tokenizer(texts, return_tensors="pt", padding=True).to(self.backbone.device)
-        size, limit = encoded["input_ids"].shape[1], self.backbone.max_tokens
-        new = 0
-        if self.backbone.kind == "decoder":
-            new = options.get("max_new_tokens", options.get("max_length", 32 + size) - size)
-        if limit and size + new > limit:
-            raise BackboneError(
-                f"a prompt of {size} tokens and {new} new ones: {self.backbone.name} has positions "
-                f"for {limit}"
-            )
-        with self.adapted(len(texts), adapters):
-            model: Any = self.backbone.model
-            out = model.generate(**{"max_new_tokens": 32, **encoded, **options})
-        out = getattr(out, "sequences", out)
-        if self.backbone.kind == "decoder":
-            out = out[:, size:]
-        return tokenizer.batch_decode(out, skip_special_tokens=True)
+        return generate(self, texts, adapters, options) if texts else []
 
     def classify(
         self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
@@ -253,6 +260,26 @@ class AdaptedModel:
         like = next(p for p in self.backbone.model.parameters() if p.is_floating_point())
         self.bank.open_window(slots, rank, like)
         self.backbone.model.compile(**options)
+
+    def can_merge(self, plan: Plan) -> bool:
+        """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
+        whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
+        if not whole or self.backbone.bits != 32 or self.bank.window is not None:
+            return False
+        weights: list[Any] = [self.backbone.sites[site].weight for site in plan.sites]
+        return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
+
+    def merged_view(self, plan: Plan, blend: Blend) -> Any:
+        """The backbone with a blend in its weights, sharing what it does not change; the last one
+        is kept."""
+        key = (plan.atoms, tuple(plan.weights.flatten().tolist()))
+        kept = self._merged
+        if kept is None or kept[0] != key:
+            self._merged = None  # two would not fit
+            pieces, hooks = self.pieces(blend), self.bank.hook_ids()
+            kept = key, merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
+            self._merged = kept
+        return kept[1]
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
@@ -286,7 +313,7 @@ class AdaptedModel:
             prefix = shell_of(owner, self.backbone).prefix
         else:
             prefix = self.backbone.prefix
-        pieces = self._pieces(resolved, without_outer=owner is not None)
+        pieces = self.pieces(resolved, without_outer=owner is not None)
         factors = {site: compose(own, method) for site, own in pieces.items()}
         info = AdapterInfo(
             name=check_name(name or "-".join(part.name for part in parts)),
@@ -323,16 +350,13 @@ class AdaptedModel:
         base = getattr(plain, own_prefix, plain)
         modules = dict(plain.named_modules()) | dict(base.named_modules())
         with torch.no_grad():
-            for site, pieces in self._pieces(resolved, without_outer=bool(owners)).items():
-                change = delta(pieces)
+            for site, pieces in self.pieces(resolved, without_outer=bool(owners)).items():
                 module = modules[site]
+                weight = merged_weight(module, pieces)
                 if site in self.backbone.head_sites and plain.config.tie_word_embeddings:
                     # the embedding, whose weight it shares, has no delta
-                    module.weight = nn.Parameter(module.weight.clone(), requires_grad=False)
                     plain.config.tie_word_embeddings = False
-                weight = module.weight
-                change = change.t() if isinstance(module, Conv1D) else change
-                weight.copy_((weight.float() + change).to(weight.dtype))
+                module.weight = nn.Parameter(weight, requires_grad=False)
         return plain
 
     def _plain_copy(self, head_owner: str | None) -> Any:
@@ -354,7 +378,7 @@ class AdaptedModel:
                     del hooks[number]
         return plain
 
-    def _pieces(self, blend: Blend, without_outer: bool) -> Mapping[str, list[Piece]]:
+    def pieces(self, blend: Blend, without_outer: bool = False) -> Mapping[str, list[Piece]]:
         """What a blend adds at each site; a task's class has no sites of the LM head."""
         left_out = self.backbone.head_sites if without_outer else frozenset()
         pieces: dict[str, list[Piece]] = {}

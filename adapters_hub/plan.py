@@ -32,6 +32,7 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 Place = tuple[Sequence[int], Sequence[int], int]
 Sites = tuple[str, ...]
 
+
 @dataclass(frozen=True)
 class Costs:
     """What decides between masked and grouped, in nanoseconds.
@@ -324,10 +325,10 @@ class Plan:
         where S is 1."""
         assert self.index is not None
         own = self.index.flatten()[rows].view(len(members), -1)
-        scale = torch.stack(
+        scales = torch.stack(
             [self.weights[own[i], n] * self.atoms[n].scaling[site] for i, n in enumerate(members)]
         )
-        scale = _number(scale[..., None, None])
+        scale = _number(scales[..., None, None])
         return scale[0] if isinstance(scale, Tensor) and len(members) == 1 else scale
 
     def _scalings(self, members: Sequence[int], site: str) -> tuple[float, ...]:
@@ -384,14 +385,14 @@ class Plan:
             out = sum(len(self.atoms[n].factors[s][1]) for n in frozen[:1] for s in sites)
             width = x.shape[-1] * len(sites) + out
             ranks = sum(self._rank(n, sites[0]) for n in frozen)
-            masked = _cost(COSTS.masked, len(x) * ranks * width, ranks * width)
+            masked = cost(COSTS.masked, len(x) * ranks * width, ranks * width)
             grouped = 0.0
             for members, rows in self._buckets(frozen, sites[0]):
                 rank, positions = self._rank(members[0], sites[0]), len(rows) * each
                 work = positions * rank * width
-                grouped += _cost(COSTS.grouped, work, len(members) * rank * width)
+                grouped += cost(COSTS.grouped, work, len(members) * rank * width)
                 if isinstance(_simplest(rows, self._units()), Tensor):
-                    grouped += _cost(COSTS.moved, positions * (x.shape[-1] + out))
+                    grouped += cost(COSTS.moved, positions * (x.shape[-1] + out))
             self._known[key] = masked <= grouped
         return self._known[key]
 
@@ -399,7 +400,8 @@ class Plan:
         return len(self.atoms[n].factors[site][0])
 
 
-def _cost(prices: tuple[float, ...], *amounts: float) -> float:
+def cost(prices: tuple[float, ...], *amounts: float) -> float:
+    """A price that there is in any case, and one for each amount."""
     return prices[0] + sum(p * n for p, n in zip(prices[1:], amounts, strict=True))
 
 

@@ -38,9 +38,10 @@ class Window:
         self.mask: Tensor | None = None
         self._places: list[Slot | None] = [None] * slots
         self._order = list(range(slots))  # the least recently used first
-        room = {"device": device, "dtype": dtype}
-        self._a = {s: torch.zeros(slots * rank, fan_in, **room) for s, (fan_in, _) in shapes.items()}
-        self._b = {s: torch.zeros(slots * rank, out, **room) for s, (_, out) in shapes.items()}
+        self._a, self._b = {}, {}
+        for site, (fan_in, fan_out) in shapes.items():
+            self._a[site] = torch.zeros(slots * rank, fan_in, device=device, dtype=dtype)
+            self._b[site] = torch.zeros(slots * rank, fan_out, device=device, dtype=dtype)
 
     def enter(self, plan: Plan | None) -> None:
         """Show a plan until `leave`, and to nobody else."""

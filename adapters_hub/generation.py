@@ -1,0 +1,71 @@
+"""Generating text: prompts in, continuations out, with a blend a row.
+
+Knows a backbone's tokenizer and transformers' ``generate``; the blends are the model's work.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adapters_hub.blend import Blend
+from adapters_hub.errors import BackboneError
+from adapters_hub.merging import merging_pays
+
+if TYPE_CHECKING:
+    from adapters_hub.model import AdaptedModel, Adapters
+
+
+@torch.no_grad()
+def generate(
+    model: "AdaptedModel", texts: Sequence[str], adapters: "Adapters", options: dict[str, Any]
+) -> list[str]:
+    """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
+    backbone = model.backbone
+    if backbone.kind == "encoder" or not backbone.has_lm_head:
+        raise BackboneError(
+            f"{backbone.name} has no head that generates text: its checkpoint is "
+            f"{'an encoder' if backbone.kind == 'encoder' else 'a bare decoder'}"
+        )
+    tokenizer = copy.copy(backbone.tokenizer)
+    tokenizer.padding_side = "left"
+    encoded = tokenizer(list(texts), return_tensors="pt", padding=True).to(backbone.device)
+    size, limit = encoded["input_ids"].shape[1], backbone.max_tokens
+    if "max_length" not in options:
+        options = {"max_new_tokens": 32, **options}
+    new = _new_tokens(size, options) if backbone.kind == "decoder" else 0
+    if limit and size + new > limit:
+        raise BackboneError(
+            f"a prompt of {size} tokens and {new} new ones: {backbone.name} has positions for "
+            f"{limit}"
+        )
+    out = run(model, model.blends(len(texts), adapters), {**encoded, **options})
+    if backbone.kind == "decoder":
+        out = out[:, size:]
+    return tokenizer.batch_decode(out, skip_special_tokens=True)
+
+
+def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) -> torch.Tensor:
+    """Token ids (rows, tokens) by transformers' ``generate``, from its inputs and options.
+
+    One blend in all rows is merged into a view of the model first, where that costs less than the
+    deltas in every step would, and fits into the memory that the resident adapters leave.
+    """
+    plan = model.plan(blends)
+    ids = inputs["input_ids"]
+    rows = len(ids) * max(inputs.get("num_beams", 1), inputs.get("num_return_sequences", 1))
+    steps = max(0, _new_tokens(ids.shape[1], inputs) - 1)
+    runner: Any = model.backbone.model
+    if plan is not None and model.can_merge(plan):
+        forwards = [ids.numel(), *[rows] * steps]
+        if merging_pays(model.backbone.sites, model.pieces(blends[0]), forwards):
+            runner = model.merged_view(plan, blends[0])
+            plan = None
+    with model.bank.using(plan):
+        out = runner.generate(**inputs)
+    return getattr(out, "sequences", out)
+
+
+def _new_tokens(size: int, options: dict[str, Any]) -> int:
+    return int(options.get("max_new_tokens", options.get("max_length", size) - size))
