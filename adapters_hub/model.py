@@ -24,6 +24,7 @@ from adapters_hub.backbone import Backbone, enable_checkpointing
 from adapters_hub.backbone import load_backbone as _load_backbone
 from adapters_hub.bank import Bank, Plan
 from adapters_hub.blend import Blend, BlendLike
+from adapters_hub.blendfile import BlendFile, layers_of
 from adapters_hub.compose import Piece, compose, delta
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
 from adapters_hub.info import AdapterInfo, read_adapter
@@ -91,6 +92,41 @@ class AdaptedModel:
             names = {term: self._name_of(term) for term in wanted.terms}
             self._make_resident(set(names.values()))
         return wanted.rename(names)
+
+    def load_blend(
+        self, file: BlendFile | str | os.PathLike[str], *, check_hashes: bool = True
+    ) -> Blend:
+        """The blend of a blend file, for `use`, a row, `export` or `merge`.
+
+        An adapter with a weight for each layer becomes resident under a name of its own, which
+        stands for just this file's content (``hotel-de.0f3a….da``), its factors shared. Raises
+        `BlendFileError`, `NotFoundError` or `BackboneMismatchError`; nothing is resident then.
+        """
+        file = file if isinstance(file, BlendFile) else BlendFile.read(file)
+        if self.check_backbone:
+            file.check_backbone(self.backbone.name, self.backbone.fingerprint)
+        file.check_layers(layers_of(self.backbone.sites))
+        weights: list[tuple[str, float]] = []
+        variants: list[Adapter] = []
+        with self._lock:
+            for term in file.terms:
+                if term.name not in self._own:
+                    stamp = self.library.stamp(self.library.get(term.name).name)
+                    if self._stamps.get(term.name) not in (None, stamp):
+                        self.drop(term.name)  # replaced in the library since it was loaded
+                adapter = self.resident(term.name)
+                if check_hashes:
+                    file.check_hash(term, adapter.info.hash)
+                if isinstance(term.weight, float) and term.weight:
+                    weights.append((term.name, term.weight))
+                    continue  # one of weight 0 would be left out of a blend, with its head
+                info = replace(adapter.info, name=f"{file.name}.{file.digest}.{term.name}")
+                scaling = {s: v * file.weight_at(term, s) for s, v in adapter.scaling.items()}
+                variants.append(replace(adapter, info=info, scaling=scaling))
+                weights.append((info.name, 1.0))
+            for variant in variants:
+                self.add(variant)
+        return Blend(tuple(weights))
 
     def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
         """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
