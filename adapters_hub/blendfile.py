@@ -99,9 +99,8 @@ class BlendFile:
         if not self.terms:
             raise BlendFileError("field 'terms': no adapter in it")
         terms = tuple(_term(number, term, self.layers) for number, term in enumerate(self.terms))
-        names = [term.name for term in terms]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise BlendFileError(f"field 'terms': {twice[0]!r} occurs twice")
+        if len({term.name for term in terms}) < len(terms):
+            raise BlendFileError("field 'terms': an adapter occurs twice")
         object.__setattr__(self, "terms", terms)
         object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -125,9 +124,7 @@ class BlendFile:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write ``<name>.blend.json``, complete or not at all; raises `BlendFileError`."""
-        path = Path(path)
-        if not path.name.endswith(SUFFIX):
-            raise BlendFileError(f"{path}: a blend file's name ends with {SUFFIX}")
+        path = check_target(path)
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +182,13 @@ class BlendFile:
                 "its weight may not suit this one: fit again, or load_blend(…, "
                 "check_hashes=False)"
             )
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The path, if a blend file can be called so; `BlendFileError` otherwise."""
+    if not Path(path).name.endswith(SUFFIX):
+        raise BlendFileError(f"{path}: a blend file's name ends with {SUFFIX}")
+    return Path(path)
 
 
 def layer_of(site: str) -> str | None:

@@ -38,8 +38,6 @@ _STEPS = {"gradient": 100, "lorahub": 60}
 _L1 = {"gradient": 0.0, "lorahub": 0.05}
 _NUMBERS = itertools.count()
 
-Scores = dict[str, dict[str, float]]
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -50,8 +48,8 @@ class Fit:
     """
 
     file: BlendFile
-    before: Scores
-    after: Scores
+    before: dict[str, dict[str, float]]
+    after: dict[str, dict[str, float]]
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -151,9 +149,7 @@ class _Run:
         return {"loss": self.mean(weights, examples, records), **self.task.metrics(records)}
 
     @torch.no_grad()
-    def mean(
-        self, weights: Tensor, examples: Sequence[Example], records: list[Any] | None = None
-    ) -> float:
+    def mean(self, weights: Tensor, examples: Sequence[Example], records: Any = None) -> float:
         """The loss in nats a target over all examples; their records are put into ``records``."""
         nats, count = 0.0, 0.0
         ordered = sorted(examples, key=lambda example: len(example.input_ids))
@@ -191,9 +187,7 @@ class _Run:
 
 
 @contextmanager
-def _resident(
-    model: AdaptedModel, blend: Blend, task: Task, layers: tuple[str, ...]
-) -> Iterator[_Run]:
+def _resident(model: AdaptedModel, blend: Blend, task: Task, layers: Any) -> Iterator[_Run]:
     """A run, whose slots are gone afterwards however it ends."""
     adapters = [model.resident(name) for name in blend.terms]
     if not any(adapter.factors for adapter in adapters):
@@ -233,13 +227,9 @@ class _Best:
 
 
 def _by_gradient(best: _Best, steps: int, batch_size: int, rate: float, seed: int) -> None:
-    batches = plan_batches(
-        [len(example.input_ids) for example in best.rows],
-        [None] * len(best.rows),
-        batch_size=min(batch_size, len(best.rows)),
-        steps=steps,
-        seed=seed,
-    )
+    sizes = [len(example.input_ids) for example in best.rows]
+    at_once = min(batch_size, len(sizes))
+    batches = plan_batches(sizes, [0] * len(sizes), batch_size=at_once, steps=steps, seed=seed)
     with torch.enable_grad():
         weights = best.weights.clone().requires_grad_()
         optimizer = torch.optim.Adam([weights], lr=rate)
