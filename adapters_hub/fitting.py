@@ -6,8 +6,7 @@ on disk. Two ways, in one table:
 - ``gradient``: CAT of LoRA Soups (arXiv:2410.13025). A free weight for each adapter, or for each
   adapter and layer; Adam on the task's own loss, its rate falling linearly to nothing.
 - ``lorahub``: LoraHub's objective (arXiv:2307.13269), the loss on all rows + 0.05·Σ|w| with every
-  weight in [-1.5, 1.5], by a search that needs no derivative (COBYQA of scipy, where the paper has
-  CMA-ES and others).
+  weight in [-1.5, 1.5], by a search without derivatives (scipy's COBYQA; the paper's is another).
 """
 
 import itertools

@@ -111,8 +111,8 @@ class AdaptedModel:
         with self._lock:
             for term in file.terms:
                 if term.name not in self._own:
-                    stamp = self.library.stamp(self.library.get(term.name).name)
-                    if self._stamps.get(term.name) not in (None, stamp):
+                    self.library.get(term.name)  # raises, also for one that was removed
+                    if self._stamps.get(term.name) not in (None, self.library.stamp(term.name)):
                         self.drop(term.name)  # replaced in the library since it was loaded
                 adapter = self.resident(term.name)
                 if check_hashes:
