@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", required=True, help="folder to write")
     sub.add_argument("--method", default="sum")
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
-    sub.add_argument("--name", help="the new adapter's name")
+    sub.add_argument("--name", help="the new adapter's name [a blend file's, else its terms']")
 
     sub = command("fit", _fit, "find a blend's weights on a few rows, and write a blend file")
     sub.add_argument("blend", help='such as "de + hotel"; its own weights are the start')
@@ -161,6 +161,7 @@ def _compose(options: argparse.Namespace) -> int:
         file = BlendFile.read(options.blend)
         model = _model(options, file.terms[0].name)  # what a file names is not loaded
         blend = model.load_blend(file)
+        options.name = options.name or file.name
     else:
         blend = Blend.parse(options.blend)
         model = _model(options, *blend.terms[:1])

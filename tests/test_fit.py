@@ -26,6 +26,7 @@ from adapters_hub.errors import (
     TrainingError,
 )
 from adapters_hub.fitting import _resident
+from adapters_hub.info import read_adapter
 from adapters_hub.tasks import Row
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
@@ -470,7 +471,8 @@ def test_fit_and_compose_from_the_command_line(model, tmp_path, capsys, inputs):
     assert {"rows", "dev", "held_out"} <= {line.split("\t")[0] for line in shown.splitlines()}
     assert " -> " in shown
     assert BlendFile.read(path).rows == 4
-    assert main(["compose", str(path), "-o", str(tmp_path / "out"), "--name", "mix", *library]) == 0
+    assert main(["compose", str(path), "-o", str(tmp_path / "out"), *library]) == 0
+    assert read_adapter(tmp_path / "out").info.name == "mix"
     model.library.add(tmp_path / "out", name="mix")
     want = logits(model, inputs, model.load_blend(path))
     torch.testing.assert_close(logits(model, inputs, "mix"), want, atol=2e-5, rtol=1e-4)
