@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adapters_hub.blend import Blend as Blend
+    from adapters_hub.blendfile import BlendFile as BlendFile
     from adapters_hub.errors import AdaptersHubError as AdaptersHubError
+    from adapters_hub.fitting import fit as fit
     from adapters_hub.info import AdapterInfo as AdapterInfo
     from adapters_hub.library import Library as Library
     from adapters_hub.lookup import Resolution as Resolution
@@ -33,9 +35,11 @@ _HOME = {
     "AdapterInfo": "info",
     "AdaptersHubError": "errors",
     "Blend": "blend",
+    "BlendFile": "blendfile",
     "Library": "library",
     "Resolution": "lookup",
     "TrainingSettings": "settings",
+    "fit": "fitting",
     "load": "model",
     "load_backbone": "model",
     "train": "training",

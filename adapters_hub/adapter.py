@@ -250,7 +250,8 @@ class Adapter:
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """How files of one layout lie on a backbone: module, rank and places of each site; their one
-    dtype, or None."""
+    dtype, or None.
+    """
 
     modules: dict[str, str]
     ranks: dict[str, int]

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 BITS = (32, 16, 8, 4)
+_INPUTS = ("input_ids", "attention_mask")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -110,6 +111,14 @@ class Backbone:
     def head_sites(self) -> frozenset[str]:
         """Sites outside the body, such as ``lm_head``."""
         return frozenset(self.sites) - frozenset(self.body_sites)
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        """One forward of the body over one token, for those who watch its layers."""
+        inputs = {key: torch.ones(1, 1, dtype=torch.long, device=self.device) for key in _INPUTS}
+        if self.kind == "encoder-decoder":
+            inputs["decoder_input_ids"] = inputs["input_ids"]
+        self.base(**inputs, **self.call_options)
 
     def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).

@@ -54,7 +54,7 @@ class Bank:
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self.window: Window | None = None
         self._lock = threading.RLock()
-        self._run: ContextVar[Run | None] = ContextVar("adapters_hub_plan", default=None)
+        self._run: ContextVar[Run | _Watch | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
             module.register_forward_hook(self._hook(site)) for site, module in sites.items()
         ]
@@ -179,25 +179,32 @@ class Bank:
         finally:
             self.leave(token)
 
-    def follow(self, plan: Plan | None) -> Token["Run | None"]:
+    def follow(self, plan: Plan | None) -> Token["Run | _Watch | None"]:
         """Follow a plan until `leave` gets what this returns; for what cannot be a block."""
         if self.window is not None:
             self.window.enter(plan)
         return self._run.set(None if plan is None else Run(plan, self._groups))
 
-    def leave(self, token: Token["Run | None"]) -> None:
+    def leave(self, token: Token["Run | _Watch | None"]) -> None:
         """Follow again what was followed before."""
-        run = self._run.get()
-        if run is not None:
-            run.end()
         self._run.reset(token)
         if self.window is not None:
             self.window.leave(self.current())
 
     def open_window(self, slots: int, rank: int, like: Tensor) -> None:
         """Let compiled forwards see adapters through a `Window`, on the device and in the precision
-        of ``like``; forwards that are not compiled go on as they did."""
+        of ``like``; forwards that are not compiled go on as they did.
+        """
         self.window = Window(self._shapes, slots, rank, like.device, like.dtype)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Learn from the forwards inside the block which sites get their input together."""
+        token = self._run.set(_Watch(self._groups))
+        try:
+            yield
+        finally:
+            self._run.reset(token)
 
     def current(self) -> Plan | None:
         """The plan this thread follows now."""
@@ -235,26 +242,21 @@ class Bank:
 
 
 class Run:
-    """A plan being followed by one thread, and what the sites with one input share.
+    """A plan being followed by one thread, and what the sites that share an input share.
 
-    Which sites do is learned by watching: those called one after the other with the same tensor.
-    ``groups`` is what all runs of a bank have learned. Whatever is remembered is used only for that
-    very tensor, unchanged, so nothing depends on the guess but time.
+    ``groups`` says which sites do, if the bank has watched; what is remembered is used only for the
+    very same tensor, unchanged, so nothing depends on it but time.
     """
 
-    def __init__(self, plan: Plan, groups: dict[str, Sites]) -> None:
+    def __init__(self, plan: Plan, groups: Mapping[str, Sites]) -> None:
         self.plan = plan
         self._groups = groups
-        self._chain: tuple[Tensor | None, Sites] = (None, ())
         self._shared: tuple[Any, ...] | None = None  # one value, so that threads cannot tear it
 
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """The site's output y (…, out) for its input x (…, in), with the plan's deltas added."""
-        group = self._groups.get(site)
-        if group is None:
-            self._learn(site, x)
-            group = (site,)
-        elif len(group) > 1:
+        group = self._groups.get(site, (site,))
+        if len(group) > 1:
             shared = self._shared
             if shared and shared[0] is x and shared[1] is group and shared[2] == x._version:
                 if site == group[-1]:
@@ -273,26 +275,23 @@ class Run:
             self._shared = (x, group, x._version, parts, hidden, units)
         return _add(site, group, parts, hidden, units, y)
 
-    def end(self) -> None:
-        """The plan is not followed any more."""
-        self._close()
-        self._shared = None
 
-    def _learn(self, site: str, x: Tensor) -> None:
-        last, sites = self._chain
-        if last is x and site not in sites:
-            self._chain = (x, (*sites, site))
-        else:
-            self._close()
-            self._chain = (x, (site,))
+class _Watch:
+    """Stands where a `Run` does, and notes the sites called one after the other on one tensor."""
 
-    def _close(self) -> None:
-        sites = self._chain[1]
-        self._chain = (None, ())
-        for site in sites:
-            self._groups[site] = sites
-        if len(sites) > 1:
-            self.plan.forget(sites)
+    plan = None
+
+    def __init__(self, groups: dict[str, Sites]) -> None:
+        self._groups = groups
+        self._x: Tensor | None = None
+        self._sites: Sites = ()
+
+    def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
+        if self._x is not x or site in self._sites:
+            self._x, self._sites = x, ()
+        self._sites = (*self._sites, site)
+        self._groups |= dict.fromkeys(self._sites, self._sites)
+        return y
 
 
 def _add(
@@ -310,7 +309,7 @@ class _Following:
 
     def __init__(self, bank: Bank) -> None:
         self._bank, self._plan = bank, bank.current()
-        self._tokens: list[Token[Run | None]] = []
+        self._tokens: list[Token[Run | _Watch | None]] = []
 
     def __enter__(self) -> None:
         self._tokens.append(self._bank.follow(self._plan))

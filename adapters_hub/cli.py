@@ -13,6 +13,7 @@ from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library
 
 _COLUMNS = ("name", "language", "domain", "task", "backbone", "rank")
+_FIT = ("task", "per", "method", "steps", "learning_rate", "batch_size", "l1", "max_length", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AdaptersHubError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # such as `adapters-hub list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -65,11 +69,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", help="all, if none is given")
 
     sub = command("compose", _compose, "write a blend as one standard PEFT adapter")
-    sub.add_argument("blend", help='such as "de + 0.5*hotel"')
+    sub.add_argument("blend", help='such as "de + 0.5*hotel", or a .blend.json file')
     sub.add_argument("-o", "--output", required=True, help="folder to write")
     sub.add_argument("--method", default="sum")
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
-    sub.add_argument("--name", help="the new adapter's name")
+    sub.add_argument("--name", help="the new adapter's name [a blend file's, else its terms']")
+
+    sub = command("fit", _fit, "find a blend's weights on a few rows, and write a blend file")
+    sub.add_argument("blend", help='such as "de + hotel"; its own weights are the start')
+    sub.add_argument("-o", "--output", required=True, help="file to write, NAME.blend.json")
+    sub.add_argument("--data", required=True, help="file or folder; test rows only measure")
+    sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
+    sub.add_argument("--language", nargs="+", help="only rows in these")
+    sub.add_argument("--domain", nargs="+", help="only rows of these")
+    sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
+    sub.add_argument("--task", help="[classification with a head, else language-modeling]")
+    sub.add_argument("--per", default="adapter", help="adapter or layer")
+    sub.add_argument("--method", default="gradient", help="gradient or lorahub")
+    sub.add_argument("--steps", type=int, help="[100 by gradient, 60 by lorahub]")
+    sub.add_argument("--learning-rate", type=float, default=0.05)
+    sub.add_argument("--batch-size", type=int, default=16)
+    sub.add_argument("--l1", type=float, help="price of the weights' size [0; lorahub 0.05]")
+    sub.add_argument("--max-length", type=int, default=256, help="tokens of a row")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
     return parser
 
 
@@ -132,20 +155,69 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _compose(options: argparse.Namespace) -> int:
     from adapters_hub.blend import Blend
+    from adapters_hub.blendfile import SUFFIX, BlendFile
+
+    if options.blend.endswith(SUFFIX):
+        file = BlendFile.read(options.blend)
+        model = _model(options, file.terms[0].name)  # what a file names is not loaded
+        blend = model.load_blend(file)
+        options.name = options.name or file.name
+    else:
+        blend = Blend.parse(options.blend)
+        model = _model(options, *blend.terms[:1])
+    folder = model.export(blend, options.output, method=options.method, name=options.name)
+    print(f"wrote {folder}")
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    import random
+
+    from adapters_hub.blend import Blend
+    from adapters_hub.blendfile import check_target
+    from adapters_hub.data import read_data, select
+    from adapters_hub.fitting import fit
+
+    check_target(options.output)  # now, rather than after the work
+    splits = read_data(options.data)
+    if options.dev:
+        splits["dev"] = [row for rows in read_data(options.dev).values() for row in rows]
+    splits = {s: select(rows, options.language, options.domain) for s, rows in splits.items()}
+    rows = splits.get("train", [])
+    if options.rows is not None and options.rows < len(rows):
+        rows = random.Random(options.seed).sample(rows, max(0, options.rows))
+    blend = Blend.parse(options.blend)
+    found = fit(
+        _model(options, *blend.terms[:1]),
+        blend,
+        rows,
+        dev=splits.get("dev", []),
+        held_out=splits.get("test", []),
+        **{name: getattr(options, name) for name in _FIT},
+    )
+    path = found.file.write(options.output)
+    for name, weight in found.weights.items():
+        each = weight if isinstance(weight, tuple) else (weight,)
+        print(f"{name}\t{' '.join(f'{value:.3f}' for value in each)}")
+    for split, scores in found.before.items():
+        for metric, value in scores.items():
+            print(f"{split}\t{metric}\t{value:.4f} -> {found.after[split][metric]:.4f}")
+    print(f"wrote {path}")
+    return 0
+
+
+def _model(options: argparse.Namespace, first: str = "") -> Any:
+    """The backbone asked for, else the one that a blend's first term names."""
     from adapters_hub.errors import BlendError
     from adapters_hub.model import load_backbone
 
     library = Library(options.library)
-    blend = Blend.parse(options.blend)
-    if not blend:
-        raise BlendError(f"{options.blend!r} cancels out: nothing to compose")
-    backbone = options.backbone or library.find(blend.terms[0]).backbone
+    if not first:
+        raise BlendError(f"{options.blend!r} cancels out: there is nothing in it")
+    backbone = options.backbone or library.find(first).backbone
     if backbone is None:
-        raise BlendError(f"{blend.terms[0]!r} names no backbone: give --backbone")
-    model = load_backbone(backbone, library=library)
-    folder = model.export(blend, options.output, method=options.method, name=options.name)
-    print(f"wrote {folder}")
-    return 0
+        raise BlendError(f"{first!r} names no backbone: give --backbone")
+    return load_backbone(backbone, library=library)
 
 
 def _cell(info: AdapterInfo, column: str) -> str:

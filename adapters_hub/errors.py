@@ -4,6 +4,7 @@ AdaptersHubError
 ├── SettingsError            a setting or argument has a value that cannot work
 ├── LanguageError            not a language
 ├── BlendError               a blend cannot be read
+│   └── BlendFileError        a blend file is damaged, or not for these adapters
 ├── NotFoundError            no such adapter, language or domain in the library
 ├── AmbiguousTermError       a term of a blend could mean several adapters
 ├── HeadError                a row needs one task head and has none, or several
@@ -32,6 +33,10 @@ class LanguageError(AdaptersHubError, ValueError):
 
 class BlendError(AdaptersHubError, ValueError):
     """A blend that cannot be read."""
+
+
+class BlendFileError(BlendError):
+    """A blend file that is damaged or unsafe, or was made with other adapters than are there."""
 
 
 class NotFoundError(AdaptersHubError, LookupError):

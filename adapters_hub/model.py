@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from adapters_hub.backbone import Backbone, enable_checkpointing
 from adapters_hub.backbone import load_backbone as _load_backbone
 from adapters_hub.bank import MEMORY
 from adapters_hub.blend import Blend, BlendLike
+from adapters_hub.blendfile import BlendFile, layers_of
 from adapters_hub.compose import Piece, compose
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
 from adapters_hub.info import AdapterInfo
@@ -60,6 +62,8 @@ class AdaptedModel:
         self.library = Library() if library is None else library
         self.residents = Residents(backbone, self.library, memory, host_memory, check_backbone)
         self.bank = self.residents.bank
+        with self.bank.watching():
+            backbone.probe()
         self.active = Blend()
         self._hooks: list[RemovableHandle] = []
         self._merged: tuple[Any, Any] | None = None
@@ -88,6 +92,37 @@ class AdaptedModel:
             names = {term: self.residents.name_of(term) for term in wanted.terms}
             self.residents.load(set(names.values()))
         return wanted.rename(names)
+
+    def load_blend(
+        self, file: BlendFile | str | os.PathLike[str], *, check_hashes: bool = True
+    ) -> Blend:
+        """The blend of a blend file, for `use`, a row, `export` or `merge`.
+
+        An adapter with a weight for each layer becomes resident under a name of its own, which
+        stands for just this file's content (``hotel-de.0f3a….da``), its factors shared. Raises
+        `BlendFileError`, `NotFoundError` or `BackboneMismatchError`; nothing is resident then.
+        """
+        file = file if isinstance(file, BlendFile) else BlendFile.read(file)
+        if self.residents.check_backbone:
+            file.check_backbone(self.backbone.name, self.backbone.fingerprint)
+        file.check_layers(layers_of(self.backbone.sites))
+        weights: list[tuple[str, float]] = []
+        variants: list[Adapter] = []
+        with self.residents.lock:
+            for term in file.terms:
+                adapter = self.residents.current(term.name)
+                if check_hashes:
+                    file.check_hash(term, adapter.info.hash)
+                if isinstance(term.weight, float) and term.weight:
+                    weights.append((term.name, term.weight))
+                    continue  # one of weight 0 would be left out of a blend, with its head
+                info = replace(adapter.info, name=f"{file.name}.{file.digest}.{term.name}")
+                scaling = {s: v * file.weight_at(term, s) for s, v in adapter.scaling.items()}
+                variants.append(replace(adapter, info=info, scaling=scaling))
+                weights.append((info.name, 1.0))
+            for variant in variants:
+                self.add(variant)
+        return Blend(tuple(weights))
 
     def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
         """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
@@ -271,7 +306,8 @@ class AdaptedModel:
 
     def merged_view(self, plan: Plan, blend: Blend) -> Any:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
-        is kept."""
+        is kept.
+        """
         key = (plan.atoms, tuple(plan.weights.flatten().tolist()))
         kept = self._merged
         if kept is None or kept[0] != key:

@@ -130,7 +130,8 @@ class Part:
 
     def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
         """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
-        ``scale`` is a tensor."""
+        ``scale`` is a tensor.
+        """
         a, own = self.stack.a, x
         if isinstance(self.rows, slice):
             own = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
@@ -235,11 +236,6 @@ class Plan:
                     self._parts[key] = self._make_parts(sites, masked, x)
         return self._parts[key]
 
-    def forget(self, sites: Sites) -> None:
-        """Let go what was made for each of these sites alone."""
-        for key in [key for key in self._parts if key[0][0] in sites and len(key[0]) == 1]:
-            del self._parts[key]
-
     def shares(self, sites: Sites) -> bool:
         """Whether the plan's atoms are alike at all of these sites, so that one product does."""
         key = ("shares", sites)
@@ -322,7 +318,8 @@ class Plan:
 
     def _scale(self, members: tuple[int, ...], rows: Tensor, site: str) -> float | Tensor:
         """Scaling × weight of each atom for each of its rows: a number, or (S, k, 1, 1); (k, 1, 1)
-        where S is 1."""
+        where S is 1.
+        """
         assert self.index is not None
         own = self.index.flatten()[rows].view(len(members), -1)
         scales = torch.stack(

@@ -60,6 +60,17 @@ class Residents:
             self.load({name})
             return self._adapters[name]
 
+    def current(self, name: str) -> Adapter:
+        """The adapter of exactly this name as the library has it now.
+
+        Raises `NotFoundError` also for one that was loaded and has been removed since.
+        """
+        with self.lock:
+            if name not in self._own:
+                self.library.get(name)
+                self._drop_replaced(name)
+            return self[name]
+
     def name_of(self, term: str) -> str:
         """The exact name a term means, by what the library holds now; see `Library.find`."""
         with self.lock:
@@ -70,10 +81,7 @@ class Residents:
                 check = self.backbone.fingerprint if self.check_backbone else None
                 infos, where = [*self._infos.values()], str(self.library.root)
                 info = lookup.find(term, infos, check, where)
-                stamp = self._stamps.get(info.name)  # none for what was added from memory
-                known = (None, self.library.stamp(info.name))
-                if info.name not in self._own and stamp not in known:
-                    self.drop(info.name)  # replaced in the library since it was loaded
+                self._drop_replaced(info.name)
                 self._names[term] = info.name
             return self._names[term]
 
@@ -104,6 +112,12 @@ class Residents:
             self._host.pop(name, None)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _drop_replaced(self, name: str) -> None:
+        """Forget an adapter that was replaced in the library since it was loaded from there."""
+        stamp = self._stamps.get(name)
+        if name not in self._own and stamp not in (None, self.library.stamp(name)):
+            self.drop(name)
 
     def _evicted(self, name: str) -> None:
         self._adapters.pop(name, None)

@@ -16,6 +16,7 @@ ORDER = [
     "languages",
     "blend",
     "tensorfile",
+    "blendfile",
     "patterns",
     "info",
     "card",
@@ -40,6 +41,7 @@ ORDER = [
     "generation",
     "batches",
     "data",
+    "fitting",
     "settings",
     "evaluation",
     "checkpoint",
@@ -164,7 +166,7 @@ def test_all_is_what_can_be_reached():
         made = {getattr(node, "name", None) for node in source.body}
         assert name in made, f"{home}.py defines no {name}"
     for name, home in adapters_hub._HOME.items():
-        if home not in ("model", "training"):
+        if home not in ("fitting", "model", "training"):
             module = importlib.import_module(f"adapters_hub.{home}")
             assert getattr(adapters_hub, name) is getattr(module, name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
