@@ -24,7 +24,7 @@ from adapters_hub.backbone import Backbone, enable_checkpointing
 from adapters_hub.backbone import load_backbone as _load_backbone
 from adapters_hub.bank import Bank, Plan
 from adapters_hub.blend import Blend, BlendLike
-from adapters_hub.compose import Piece, compose, delta
+from adapters_hub.compose import Piece, check_options, compose_sites, delta
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
 from adapters_hub.info import AdapterInfo, read_adapter
 from adapters_hub.library import Library, check_name
@@ -298,12 +298,18 @@ class AdaptedModel:
         folder: str | os.PathLike[str],
         *,
         method: str = "sum",
+        rank: int | None = None,
         name: str | None = None,
+        **options: Any,
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 
-        The head, if one adapter has one, goes along. Raises `HeadError` for two heads.
+        ``method``, ``rank`` and further options are those of `adapters_hub.compose.METHODS`; the
+        default is exact. The head, if one adapter has one, goes along. Raises `HeadError` for two
+        heads, `SettingsError` for a method or an option that cannot work.
         """
+        options = options if rank is None else {"rank": rank, **options}
+        check_options(method, options)
         resolved = self.resolve(blend)
         if not resolved:
             raise NotFoundError("nothing to export: the blend is empty")
@@ -323,14 +329,17 @@ class AdaptedModel:
         else:
             prefix = self.backbone.prefix
         pieces = self._pieces(resolved, without_outer=owner is not None)
-        factors = {site: compose(own, method) for site, own in pieces.items()}
+        factors = compose_sites(pieces, method, sites=self.backbone.sites, **options)
+        if pieces and not factors:
+            raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
+        how = ", ".join([method, *(f"{key}={value}" for key, value in options.items())])
         info = AdapterInfo(
             name=check_name(name or "-".join(part.name for part in parts)),
             task=main.info.task,
             labels=main.info.labels,
             backbone=self.backbone.name,
             fingerprint=self.backbone.fingerprint,
-            description=f"The {method} of {resolved}.",
+            description=f"A blend: {resolved} ({how}).",
         )
         config = {
             key: value
@@ -391,15 +400,22 @@ class AdaptedModel:
         return plain
 
     def _pieces(self, blend: Blend, without_outer: bool) -> Mapping[str, list[Piece]]:
-        """What a blend adds at each site; a task's class has no sites of the LM head."""
+        """What a blend adds at each site; a task's class has no sites of the LM head.
+
+        Each site has a piece a term, of rank 0 where the term does not act.
+        """
         left_out = self.backbone.head_sites if without_outer else frozenset()
+        terms = [(self.resident(term), weight) for term, weight in blend.weights]
         pieces: dict[str, list[Piece]] = {}
-        for term, weight in blend.weights:
-            adapter = self.resident(term)
-            for site, (a, b) in adapter.factors.items():
-                if site in left_out:
-                    continue
-                pieces.setdefault(site, []).append((weight * adapter.scaling[site], a, b))
+        for site in dict.fromkeys(site for adapter, _ in terms for site in adapter.factors):
+            if site in left_out:
+                continue
+            some = next(adapter.factors[site] for adapter, _ in terms if site in adapter.factors)
+            nothing = (some[0][:0], some[1][:, :0])
+            for adapter, weight in terms:
+                a, b = adapter.factors.get(site, nothing)
+                scaled = weight * adapter.scaling.get(site, 1.0)
+                pieces.setdefault(site, []).append((scaled, a, b))
         return pieces
 
 

@@ -27,6 +27,8 @@ ORDER = [
     "backbone",
     "adapter",
     "bank",
+    "corespace",
+    "entries",
     "compose",
     "tasks.base",
     "tasks.classification",
