@@ -161,9 +161,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _compose(options: argparse.Namespace) -> int:
     from adapters_hub.blend import Blend
+    from adapters_hub.compose import check_options
     from adapters_hub.errors import BlendError
     from adapters_hub.model import load_backbone
 
+    given = {key: value for key in _OPTIONS if (value := getattr(options, key)) is not None}
+    check_options(options.method, given)  # before a backbone is loaded
     library = Library(options.library)
     blend = Blend.parse(options.blend)
     if not blend:
@@ -172,7 +175,6 @@ def _compose(options: argparse.Namespace) -> int:
     if backbone is None:
         raise BlendError(f"{blend.terms[0]!r} names no backbone: give --backbone")
     model = load_backbone(backbone, library=library)
-    given = {key: value for key in _OPTIONS if (value := getattr(options, key)) is not None}
     folder = model.export(blend, options.output, method=options.method, name=options.name, **given)
     print(f"wrote {folder}")
     return 0

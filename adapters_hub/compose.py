@@ -127,7 +127,7 @@ def svd(pieces: Sequence[Piece], *, rank: int | None = None) -> Factors:
 def iso(pieces: Sequence[Piece], *, rank: int | None = None) -> Factors:
     """The sum with its singular values replaced by their mean (Iso-C).
 
-    arXiv:2502.04959, (5), where the mean is over all min(out, in) of a full-rank delta. A sum of
+    arXiv:2502.04959, where the mean is over all min(out, in) of a full-rank delta. A sum of
     LoRA deltas has few that are not zero: the mean is over those, after the cut to ``rank``, so
     the sum of the singular values stays and no direction is made up.
     """
@@ -144,10 +144,10 @@ def knots(pieces: Sequence[Piece], *, density: float = 0.2, rank: int | None = N
     arXiv:2410.19735: [w₁B₁A₁ … wₙBₙAₙ] = U·Σ·[V₁ᵀ … Vₙᵀ], the Vᵢᵀ (k, in) are merged by `ties`,
     and the result is U·Σ·Vᵀ. ``density`` is the share that each Vᵢᵀ keeps.
     """
-    pieces = [piece for piece in pieces if len(piece[1])] or list(pieces[:1])
     space = core_space(pieces)
-    u, s, vh = directions(torch.cat(space.cores, dim=1))
-    width = space.cores[0].shape[1]
+    cores = [core for core in space.cores if core.any()] or space.cores[:1]  # 0 has no vote
+    u, s, vh = directions(torch.cat(cores, dim=1))
+    width = cores[0].shape[1]
     rows = [trim(space.right.lift(part), density) for part in vh.split(width, dim=1)]
     merged = disjoint_mean(torch.stack(rows))
     return svd([(1.0, merged, space.left.lift((u * s).mT).mT)], rank=rank)
@@ -327,6 +327,7 @@ def compose_sites(
 
     ``sites`` are all of the backbone, from which the layers are counted. Raises as `compose`.
     """
+    check_options(method, options)
     places = locate([*pieces, *sites])
     made = {s: compose(own, method, site=places[s], **options) for s, own in pieces.items()}
     return {site: (a, b) for site, (a, b) in made.items() if len(a)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from adapters_hub.corespace import Piece
+from adapters_hub.corespace import TINY, Piece
 
 BLOCK = 1 << 17
 """Entries of one delta in a block."""
@@ -33,9 +33,9 @@ def merge_entries(
     if outputs < inputs:
         b, a = merge_entries([(w, b.mT, a.mT) for w, a, b in pieces], rule_for, rank)
         return a.mT.contiguous(), b.mT.contiguous()
+    if not any(len(a) for _, a, _ in pieces):
+        return pieces[0][1].float(), pieces[0][2].float()
     pieces = [piece for piece in pieces if len(piece[1])]
-    if not pieces:
-        return torch.zeros(0, inputs), torch.zeros(outputs, 0)
     rank = min(rank or sum(len(a) for _, a, _ in pieces), inputs)
     rule = rule_for(pieces)
     basis = torch.eye(inputs, dtype=torch.float64, device=pieces[0][1].device)
@@ -99,10 +99,15 @@ def thresholds(pieces: Sequence[Piece], density: float) -> Tensor:
 
 
 def trim(matrix: Tensor, density: float) -> Tensor:
-    """A small matrix with zeros for all but its ⌊density · entries⌋ largest magnitudes."""
+    """A small matrix with zeros for all but its ⌊density · entries⌋ largest magnitudes.
+
+    What is only rounding next to the largest is zero, too: it would have a vote.
+    """
     sizes = matrix.abs().flatten()
     count = int(density * len(sizes))
-    least = sizes.kthvalue(len(sizes) - count + 1).values if count else torch.inf
+    if count == 0:
+        return torch.zeros_like(matrix)
+    least = sizes.kthvalue(len(sizes) - count + 1).values.clamp(min=TINY * sizes.max())
     return matrix.where(matrix.abs() >= least, 0.0)
 
 
