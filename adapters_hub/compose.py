@@ -310,10 +310,7 @@ def compose(
     be, and says what can.
     """
     check_options(method, options)
-    if "site" in inspect.signature(METHODS[method]).parameters:
-        options["site"] = site or Site()
-    with torch.no_grad():
-        return METHODS[method](pieces, **options)
+    return _prepared(method, options)(pieces, site or Site())
 
 
 def compose_sites(
@@ -328,9 +325,23 @@ def compose_sites(
     ``sites`` are all of the backbone, from which the layers are counted. Raises as `compose`.
     """
     check_options(method, options)
-    places = locate([*pieces, *sites])
-    made = {s: compose(own, method, site=places[s], **options) for s, own in pieces.items()}
+    apply, places = _prepared(method, options), locate([*pieces, *sites])
+    made = {site: apply(own, places[site]) for site, own in pieces.items()}
     return {site: (a, b) for site, (a, b) in made.items() if len(a)}
+
+
+def _prepared(
+    method: str, options: Mapping[str, Any]
+) -> Callable[[Sequence[Piece], Site], Factors]:
+    """A method with its options, for any site."""
+    work = METHODS[method]
+    placed = "site" in inspect.signature(work).parameters
+
+    @torch.no_grad()
+    def apply(pieces: Sequence[Piece], site: Site) -> Factors:
+        return work(pieces, **options, **({"site": site} if placed else {}))
+
+    return apply
 
 
 def options_of(method: str) -> list[str]:

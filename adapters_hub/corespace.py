@@ -46,7 +46,7 @@ def core_space(pieces: Sequence[Piece], reference: bool = False) -> CoreSpace:
     empty is no direction and is left out.
     """
     small_a, right = rows_to_basis(torch.cat([a.double() for _, a, _ in pieces]))
-    small_b, left = rows_to_basis(torch.cat([b.double().mT for _, _, b in pieces]))
+    small_b, left = rows_to_basis(torch.cat([b for _, _, b in pieces], 1).double().mT)
     if reference:
         turn_a, turn_b = directions(small_a)[2], directions(small_b)[2]
         small_a, right = small_a @ turn_a.mT, Basis(turn_a @ right.turn, right.rows)

@@ -93,7 +93,10 @@ def _from_top(histogram: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def thresholds(pieces: Sequence[Piece], density: float) -> Tensor:
-    """What `trim` keeps of whole deltas, as a least magnitude for each (pieces, 1, 1)."""
+    """What `trim` keeps of whole deltas, as a least magnitude for each (pieces, 1, 1).
+
+    Entries that are equal to it are all kept, where a sort would draw the line among them.
+    """
     entries = pieces[0][2].shape[0] * pieces[0][1].shape[1]
     return kth_largest(pieces, int(density * entries))[:, None, None]
 
