@@ -360,8 +360,8 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             hint = "; method='svd' cuts a sum to a rank" if name == "rank" else ""
             takes = ", ".join(taken) if taken else "no options"
             raise SettingsError(f"method={method!r} takes no {name}: it takes {takes}{hint}")
-        if name == "inner" and value in _NAMED:
-            raise SettingsError(f"inner={value!r} is method={_NAMED[value]!r}; use that")
+        if name == "inner" and str(value) in _NAMED:
+            raise SettingsError(f"inner={value!r} is method={_NAMED[str(value)]!r}; use that")
         wanted, holds = _VALUES[name]
         if not (value is None and name == "rank") and not holds(value):
             raise SettingsError(f"{name}={value!r}: give {wanted}")
