@@ -332,14 +332,14 @@ class AdaptedModel:
         factors = compose_sites(pieces, method, sites=self.backbone.sites, **options)
         if pieces and not factors:
             raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
-        how = ", ".join([method, *(f"{key}={value}" for key, value in options.items())])
+        how = ", ".join(f"{key}={value}" for key, value in options.items())
         info = AdapterInfo(
             name=check_name(name or "-".join(part.name for part in parts)),
             task=main.info.task,
             labels=main.info.labels,
             backbone=self.backbone.name,
             fingerprint=self.backbone.fingerprint,
-            description=f"A blend: {resolved} ({how}).",
+            description=f"The {method} of {resolved}{how and f' ({how})'}.",
         )
         config = {
             key: value

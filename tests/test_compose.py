@@ -539,7 +539,7 @@ def test_an_export_is_the_composed_delta_in_plain_peft(method, model, tiny, inpu
 
 def test_export_passes_options_on_and_says_what_it_did(model, tmp_path):
     folder = model.export("one - few", tmp_path / "x", method="ties", rank=2, density=0.1)
-    assert "one - few (ties, rank=2, density=0.1)" in (folder / "README.md").read_text()
+    assert "The ties of one - few (rank=2, density=0.1)." in (folder / "README.md").read_text()
     with pytest.raises(SettingsError, match="takes no density"):
         model.export("nobody", tmp_path / "y", density=0.1)
     model.add(replace(model.adapter("few").map(torch.zeros_like), info=AdapterInfo("zero")))
