@@ -12,6 +12,16 @@ from adapters_hub.errors import AdaptersHubError
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library
 
+_OPTIONS: dict[str, Any] = {  # of methods of composition: what is not given keeps its default
+    "rank": int,
+    "density": float,
+    "seed": int,
+    "lam": float,
+    "inner": str,
+    "bottom": int,
+    "top": int,
+    "transition": int,
+}
 _COLUMNS = ("name", "language", "domain", "task", "backbone", "rank")
 _FIT = ("task", "per", "method", "steps", "learning_rate", "batch_size", "l1", "max_length", "seed")
 
@@ -39,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--library", help="folder of adapters [$ADAPTERS_HUB_LIBRARY, ./adapters]")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, parents=[shared])
+    def command(name: str, run: Any, help: str, **more: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[shared], **more)
         sub.set_defaults(run=run)
         return sub
 
@@ -68,10 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", _verify, "check files against their stored hashes")
     sub.add_argument("names", nargs="*", help="all, if none is given")
 
-    sub = command("compose", _compose, "write a blend as one standard PEFT adapter")
+    raw = argparse.RawDescriptionHelpFormatter
+    text = "write a blend as one standard PEFT adapter"
+    sub = command("compose", _compose, text, add_help=False, formatter_class=raw)
+    sub.add_argument("-h", "--help", action=_ComposeHelp, help="show the methods, too, and exit")
     sub.add_argument("blend", help='such as "de + 0.5*hotel", or a .blend.json file')
     sub.add_argument("-o", "--output", required=True, help="folder to write")
-    sub.add_argument("--method", default="sum")
+    sub.add_argument("--method", default="sum", help="how, see below [sum, which is exact]")
+    for flag, kind in _OPTIONS.items():
+        sub.add_argument(f"--{flag}", type=kind, help="of the methods that name it below")
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
     sub.add_argument("--name", help="the new adapter's name [a blend file's, else its terms']")
 
@@ -94,6 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
     return parser
+
+
+class _ComposeHelp(argparse.Action):
+    """Help that asks the table of methods, and so brings in torch, only when it is shown."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from adapters_hub.compose import describe_methods
+
+        parser.epilog = f"methods and their options:\n{describe_methods()}"
+        parser.print_help()
+        parser.exit()
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -156,7 +185,10 @@ def _verify(options: argparse.Namespace) -> int:
 def _compose(options: argparse.Namespace) -> int:
     from adapters_hub.blend import Blend
     from adapters_hub.blendfile import SUFFIX, BlendFile
+    from adapters_hub.compose import check_options
 
+    given = {key: value for key in _OPTIONS if (value := getattr(options, key)) is not None}
+    check_options(options.method, given)  # before a backbone is loaded
     if options.blend.endswith(SUFFIX):
         file = BlendFile.read(options.blend)
         model = _model(options, file.terms[0].name)  # what a file names is not loaded
@@ -165,7 +197,7 @@ def _compose(options: argparse.Namespace) -> int:
     else:
         blend = Blend.parse(options.blend)
         model = _model(options, *blend.terms[:1])
-    folder = model.export(blend, options.output, method=options.method, name=options.name)
+    folder = model.export(blend, options.output, method=options.method, name=options.name, **given)
     print(f"wrote {folder}")
     return 0
 

@@ -11,6 +11,7 @@ import torch
 
 from adapters_hub.blend import Blend
 from adapters_hub.errors import BackboneError
+from adapters_hub.exporting import pieces_of
 from adapters_hub.merging import merging_pays
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) 
     runner: Any = model.backbone.model
     if plan is not None and model.can_merge(plan):
         forwards = [ids.numel(), *[rows] * steps]
-        if merging_pays(model.backbone.sites, model.pieces(blends[0]), forwards):
+        if merging_pays(model.backbone.sites, pieces_of(model, blends[0]), forwards):
             runner = model.merged_view(plan, blends[0])
             plan = None
     with model.bank.using(plan):

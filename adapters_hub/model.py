@@ -4,7 +4,6 @@ Knows how a term becomes a resident adapter and a call becomes a plan. The arith
 bank's, what a task's outputs mean is the task's.
 """
 
-import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,11 @@ from adapters_hub.backbone import load_backbone as _load_backbone
 from adapters_hub.bank import MEMORY
 from adapters_hub.blend import Blend, BlendLike
 from adapters_hub.blendfile import BlendFile, layers_of
-from adapters_hub.compose import Piece, compose
 from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError, NotFoundError
+from adapters_hub.exporting import export, merge, pieces_of
 from adapters_hub.info import AdapterInfo
-from adapters_hub.library import Library, check_name
-from adapters_hub.merging import merged_view, merged_weight
+from adapters_hub.library import Library
+from adapters_hub.merging import merged_view
 from adapters_hub.plan import Plan
 from adapters_hub.residency import Residents
 
@@ -65,7 +64,7 @@ class AdaptedModel:
         with self.bank.watching():
             backbone.probe()
         self.active = Blend()
-        self._hooks: list[RemovableHandle] = []
+        self.hooks: list[RemovableHandle] = []
         self._merged: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -250,7 +249,7 @@ class AdaptedModel:
             raise BackboneError("give the inputs by name: model(input_ids=…, attention_mask=…)")
         known = [tensors[key] for key in ("input_ids", "inputs_embeds") if key in tensors]
         rows = len((known or [*tensors.values()])[0])
-        if self._hooks and torch.is_grad_enabled() and self.backbone.kind != "encoder":
+        if self.hooks and torch.is_grad_enabled() and self.backbone.kind != "encoder":
             inputs.setdefault("use_cache", False)  # a layer computed twice would fill it twice
         with self.adapted(rows, adapters):
             return self.backbone.model(**inputs)
@@ -284,7 +283,7 @@ class AdaptedModel:
         def contexts() -> tuple[Any, Any]:  # a function, which a copy of the model just refers to
             return self.bank.checkpoint_contexts()
 
-        self._hooks += enable_checkpointing(self.backbone.model, contexts)
+        self.hooks += enable_checkpointing(self.backbone.model, contexts)
 
     def compile(self, slots: int = 8, rank: int = 16, **options: Any) -> None:
         """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
@@ -312,7 +311,7 @@ class AdaptedModel:
         kept = self._merged
         if kept is None or kept[0] != key:
             self._merged = None  # two would not fit
-            pieces, hooks = self.pieces(blend), self.bank.hook_ids()
+            pieces, hooks = pieces_of(self, blend), self.bank.hook_ids()
             kept = key, merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
             self._merged = kept
         return kept[1]
@@ -321,110 +320,30 @@ class AdaptedModel:
 
     def export(
         self,
-        blend: BlendLike,
+        blend: Weights,
         folder: str | os.PathLike[str],
         *,
         method: str = "sum",
+        rank: int | None = None,
         name: str | None = None,
+        **options: Any,
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 
-        The head, if one adapter has one, goes along. Raises `HeadError` for two heads.
+        ``method``, ``rank`` and further options are those of `adapters_hub.compose.METHODS`; the
+        default is exact. The head, if one adapter has one, goes along. Raises `HeadError` for two
+        heads, `SettingsError` for a method or an option that cannot work.
         """
-        resolved = self.resolve(blend)
-        if not resolved:
-            raise NotFoundError("nothing to export: the blend is empty")
-        parts = [self.resident(name) for name in resolved.terms]
-        outer = self.backbone.head_sites
-        owner = None
-        if any(part.head for part in parts):
-            owner = self.resident(self.head_owner(resolved))
-        below = [part for part in ([owner] if owner else parts) if part.factors.keys() - outer]
-        main = owner or (below or parts)[0]
-        if below:
-            prefix = below[0].prefix
-        elif owner:
-            from adapters_hub.tasks.classification import shell_of
+        options = options if rank is None else {"rank": rank, **options}
+        return export(self, blend, folder, method, name, options)
 
-            prefix = shell_of(owner, self.backbone).prefix
-        else:
-            prefix = self.backbone.prefix
-        pieces = self.pieces(resolved, without_outer=owner is not None)
-        factors = {site: compose(own, method) for site, own in pieces.items()}
-        info = AdapterInfo(
-            name=check_name(name or "-".join(part.name for part in parts)),
-            task=main.info.task,
-            labels=main.info.labels,
-            backbone=self.backbone.name,
-            fingerprint=self.backbone.fingerprint,
-            description=f"The {method} of {resolved}.",
-        )
-        config = {
-            key: value
-            for key, value in main.config.items()
-            if key in ("task_type", "fan_in_fan_out", "peft_version")
-        }
-        scaling = dict.fromkeys(factors, 1.0)
-        head = owner.head if owner is not None else {}
-        return Adapter(info, factors, scaling, head, config, prefix, outer).save(folder)
-
-    def merge(self, blend: BlendLike) -> nn.Module:
+    def merge(self, blend: Weights) -> nn.Module:
         """A plain transformers model, a copy, with the blend added into its weights.
 
         With a head in the blend it is the task's class. Raises `BackboneError` at 8 or 4 bits,
         where a weight cannot take a delta without being rounded again.
         """
-        if self.backbone.bits < 16:
-            raise BackboneError(
-                f"cannot merge into {self.backbone.bits}-bit weights without rounding them again; "
-                "load the backbone at 32 or 16 bits"
-            )
-        resolved = self.resolve(blend)
-        owners = [name for name in resolved.terms if self.resident(name).head]
-        plain = self._plain_copy(self.head_owner(resolved) if owners else None)
-        own_prefix = getattr(plain, "base_model_prefix", "")
-        base = getattr(plain, own_prefix, plain)
-        modules = dict(plain.named_modules()) | dict(base.named_modules())
-        with torch.no_grad():
-            for site, pieces in self.pieces(resolved, without_outer=bool(owners)).items():
-                module = modules[site]
-                weight = merged_weight(module, pieces)
-                if site in self.backbone.head_sites and plain.config.tie_word_embeddings:
-                    # the embedding, whose weight it shares, has no delta
-                    plain.config.tie_word_embeddings = False
-                module.weight = nn.Parameter(weight, requires_grad=False)
-        return plain
-
-    def _plain_copy(self, head_owner: str | None) -> Any:
-        """The model of a class that transformers would load, with nothing of ours on it."""
-        if head_owner is None:
-            plain: Any = copy.deepcopy(self.backbone.model)
-            for name in self.backbone.attached:
-                setattr(getattr(plain, plain.base_model_prefix), name, None)
-        else:
-            from adapters_hub.tasks.classification import plain_classifier
-
-            plain = plain_classifier(self.backbone, self.resident(head_owner))
-        if self._hooks:
-            plain.gradient_checkpointing_disable()
-        ours = self.bank.hook_ids() | {hook.id for hook in self._hooks}
-        for module in plain.modules():
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                for number in ours & hooks.keys():
-                    del hooks[number]
-        return plain
-
-    def pieces(self, blend: Blend, without_outer: bool = False) -> Mapping[str, list[Piece]]:
-        """What a blend adds at each site; a task's class has no sites of the LM head."""
-        left_out = self.backbone.head_sites if without_outer else frozenset()
-        pieces: dict[str, list[Piece]] = {}
-        for term, weight in blend.weights:
-            adapter = self.resident(term)
-            for site, (a, b) in adapter.factors.items():
-                if site in left_out:
-                    continue
-                pieces.setdefault(site, []).append((weight * adapter.scaling[site], a, b))
-        return pieces
+        return merge(self, blend)
 
 
 def load_backbone(

@@ -3,8 +3,8 @@
 Knows factors and rows; does not know names, modules, files or tasks.
 
 At a site with weight W the output ``y = W x`` of row i becomes ``y += Σ wᵢₖ·sₖ·Bₖ·Aₖ·x`` over the
-adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *parts*, each two batched
-products over all of its atoms at once:
+adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *parts*, each of them
+two batched products over all of its atoms at once:
 
 - grouped: atoms of one rank that as many rows use. Their rows are brought together, (S, k, in), and
   each atom meets just its own rows: the multiply-adds that are needed, each factor read once.

@@ -1,9 +1,9 @@
 """A window of fixed size onto the bank, for compiled forwards.
 
-Knows slots and sites; does not know names, files or tasks. ``torch.compile`` wants tensors that stay
-where they are: so a compiled forward sees room for ``slots`` adapters of at most ``rank``, and M
-(rows, 1, slots · rank), which is zero where a row does not use what is there. Changing adapters is
-copying numbers, never a recompilation. The price is that every product runs over the whole window.
+Knows slots and sites; does not know names, files or tasks. ``torch.compile`` wants tensors that
+stay where they are: so a compiled forward sees room for ``slots`` adapters of at most ``rank``, and
+M (rows, 1, slots · rank), which is zero where a row does not use what is there. Changing adapters
+is copying numbers, never compiling again. The price: every product runs over the whole window.
 """
 
 import threading
@@ -20,7 +20,8 @@ from adapters_hub.plan import Plan, Slot
 class Window:
     """Room for adapters at every site, and the M of the plan that is followed now.
 
-    ``shapes``: site → (in, out). One call at a time: between `enter` and `leave` other threads wait.
+    ``shapes``: site → (in, out). One call at a time: other threads wait between `enter` and
+    `leave`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Window:
             self.mask = rows.view(-1, 1, width).to(some.device, some.dtype)
 
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """The site's output y (…, out) for its input x (…, in), with what the window shows added."""
+        """The site's output y (…, out) for its input x (…, in), with what is shown added."""
         if self.mask is None:
             return y
         hidden = functional.linear(x, self._a[site].to(x.dtype))
@@ -103,7 +104,7 @@ class Window:
             )
 
     def _place(self, atom: Slot, needed: tuple[Slot, ...]) -> int:
-        """Where an adapter is in the window; the least recently used one that is not needed goes."""
+        """Where an adapter is; the least recently used one that is not needed makes room."""
         if atom in self._places:
             place = self._places.index(atom)
         else:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import in_double
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -103,15 +104,15 @@ def test_export_of_an_adapter_on_the_lm_head_first(kind, tiny, lora_folder, tmp_
     library = ah.Library(tmp_path / "library")
     library.add(lora_folder(kind, "head", **LM_HEAD), name="head")
     library.add(lora_folder(kind, "one"), name="one")
-    model = ah.load_backbone(str(tiny(kind)), library=library)
+    model = in_double(ah.load_backbone(str(tiny(kind)), library=library))
     if kind == "mt5":
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :3]
     folder = model.export("head + one", tmp_path / "out")
     plain = type(model.backbone.model).from_pretrained(tiny(kind))
     with torch.no_grad():
         want = model(**inputs, adapters="head + one").logits
-        got = PeftModel.from_pretrained(plain, folder).eval()(**inputs).logits
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        got = PeftModel.from_pretrained(plain, folder).eval().double()(**inputs).logits
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
 
 
 def test_merging_into_a_tied_head_leaves_the_embedding(tiny, lora_folder, tmp_path, inputs):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DECODERS, ENCODERS, SEQ2SEQ, auto_class
+from conftest import DECODERS, ENCODERS, SEQ2SEQ, auto_class, in_double
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -38,16 +38,17 @@ def test_language_model_adapter_gives_pefts_logits(kind, tiny, lora_folder, libr
     options = {"use_rslora": True, "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"q_proj": 2}}
     source = lora_folder(kind, "one", **options)
     more = decoder_inputs(kind, inputs)
-    peft = PeftModel.from_pretrained(auto_class(kind).from_pretrained(tiny(kind)), source).eval()
+    peft = PeftModel.from_pretrained(auto_class(kind).from_pretrained(tiny(kind)), source)
+    peft.eval().double()
     library.add(source, name="one")
-    model = ours(kind, tiny, library).use("one")
+    model = in_double(ours(kind, tiny, library).use("one"))
     with torch.no_grad():
         want, bare = (
             peft(**inputs, **more).logits,
             model(**inputs, **more, adapters=[None] * 4).logits,
         )
         got = model(**inputs, **more).logits
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
     assert (bare - want).abs().max() > 1e-2
 
 
@@ -80,9 +81,10 @@ def test_sum_is_pefts_exact_cat(kind, tiny, lora_folder, library, inputs):
     peft.set_adapter("both")
     more = decoder_inputs(kind, inputs)
     with torch.no_grad():
-        want = peft.eval()(**inputs, **more).logits
-        got = ours(kind, tiny, library).use("one + 0.5*two")(**inputs, **more).logits
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        want = peft.eval().double()(**inputs, **more).logits
+        model = in_double(ours(kind, tiny, library).use("one + 0.5*two"))
+        got = model(**inputs, **more).logits
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", WITH_CLASSIFIER)

@@ -72,6 +72,59 @@ def test_compose_writes_an_adapter_that_can_be_added(run, library, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_compose_takes_methods_and_their_options(run, library, tmp_path):
+    options = ["--method", "ties", "--rank", 3, "--density", 0.4, "--name", "both"]
+    status, _, err = run("compose", "pt-BR + hotel", "-o", tmp_path / "both", *options)
+    assert status == 0, err
+    added = library.add(tmp_path / "both")
+    assert added.rank == 3
+    options = ["--method", "layer_swap", "--bottom", 1, "--top", 0, "--transition", 1]
+    assert run("compose", "pt-BR + hotel", "-o", tmp_path / "swap", *options)[0] == 0
+    options = ["--method", "core", "--inner", "dare", "--seed", 1, "--rank", 2]
+    assert run("compose", "pt-BR + hotel", "-o", tmp_path / "core", *options)[0] == 0
+    options = ["--method", "subtract", "--lam", 0.5]
+    assert run("compose", "pt-BR - hotel", "-o", tmp_path / "less", *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", 4], "takes no rank: it takes no options; method='svd'"),
+        (["--method", "svd", "--seed", 1], "takes no seed: it takes rank"),
+        (["--method", "svd", "--rank", 0], "rank=0: give a whole number, 1 or more"),
+        (["--method", "ties", "--density", 2], "density=2.0: give a share above 0, at most 1"),
+        (["--method", "subtract", "--lam", "nan"], "lam=nan: give a finite number"),
+        (["--method", "core", "--inner", "iso"], "inner='iso' is method='iso'"),
+        (["--method", "layer_swap", "--bottom", 9], "need 10 layers; layers has 2"),
+        (["--method", "layer_swap", "--top", -1], "top=-1: give a whole number of layers"),
+        (["--method", "layer_swap", "--transition", -1], "transition=-1"),
+        (["--method", "sums"], "method='sums': choose one of sum, svd"),
+    ],
+)
+def test_compose_refuses_options_that_cannot_be(options, message, run, tmp_path):
+    status, _, err = run("compose", "pt-BR + hotel", "-o", tmp_path / "out", *options)
+    assert status == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_of_compose_lists_all_methods_and_options(run, capsys):
+    from adapters_hub.cli import _OPTIONS
+    from adapters_hub.compose import METHODS, options_of
+
+    with pytest.raises(SystemExit) as stop:
+        run("compose", "--help")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    for name in METHODS:
+        assert all(option in lines[name] for option in options_of(name))
+    assert set(_OPTIONS) == {option for name in METHODS for option in options_of(name)}
+    with pytest.raises(SystemExit) as stop:
+        run("compose", "de", "-o", "x", "--rank", "two")
+    assert stop.value.code == 2
+
+
 def test_as_a_program(library):
     command = [sys.executable, "-m", "adapters_hub.cli"]
     done = subprocess.run(

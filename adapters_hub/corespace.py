@@ -1,0 +1,108 @@
+"""The small space that a sum of LoRA deltas lives in: bases by QR, an R×R matrix between them.
+
+Every wᵢ·Bᵢ·Aᵢ of a site equals leftᵀ · coreᵢ · right, with orthonormal bases of all B and of all A
+(Core Space, arXiv:2509.17786): for R, the sum of the ranks, all work is O((out + in)·R²) and no
+delta is ever formed. Float64 inside. Knows tensors only; what is done with the cores is a method's.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Piece = tuple[float, Tensor, Tensor]
+"""A weight with the scaling folded in, A (r, in) and B (out, r); r is 0 where it does not act."""
+
+TINY = torch.finfo(torch.float32).eps
+"""Singular values below this share of the largest are rounding of float32 factors: no direction."""
+
+
+class Basis(NamedTuple):
+    """An orthonormal basis turn · rows (p, n) of rows (R, n), multiplied out when it is used."""
+
+    turn: Tensor
+    rows: Tensor
+
+    def lift(self, small: Tensor) -> Tensor:
+        """What ``small`` (k, p) is in the full space (k, n)."""
+        return small @ self.turn @ self.rows
+
+
+class CoreSpace(NamedTuple):
+    """Bases left (p, out) and right (q, in), and for each piece the core (p, q) between them."""
+
+    left: Basis
+    cores: list[Tensor]
+    right: Basis
+
+
+def core_space(pieces: Sequence[Piece], reference: bool = False) -> CoreSpace:
+    """The core space of a site's pieces; p ≤ min(R, out), q ≤ min(R, in).
+
+    ``reference``: with the paper's bases, the singular vectors of the stacked factors, for rules on
+    entries, which depend on the basis. They are fixed but for signs, which such rules do not see,
+    and are those of the factors as stored, so that no weight turns them. What all factors leave
+    empty is no direction and is left out.
+    """
+    small_a, right = rows_to_basis(torch.cat([a.double() for _, a, _ in pieces]))
+    small_b, left = rows_to_basis(torch.cat([b for _, _, b in pieces], 1).double().mT)
+    if reference:
+        turn_a, turn_b = directions(small_a)[2], directions(small_b)[2]
+        small_a, right = small_a @ turn_a.mT, Basis(turn_a @ right.turn, right.rows)
+        small_b, left = small_b @ turn_b.mT, Basis(turn_b @ left.turn, left.rows)
+    ranks = [len(a) for _, a, _ in pieces]
+    parts = zip(pieces, small_b.split(ranks), small_a.split(ranks), strict=True)
+    return CoreSpace(left, [weight * b.mT @ a for (weight, _, _), b, a in parts], right)
+
+
+def rows_to_basis(rows: Tensor) -> tuple[Tensor, Basis]:
+    """Small factors (R, p) and a basis (p, n) whose product is ``rows`` (R, n), float64.
+
+    By Cholesky of the Gram matrix where that loses nothing, several times faster; by Householder QR
+    where rows are nearly dependent (the same adapter twice) or more than n.
+    """
+    if 0 < rows.shape[0] <= rows.shape[1]:
+        lower, failed = torch.linalg.cholesky_ex(rows @ rows.mT)
+        if not failed:
+            inverse = torch.linalg.solve_triangular(lower, _identity(lower), upper=False)
+            if lower.norm() * inverse.norm() < 1e4:  # its square times 1e-16 is what is lost
+                return lower, Basis(inverse, rows)
+    basis, upper = torch.linalg.qr(rows.mT)
+    return upper.mT, Basis(_identity(upper), basis.mT)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+
+def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition u (m, k), s (k,), vh (k, n), k the numerical rank."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((s > TINY * s[:1]).sum())
+    return u[:, :rank], s[:rank], vh[:rank]
+
+
+def expand(space: CoreSpace, core: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """Factors A (r, in), with orthonormal rows, and B (out, r) of leftᵀ · core · right.
+
+    It is the best approximation of that rank (Eckart and Young); exact if ``rank`` is None, and
+    then r = min(p, q). Singular values go into B, as in PEFT. Float32.
+    """
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    return space.right.lift(vh).float(), space.left.lift((u * s).mT).mT.float()
+
+
+def orthogonal_sum(cores: Sequence[Tensor]) -> Tensor:
+    """Σ Uᵢ·Σᵢ·Vᵢᵀ with all Uᵢ together, and all Vᵢ, replaced by the nearest orthonormal ones."""
+    parts = [directions(core) for core in cores]
+    left = nearest_orthonormal(torch.cat([u for u, _, _ in parts], dim=1))
+    right = nearest_orthonormal(torch.cat([vh for _, _, vh in parts]))
+    return left * torch.cat([s for _, s, _ in parts]) @ right
+
+
+def nearest_orthonormal(matrix: Tensor) -> Tensor:
+    """The orthogonal factor of the polar decomposition, zero where the matrix has no direction."""
+    u, _, vh = directions(matrix)
+    return u @ vh

@@ -1,0 +1,141 @@
+"""What leaves a model: a blend as one PEFT adapter, or in the weights of a plain model.
+
+Knows adapters, composition and transformers' classes; rows and plans are the model's.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from adapters_hub.adapter import Adapter
+from adapters_hub.blend import Blend
+from adapters_hub.compose import Piece, check_options, compose_sites
+from adapters_hub.errors import BackboneError, NotFoundError
+from adapters_hub.info import AdapterInfo
+from adapters_hub.library import check_name
+from adapters_hub.merging import merged_weight
+
+if TYPE_CHECKING:
+    from adapters_hub.model import AdaptedModel, Weights
+
+
+def export(
+    model: "AdaptedModel",
+    blend: "Weights",
+    folder: str | os.PathLike[str],
+    method: str,
+    name: str | None,
+    options: dict[str, Any],
+) -> Path:
+    """See `AdaptedModel.export`."""
+    check_options(method, options)
+    resolved = model.resolve(blend)
+    if not resolved:
+        raise NotFoundError("nothing to export: the blend is empty")
+    parts = [model.resident(name) for name in resolved.terms]
+    outer = model.backbone.head_sites
+    owner = None
+    if any(part.head for part in parts):
+        owner = model.resident(model.head_owner(resolved))
+    below = [part for part in ([owner] if owner else parts) if part.factors.keys() - outer]
+    main = owner or (below or parts)[0]
+    if below:
+        prefix = below[0].prefix
+    elif owner:
+        from adapters_hub.tasks.classification import shell_of
+
+        prefix = shell_of(owner, model.backbone).prefix
+    else:
+        prefix = model.backbone.prefix
+    pieces = pieces_of(model, resolved, without_outer=owner is not None)
+    factors = compose_sites(pieces, method, sites=model.backbone.sites, **options)
+    if pieces and not factors:
+        raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
+    how = ", ".join(f"{key}={value}" for key, value in options.items())
+    info = AdapterInfo(
+        name=check_name(name or "-".join(part.name for part in parts)),
+        task=main.info.task,
+        labels=main.info.labels,
+        backbone=model.backbone.name,
+        fingerprint=model.backbone.fingerprint,
+        description=f"The {method} of {resolved}{how and f' ({how})'}.",
+    )
+    config = {
+        key: value
+        for key, value in main.config.items()
+        if key in ("task_type", "fan_in_fan_out", "peft_version")
+    }
+    scaling = dict.fromkeys(factors, 1.0)
+    head = owner.head if owner is not None else {}
+    return Adapter(info, factors, scaling, head, config, prefix, outer).save(folder)
+
+
+def merge(model: "AdaptedModel", blend: "Weights") -> nn.Module:
+    """See `AdaptedModel.merge`."""
+    if model.backbone.bits < 16:
+        raise BackboneError(
+            f"cannot merge into {model.backbone.bits}-bit weights without rounding them again; "
+            "load the backbone at 32 or 16 bits"
+        )
+    resolved = model.resolve(blend)
+    owners = [name for name in resolved.terms if model.resident(name).head]
+    plain = _plain_copy(model, model.head_owner(resolved) if owners else None)
+    own_prefix = getattr(plain, "base_model_prefix", "")
+    base = getattr(plain, own_prefix, plain)
+    modules = dict(plain.named_modules()) | dict(base.named_modules())
+    with torch.no_grad():
+        for site, pieces in pieces_of(model, resolved, without_outer=bool(owners)).items():
+            module = modules[site]
+            weight = merged_weight(module, pieces)
+            if site in model.backbone.head_sites and plain.config.tie_word_embeddings:
+                # the embedding, whose weight it shares, has no delta
+                plain.config.tie_word_embeddings = False
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    return plain
+
+
+def pieces_of(
+    model: "AdaptedModel", blend: Blend, without_outer: bool = False
+) -> Mapping[str, list[Piece]]:
+    """What a blend adds at each site; a task's class has no sites of the LM head.
+
+    Each site has a piece a term, of rank 0 where the term does not act.
+    """
+    left_out = model.backbone.head_sites if without_outer else frozenset()
+    terms = [(model.resident(term), weight) for term, weight in blend.weights]
+    pieces: dict[str, list[Piece]] = {}
+    for site in dict.fromkeys(site for adapter, _ in terms for site in adapter.factors):
+        if site in left_out:
+            continue
+        some = next(adapter.factors[site] for adapter, _ in terms if site in adapter.factors)
+        nothing = (some[0][:0], some[1][:, :0])
+        for adapter, weight in terms:
+            a, b = adapter.factors.get(site, nothing)
+            scaled = weight * adapter.scaling.get(site, 1.0)
+            pieces.setdefault(site, []).append((scaled, a, b))
+    return pieces
+
+
+def _plain_copy(model: "AdaptedModel", head_owner: str | None) -> Any:
+    """The model of a class that transformers would load, with nothing of ours on it."""
+    if head_owner is None:
+        plain: Any = copy.deepcopy(model.backbone.model)
+        for name in model.backbone.attached:
+            setattr(getattr(plain, plain.base_model_prefix), name, None)
+    else:
+        from adapters_hub.tasks.classification import plain_classifier
+
+        plain = plain_classifier(model.backbone, model.resident(head_owner))
+    if model.hooks:
+        plain.gradient_checkpointing_disable()
+    ours = model.bank.hook_ids() | {hook.id for hook in model.hooks}
+    for module in plain.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in ours & hooks.keys():
+                del hooks[number]
+    return plain
