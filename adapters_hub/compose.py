@@ -297,6 +297,7 @@ METHODS: dict[str, Method] = {
     "subtract": subtract,
 }
 
+_AT_ONCE = ("svd",)  # methods that take the factors of many sites of one shape, stacked
 INNER = ("tsv", "dare", "magnitude_prune")
 _NAMED = {"sum": "svd", "svd": "svd", "iso": "iso", "ties": "core_ties"}
 
@@ -326,8 +327,28 @@ def compose_sites(
     """
     check_options(method, options)
     apply, places = _prepared(method, options), locate([*pieces, *sites])
-    made = {site: apply(own, places[site]) for site, own in pieces.items()}
-    return {site: (a, b) for site, (a, b) in made.items() if len(a)}
+    made: dict[str, Factors] = {}
+    for group in _alike(pieces) if method in _AT_ONCE else [[site] for site in pieces]:
+        place, own = places[group[0]], pieces[group[0]]
+        if len(group) == 1:
+            made[group[0]] = apply(own, place)
+            continue
+        rows: list[Piece] = []
+        for n, (weight, _, _) in enumerate(own):
+            a = torch.stack([pieces[site][n][1] for site in group])
+            b = torch.stack([pieces[site][n][2] for site in group])
+            rows.append((weight, a, b))
+        made |= zip(group, zip(*apply(rows, place), strict=True), strict=True)
+    return {site: made[site] for site in pieces if len(made[site][0])}
+
+
+def _alike(pieces: Mapping[str, Sequence[Piece]]) -> list[list[str]]:
+    """Sites whose pieces have equal weights and shapes."""
+    groups: dict[Any, list[str]] = {}
+    for site, own in pieces.items():
+        key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in own)
+        groups.setdefault(key, []).append(site)
+    return [*groups.values()]
 
 
 def _prepared(

@@ -53,6 +53,11 @@ def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) 
     One blend in all rows is merged into a view of the model first, where that costs less than the
     deltas in every step would, and fits into the memory that the resident adapters leave.
     """
+    order = sorted(range(len(blends)), key=lambda row: str(blends[row]))
+    sorts = order != list(range(len(blends)))
+    if sorts:  # rows of one blend lie together, so that nothing is moved in each step
+        inputs = {key: _taken(value, order) for key, value in inputs.items()}
+        blends = [blends[row] for row in order]
     plan = model.plan(blends)
     ids = inputs["input_ids"]
     rows = len(ids) * max(inputs.get("num_beams", 1), inputs.get("num_return_sequences", 1))
@@ -65,7 +70,17 @@ def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) 
             plan = None
     with model.bank.using(plan):
         out = runner.generate(**inputs)
-    return getattr(out, "sequences", out)
+    out = getattr(out, "sequences", out)
+    if sorts:
+        back = torch.tensor(order).argsort().to(out.device)
+        out = out.view(len(order), -1, out.shape[-1])[back].view(out.shape)
+    return out
+
+
+def _taken(value: Any, order: list[int]) -> Any:
+    """A tensor of a row each in another order; anything else as it is."""
+    rows = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order)
+    return value[order] if rows else value
 
 
 def _new_tokens(size: int, options: dict[str, Any]) -> int:

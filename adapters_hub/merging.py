@@ -15,7 +15,7 @@ from adapters_hub.backbone import site_shape
 from adapters_hub.compose import Piece, delta
 from adapters_hub.plan import COSTS, cost
 
-MERGE_COST = 2.5
+MERGE_COST = 1.0
 """Nanoseconds to merge one weight, fitted as `Costs`."""
 
 
@@ -31,7 +31,7 @@ def merging_pays(
         fan_in, fan_out = site_shape(sites[site])
         work = sum(len(a) for _, a, _ in own) * (fan_in + fan_out)
         merge += fan_in * fan_out * MERGE_COST
-        saved += sum(cost(COSTS.masked, positions * work, work) for positions in runs)
+        saved += sum(cost(COSTS.whole, (1, positions * work, work)) for positions in runs)
     return saved > merge
 
 

@@ -31,20 +31,19 @@ from adapters_hub.errors import BackboneError
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 Place = tuple[Sequence[int], Sequence[int], int]
 Sites = tuple[str, ...]
+Amounts = Sequence[float]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What decides between masked and grouped, in nanoseconds.
+    """What decides between masked and grouped parts: nanoseconds for each of `Plan.amounts`.
 
-    For each: a part, a multiply-add, a number read from the factors; for grouped rows that must be
-    brought together also a part, and a number moved. Fitted on two CPU cores by
-    ``benchmarks/strategies.py``.
+    Fitted on two CPU cores by ``benchmarks/strategies.py``.
     """
 
-    masked: tuple[float, float, float] = (20_000, 0.0125, 0.6)
-    grouped: tuple[float, float, float] = (35_000, 0.032, 0.25)
-    moved: tuple[float, float] = (30_000, 0.5)
+    masked: tuple[float, ...] = (98_000, 0.0195, 0.42)
+    grouped: tuple[float, ...] = (61_000, 0.031, 0.2, 57_000, 0.57)
+    whole: tuple[float, ...] = (50_000, 0.028, 0.11)  # as masked, for one blend in all rows
 
 
 COSTS = Costs()
@@ -371,35 +370,44 @@ class Plan:
 
     # ── the rule ─────────────────────────────────────────────────────────────────────────────
 
+    def amounts(self, sites: Sites, x: Tensor) -> tuple[Amounts, Amounts]:
+        """What masked and grouped parts for x (positions, in) amount to.
+
+        For both: parts, multiply-adds, numbers read from factors. For grouped ones further: parts
+        whose rows must be brought together, and numbers moved for that.
+        """
+        assert self.index is not None
+        each = len(x) // self.index.numel()
+        frozen = [n for n in self._present(sites) if not self.atoms[n].trained]
+        out = sum(len(self.atoms[n].factors[s][1]) for n in frozen[:1] for s in sites)
+        width = x.shape[-1] * len(sites) + out
+        ranks = sum(self._rank(n, sites[0]) for n in frozen)
+        grouped = [0.0] * 5
+        for members, rows in self._buckets(frozen, sites[0]):
+            rank, positions = self._rank(members[0], sites[0]), len(rows) * each
+            own = [1, positions * rank * width, len(members) * rank * width, 0, 0]
+            if isinstance(_simplest(rows, self._units()), Tensor):
+                own[3:] = [1, positions * (x.shape[-1] + out)]
+            grouped = [total + more for total, more in zip(grouped, own, strict=True)]
+        return (1, len(x) * ranks * width, ranks * width), grouped
+
     def _masked_pays(self, sites: Sites, x: Tensor) -> bool:
         """Whether one product masked by M costs less than a part for each kind of atom."""
         if self.index is None:
             return True
-        each = len(x) // self.index.numel()
-        key = ("masked", sites, each)
+        key = ("masked", sites, len(x))
         if key not in self._known:
-            frozen = [n for n in self._present(sites) if not self.atoms[n].trained]
-            out = sum(len(self.atoms[n].factors[s][1]) for n in frozen[:1] for s in sites)
-            width = x.shape[-1] * len(sites) + out
-            ranks = sum(self._rank(n, sites[0]) for n in frozen)
-            masked = cost(COSTS.masked, len(x) * ranks * width, ranks * width)
-            grouped = 0.0
-            for members, rows in self._buckets(frozen, sites[0]):
-                rank, positions = self._rank(members[0], sites[0]), len(rows) * each
-                work = positions * rank * width
-                grouped += cost(COSTS.grouped, work, len(members) * rank * width)
-                if isinstance(_simplest(rows, self._units()), Tensor):
-                    grouped += cost(COSTS.moved, positions * (x.shape[-1] + out))
-            self._known[key] = masked <= grouped
+            masked, grouped = self.amounts(sites, x)
+            self._known[key] = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
         return self._known[key]
 
     def _rank(self, n: int, site: str) -> int:
         return len(self.atoms[n].factors[site][0])
 
 
-def cost(prices: tuple[float, ...], *amounts: float) -> float:
-    """A price that there is in any case, and one for each amount."""
-    return prices[0] + sum(p * n for p, n in zip(prices[1:], amounts, strict=True))
+def cost(prices: Sequence[float], amounts: Amounts) -> float:
+    """Nanoseconds, by `Costs`."""
+    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
 
 
 def _simplest(rows: Tensor, units: int) -> slice | Tensor | None:
