@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.fingerprint import fingerprint
+from adapters_hub.narrow import narrow_embeddings
 from adapters_hub.paths import STARTER, starter_folder
 from adapters_hub.shell import Given, TaskShell
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 BITS = (32, 16, 8, 4)
+_WHOLE = {32: torch.float32, 16: torch.bfloat16}
 _INPUTS = ("input_ids", "attention_mask")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
@@ -66,6 +68,11 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the embeddings are, and so where inputs go."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what flows between the layers."""
+        return _wide(self.device) if self.bits < 16 else _WHOLE[self.bits]
 
     @property
     def prefix(self) -> str:
@@ -172,6 +179,8 @@ def load_backbone(
     auto, kind = _class_for(config)
     options = _precision(bits, device) | {"trust_remote_code": trust_remote_code}
     model, missing = _load(auto, folder, options)
+    if bits < 16:
+        narrow_embeddings(model)
     base = getattr(model, model.base_model_prefix, model)
     has_lm_head = auto is not transformers.AutoModel
     if has_lm_head and base is model:  # T5's language model holds encoder and decoder itself
@@ -313,10 +322,15 @@ def _class_for(config: Any) -> tuple[Any, Kind]:
     return transformers.AutoModel, "encoder" if masked else "decoder"
 
 
+def _wide(device: torch.device) -> torch.dtype:
+    """The precision beside quantised weights."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def _precision(bits: int, device: torch.device) -> dict[str, Any]:
-    wide = torch.float32 if device.type == "cpu" else torch.bfloat16
+    wide = _wide(device)
     if bits >= 16:
-        return {"dtype": torch.float32 if bits == 32 else torch.bfloat16}
+        return {"dtype": _WHOLE[bits]}
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

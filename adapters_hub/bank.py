@@ -191,11 +191,9 @@ class Bank:
         if self.window is not None:
             self.window.leave(self.current())
 
-    def open_window(self, slots: int, rank: int, like: Tensor) -> None:
-        """Let compiled forwards see adapters through a `Window`, on the device and in the precision
-        of ``like``; forwards that are not compiled go on as they did.
-        """
-        self.window = Window(self._shapes, slots, rank, like.device, like.dtype)
+    def open_window(self, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Let compiled forwards see adapters through a `Window`; others go on as they did."""
+        self.window = Window(self._shapes, slots, rank, device, dtype)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -291,8 +291,7 @@ class AdaptedModel:
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
         when they are wanted, without compiling again. For use, not for training.
         """
-        like = next(p for p in self.backbone.model.parameters() if p.is_floating_point())
-        self.bank.open_window(slots, rank, like)
+        self.bank.open_window(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
 
     def can_merge(self, plan: Plan) -> bool:

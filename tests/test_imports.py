@@ -25,6 +25,7 @@ ORDER = [
     "lookup",
     "library",
     "shell",
+    "narrow",
     "backbone",
     "plan",
     "adapter",

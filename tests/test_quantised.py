@@ -81,8 +81,29 @@ def test_gradients_pass_through_quantised_layers(bits, tiny, library, inputs):
         if type(layer).__name__ == "Linear4bit":
             rounded = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
             full.backbone.sites[site].weight.data.copy_(rounded)
+    embedding = full.backbone.model.get_input_embeddings().weight
+    embedding.data.copy_(embedding.half())
     got, want = factor_gradients(small, inputs), factor_gradients(full, inputs)
     assert torch.nn.functional.cosine_similarity(got, want, dim=0) > (0.98 if bits == 8 else 0.9999)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["qwen3", "bert", "mt5", "gpt2"])
+def test_embeddings_of_an_8_bit_backbone_take_16_bits_and_stay_tied(kind, tiny, library, inputs):
+    small = ah.load_backbone(str(tiny(kind)), library=library, bits=8).backbone
+    full = ah.load_backbone(str(tiny(kind)), library=library).backbone
+    embedding, head = small.model.get_input_embeddings(), small.model.get_output_embeddings()
+    whole = full.model.get_input_embeddings()
+    assert embedding.weight.dtype == torch.float16
+    torch.testing.assert_close(
+        embedding(inputs["input_ids"]), whole(inputs["input_ids"]), atol=1e-3, rtol=1e-3
+    )
+    tied = full.model.get_output_embeddings().weight is whole.weight
+    assert (head.weight is embedding.weight) == tied
+    x = torch.randn(2, 3, whole.embedding_dim)
+    want = full.model.get_output_embeddings()(x)
+    assert head(x).dtype == torch.float32
+    torch.testing.assert_close(head(x), want, atol=1e-2, rtol=1e-2)
 
 
 def test_half_precision_runs_mixed_rows(tiny, library, inputs):
