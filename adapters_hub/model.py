@@ -354,6 +354,8 @@ def load_backbone(
     revision: str | None = None,
     trust_remote_code: bool = False,
     check_backbone: bool = True,
+    memory: int = MEMORY,
+    host_memory: int | None = None,
 ) -> AdaptedModel:
     """A backbone with no adapter active: ``starter``, a folder, or a hub id.
 
@@ -364,7 +366,9 @@ def load_backbone(
     )
     if not isinstance(library, Library):
         library = Library(library)
-    return AdaptedModel(backbone, library, check_backbone=check_backbone)
+    return AdaptedModel(
+        backbone, library, memory=memory, host_memory=host_memory, check_backbone=check_backbone
+    )
 
 
 def load(
