@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 BITS = (32, 16, 8, 4)
 _WHOLE = {32: torch.float32, 16: torch.bfloat16}
-_INPUTS = ("input_ids", "attention_mask")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
@@ -120,11 +119,12 @@ class Backbone:
         return frozenset(self.sites) - frozenset(self.body_sites)
 
     @torch.no_grad()
-    def probe(self) -> None:
-        """One forward of the body over one token, for those who watch its layers."""
-        inputs = {key: torch.ones(1, 1, dtype=torch.long, device=self.device) for key in _INPUTS}
+    def probe(self, rows: int, tokens: int) -> None:
+        """One forward of the body over rows of one token repeated, for who watches its layers."""
+        ones = torch.ones(rows, tokens, dtype=torch.long, device=self.device)
+        inputs = {"input_ids": ones, "attention_mask": ones}
         if self.kind == "encoder-decoder":
-            inputs["decoder_input_ids"] = inputs["input_ids"]
+            inputs["decoder_input_ids"] = ones
         self.base(**inputs, **self.call_options)
 
     def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
@@ -405,7 +405,7 @@ def _set_padding(tokenizer: Any, model: Any) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     config = model.config.get_text_config()
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None and generation.pad_token_id is None:

@@ -9,7 +9,7 @@ Plans of the same atoms share their stacked factors, which live as long as one o
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -48,15 +48,18 @@ class Bank:
         self.memory = memory
         self.evicted = evicted
         self._slots: OrderedDict[str, Slot] = OrderedDict()
+        self._held: Counter[int] = Counter()  # slots that share their factors count once
         self._bytes = 0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
+        self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.window: Window | None = None
         self._lock = threading.RLock()
         self._run: ContextVar[Run | _Watch | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
-            module.register_forward_hook(self._hook(site)) for site, module in sites.items()
+            module.register_forward_hook(self._hook(site), with_kwargs=True)
+            for site, module in sites.items()
         ]
 
     def __contains__(self, name: str) -> bool:
@@ -100,7 +103,7 @@ class Bank:
         with self._lock:
             self.drop(name)
             self._slots[name] = slot
-            self._bytes += slot.bytes
+            self._count(slot, 1)
             if self._bytes > self.memory:
                 self._make_room({name, *keep})
         return slot
@@ -119,10 +122,18 @@ class Bank:
         with self._lock:
             old = self._slots.pop(name, None)
             if old is not None:
-                self._bytes -= old.bytes
+                self._count(old, -1)
                 stale = [key for key, plan in self._plans.items() if old in plan.atoms]
                 for key in stale:
                     del self._plans[key]
+
+    def _count(self, slot: Slot, change: int) -> None:
+        before = self._held[id(slot.factors)]
+        self._held[id(slot.factors)] += change
+        if not before or not before + change:
+            self._bytes += change * slot.bytes
+        if not before + change:
+            del self._held[id(slot.factors)]
 
     def names(self) -> list[str]:
         """The resident adapters, least recently used first."""
@@ -163,6 +174,11 @@ class Bank:
                 weights = torch.tensor([[blend.get(n, 0.0) for n in names] for blend in blends])
             atoms = tuple(self._slots[name] for name in names)
             plan = Plan(atoms, weights, rows, dropout, self._stacks)
+            if rows is not None and (mixed := self._mixed & plan.sites):
+                raise BackboneError(
+                    f"{min(mixed)} of this backbone does not see its rows one by one (as far as a "
+                    "probe tells), so a batch must have one blend for all rows"
+                )
             if any(atom.trained for atom in atoms):
                 return plan  # batches in training hardly ever repeat
             self._plans[key] = plan
@@ -179,30 +195,44 @@ class Bank:
         finally:
             self.leave(token)
 
-    def follow(self, plan: Plan | None) -> Token["Run | _Watch | None"]:
+    def follow(self, plan: Plan | None) -> "Followed":
         """Follow a plan until `leave` gets what this returns; for what cannot be a block."""
-        if self.window is not None:
-            self.window.enter(plan)
-        return self._run.set(None if plan is None else Run(plan, self._groups))
+        window = self.window
+        if window is not None:
+            window.enter(plan)
+        return self._run.set(None if plan is None else Run(plan, self._groups)), window
 
-    def leave(self, token: Token["Run | _Watch | None"]) -> None:
+    def leave(self, followed: "Followed") -> None:
         """Follow again what was followed before."""
+        token, window = followed
         self._run.reset(token)
-        if self.window is not None:
-            self.window.leave(self.current())
+        if window is not None:
+            window.leave(self.current())
 
     def open_window(self, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
         """Let compiled forwards see adapters through a `Window`; others go on as they did."""
         self.window = Window(self._shapes, slots, rank, device, dtype)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Learn from the forwards inside the block which sites get their input together."""
-        token = self._run.set(_Watch(self._groups))
+    def watching(self, rows: int, tokens: int) -> Iterator[None]:
+        """Learn from a forward of so many rows and tokens inside the block what the sites see.
+
+        Which of them get their input together, and whether its first dimension is the rows, or
+        rows × tokens. Where it is something else, as in models that put tokens first, a plan of
+        several blends is refused: their rows would be mistaken. Nothing is learnt from a forward
+        that fails.
+        """
+        watch = _Watch((rows, rows * tokens))
+        token = self._run.set(watch)
         try:
             yield
         finally:
             self._run.reset(token)
+        self._groups, self._mixed = watch.groups, watch.mixed
+
+    def distrust(self) -> None:
+        """Refuse several blends in a batch everywhere, since nothing is known of the inputs."""
+        self._mixed = set(self.sites)
 
     def current(self) -> Plan | None:
         """The plan this thread follows now."""
@@ -230,11 +260,13 @@ class Bank:
     def _hook(self, site: str) -> Any:
         current = self._run.get
 
-        def add_delta(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def add_delta(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             if torch.compiler.is_compiling() and self.window is not None:
-                return self.window.add(site, inputs[0], output)
+                return self.window.add(site, (*inputs, *named.values())[0], output)
             run = current()
-            return None if run is None else run.add(site, inputs[0], output)
+            return None if run is None else run.add(site, (*inputs, *named.values())[0], output)
 
         return add_delta
 
@@ -275,12 +307,16 @@ class Run:
 
 
 class _Watch:
-    """Stands where a `Run` does, and notes the sites called one after the other on one tensor."""
+    """Stands where a `Run` does, and notes the sites called one after the other on one tensor, and
+    those whose input begins with another dimension than the rows.
+    """
 
     plan = None
 
-    def __init__(self, groups: dict[str, Sites]) -> None:
-        self._groups = groups
+    def __init__(self, first: tuple[int, ...]) -> None:
+        self.groups: dict[str, Sites] = {}
+        self.mixed: set[str] = set()
+        self._first = first
         self._x: Tensor | None = None
         self._sites: Sites = ()
 
@@ -288,7 +324,9 @@ class _Watch:
         if self._x is not x or site in self._sites:
             self._x, self._sites = x, ()
         self._sites = (*self._sites, site)
-        self._groups |= dict.fromkeys(self._sites, self._sites)
+        self.groups |= dict.fromkeys(self._sites, self._sites)
+        if x.shape[0] not in self._first:
+            self.mixed.add(site)
         return y
 
 
@@ -302,12 +340,15 @@ def _add(
     return out.view(y.shape)
 
 
+Followed = tuple[Token[Run | _Watch | None], Window | None]
+
+
 class _Following:
     """A context that follows the plan of the moment it was made in; can be entered repeatedly."""
 
     def __init__(self, bank: Bank) -> None:
         self._bank, self._plan = bank, bank.current()
-        self._tokens: list[Token[Run | _Watch | None]] = []
+        self._tokens: list[Followed] = []
 
     def __enter__(self) -> None:
         self._tokens.append(self._bank.follow(self._plan))

@@ -13,7 +13,7 @@ A hyphen inside a name is part of it (``pt-BR``), so a minus needs a space befor
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 from adapters_hub.errors import BlendError
@@ -38,6 +38,7 @@ class Blend:
     """
 
     weights: tuple[tuple[str, float], ...] = ()
+    exact: bool = field(default=False, compare=False)  # the terms are names, not to be looked up
 
     def __post_init__(self) -> None:
         total: dict[str, float] = {}
@@ -90,8 +91,9 @@ class Blend:
         return tuple(term for term, _ in self.weights)
 
     def rename(self, names: Mapping[str, str]) -> "Blend":
-        """The same blend with terms replaced; terms that become equal are added up."""
-        return Blend(tuple((names.get(term, term), weight) for term, weight in self.weights))
+        """The blend with terms replaced by exact names; those that become equal are added up."""
+        renamed = tuple((names.get(term, term), weight) for term, weight in self.weights)
+        return Blend(renamed, exact=True)
 
     def __add__(self, other: BlendLike) -> "Blend":
         return Blend(self.weights + Blend.of(other).weights)

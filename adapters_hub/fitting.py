@@ -177,7 +177,8 @@ class _Run:
                 site: (a.detach(), at.get(layer_of(site), mean).to(b.device) * b.detach().float())
                 for site, (a, b) in adapter.factors.items()
             }
-            bank.put(slot, factors, adapter.scaling, trained=True)
+            with self.model.residents.lock:  # others may be choosing what they use
+                bank.put(slot, factors, adapter.scaling, trained=True)
         with bank.using(bank.plan([dict.fromkeys(self.slots, 1.0)])):
             yield
 

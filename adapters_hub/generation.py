@@ -33,9 +33,10 @@ def generate(
     tokenizer.padding_side = "left"
     encoded = tokenizer(list(texts), return_tensors="pt", padding=True).to(backbone.device)
     size, limit = encoded["input_ids"].shape[1], backbone.max_tokens
-    if "max_length" not in options:
-        options = {"max_new_tokens": 32, **options}
-    new = _new_tokens(size, options) if backbone.kind == "decoder" else 0
+    options = {name: value for name, value in options.items() if value is not None}
+    if _said(backbone.model, options, "max_new_tokens", "max_length") == (None, None):
+        options = {**options, "max_new_tokens": 32}
+    new = _new_tokens(backbone.model, size, options) if backbone.kind == "decoder" else 0
     if limit and size + new > limit:
         raise BackboneError(
             f"a prompt of {size} tokens and {new} new ones: {backbone.name} has positions for "
@@ -60,9 +61,10 @@ def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) 
         blends = [blends[row] for row in order]
     plan = model.plan(blends)
     ids = inputs["input_ids"]
-    rows = len(ids) * max(inputs.get("num_beams", 1), inputs.get("num_return_sequences", 1))
-    steps = max(0, _new_tokens(ids.shape[1], inputs) - 1)
     runner: Any = model.backbone.model
+    several = _said(runner, inputs, "num_beams", "num_return_sequences")
+    rows = len(ids) * max(number or 1 for number in several)
+    steps = max(0, _new_tokens(runner, ids.shape[1], inputs) - 1)
     if plan is not None and model.can_merge(plan):
         forwards = [ids.numel(), *[rows] * steps]
         if merging_pays(model.backbone.sites, pieces_of(model, blends[0]), forwards):
@@ -83,5 +85,16 @@ def _taken(value: Any, order: list[int]) -> Any:
     return value[order] if rows else value
 
 
-def _new_tokens(size: int, options: dict[str, Any]) -> int:
-    return int(options.get("max_new_tokens", options.get("max_length", size) - size))
+def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """What the options say, else their ``generation_config``, else the model's own."""
+    config = options.get("generation_config") or model.generation_config
+    given = [options.get(name) for name in names]
+    return tuple(
+        getattr(config, name, None) if value is None else value
+        for name, value in zip(names, given, strict=True)
+    )
+
+
+def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
+    new, whole = _said(model, options, "max_new_tokens", "max_length")
+    return int(new if new is not None else (whole or size) - size)

@@ -9,7 +9,6 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +204,15 @@ def split_keys(
     header: tensorfile.Header, config: dict[str, Any], where: str | Path
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """Sort a file's tensors into LoRA pairs by module and head parameters; not to be changed."""
+    saved = tuple(config.get("modules_to_save") or ())
     try:
-        return _split_keys(header.layout, tuple(config.get("modules_to_save") or ()))
+        if saved not in header.layout.known:
+            header.layout.known[saved] = _split_keys(header.layout, saved)
+        return header.layout.known[saved]
     except (AdapterFileError, UnsupportedAdapterError) as error:
         raise type(error)(f"{where}: {error}") from None
 
 
-@lru_cache(maxsize=64)
 def _split_keys(
     layout: tensorfile.Layout, saved: tuple[str, ...]
 ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:

@@ -19,6 +19,14 @@ MERGE_COST = 1.0
 """Nanoseconds to merge one weight, fitted as `Costs`."""
 
 
+_BOUND = ("_compiled_call", "_compiled_call_impl")  # of transformers, of torch
+
+
+def wrapped(model: nn.Module) -> bool:
+    """Whether a module's forward was replaced, as accelerate's hooks do: a copy would run it."""
+    return any("forward" in vars(module) for module in model.modules())
+
+
 def merging_pays(
     sites: Mapping[str, nn.Module], pieces: Mapping[str, Sequence[Piece]], runs: Sequence[int]
 ) -> bool:
@@ -61,6 +69,8 @@ def merged_view(
     def view(module: nn.Module) -> nn.Module:
         if id(module) not in seen:
             own = seen[id(module)] = copy.copy(module)
+            for bound in _BOUND:  # to the model this is a copy of
+                vars(own).pop(bound, None)
             own._modules = {n: m if m is None else view(m) for n, m in module._modules.items()}
             own._forward_hooks = type(module._forward_hooks)(
                 (n, hook) for n, hook in module._forward_hooks.items() if n not in hooks

@@ -26,7 +26,7 @@ from adapters_hub.errors import BackboneError, BackboneMismatchError, HeadError,
 from adapters_hub.exporting import export, merge, pieces_of
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library
-from adapters_hub.merging import merged_view
+from adapters_hub.merging import merged_view, wrapped
 from adapters_hub.plan import Plan
 from adapters_hub.residency import Residents
 
@@ -43,9 +43,10 @@ class AdaptedModel:
 
     Adapters come from ``library`` by name, language or domain as blends mention them, and stay
     resident in ``memory`` bytes (those added from memory, and those that one call needs, stay
-    whatever it is), then in ``host_memory`` bytes where the backbone is on another device. One that
-    changes in the library is loaded again when it is next used. ``check_backbone=False`` accepts
-    adapters that carry another backbone's fingerprint where the shapes fit.
+    whatever it is; what the last calls stacked of them comes on top), then in ``host_memory`` bytes
+    where the backbone is on another device. One that is replaced in or removed from the library is
+    noticed when it is next used; a file changed in place is not. ``check_backbone=False`` accepts
+    adapters that carry another backbone's fingerprint where the shapes fit. One model a backbone.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class AdaptedModel:
         self.library = Library() if library is None else library
         self.residents = Residents(backbone, self.library, memory, host_memory, check_backbone)
         self.bank = self.residents.bank
-        with self.bank.watching():
-            backbone.probe()
+        self._watch()
         self.active = Blend()
         self.hooks: list[RemovableHandle] = []
         self._merged: tuple[Any, Any] | None = None
@@ -72,6 +72,17 @@ class AdaptedModel:
             f"AdaptedModel({self.backbone.name!r}, bits={self.backbone.bits}, "
             f"active={str(self.active)!r}, resident={self.bank.names()})"
         )
+
+    def _watch(self) -> None:
+        """Let the bank see what the sites see; some architectures need more than a few tokens."""
+        for tokens in (5, 64):
+            try:
+                with self.bank.watching(2, tokens):
+                    self.backbone.probe(2, tokens)
+                return
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                log.warning("a probe of %s with %d tokens: %s", self.backbone.name, tokens, error)
+        self.bank.distrust()
 
     # ── adapters ─────────────────────────────────────────────────────────────────────────────
 
@@ -88,7 +99,8 @@ class AdaptedModel:
         """The blend with every term replaced by an adapter's exact name, each one loaded."""
         wanted = Blend.of(blend)
         with self.residents.lock:
-            names = {term: self.residents.name_of(term) for term in wanted.terms}
+            name_of = str if wanted.exact else self.residents.name_of
+            names = {term: name_of(term) for term in wanted.terms}
             self.residents.load(set(names.values()))
         return wanted.rename(names)
 
@@ -121,16 +133,20 @@ class AdaptedModel:
                 weights.append((info.name, 1.0))
             for variant in variants:
                 self.add(variant)
-        return Blend(tuple(weights))
+        return Blend(tuple(weights), exact=True)
 
     def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
-        """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
+        """Make an adapter from memory resident under its name; ``trained`` keeps gradients.
+
+        Its tensors must not be changed afterwards, unless it is ``trained``.
+        """
         self.residents.add(adapter, trained)
         return adapter
 
     def drop(self, name: str) -> None:
         """Forget a resident adapter; it is loaded again from the library when it is next used."""
         self.residents.drop(name)
+        self._merged = None  # which may hold it
 
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
@@ -190,7 +206,7 @@ class AdaptedModel:
         number = {blend: place for place, blend in enumerate(distinct)}
         mappings = [dict(blend.weights) for blend in distinct]
         index = None
-        if len(distinct) > 1:
+        if len(distinct) > 1 or lengths:
             index = torch.tensor([number[blend] for blend in blends]).view(shape)
         with self.residents.lock:  # one may have been evicted since the blends were resolved
             self.residents.load({name for blend in distinct for name in blend.terms})
@@ -289,7 +305,8 @@ class AdaptedModel:
         """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
 
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
-        when they are wanted, without compiling again. For use, not for training.
+        when they are wanted, without compiling again. It is compiled once each for rows with blends
+        of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
         """
         self.bank.open_window(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
@@ -297,16 +314,18 @@ class AdaptedModel:
     def can_merge(self, plan: Plan) -> bool:
         """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
         whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
-        if not whole or self.backbone.bits != 32 or self.bank.window is not None:
-            return False
         weights: list[Any] = [self.backbone.sites[site].weight for site in plan.sites]
+        whole = whole and all(weight.dtype == torch.float32 for weight in weights)
+        if not whole or self.bank.window is not None or wrapped(self.backbone.model):
+            return False
         return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
 
     def merged_view(self, plan: Plan, blend: Blend) -> Any:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """
-        key = (plan.atoms, tuple(plan.weights.flatten().tolist()))
+        versions = [self.backbone.sites[site].weight._version for site in sorted(plan.sites)]
+        key = (plan.atoms, tuple(plan.weights.flatten().tolist()), versions)
         kept = self._merged
         if kept is None or kept[0] != key:
             self._merged = None  # two would not fit
@@ -402,5 +421,6 @@ def load(
     model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
     exact = Blend.of([info.name for info in reversed(found)])
     model.residents.load(set(exact.terms))
-    model.active = Blend(tuple((name, 1.0) for name in exact.terms))  # once, if both are one
+    once = tuple((name, 1.0) for name in exact.terms)  # if both are one
+    model.active = Blend(once, exact=True)
     return model

@@ -118,7 +118,7 @@ class Part:
 
     ``rows`` None for the whole batch in its order, a slice of it, or S · k indices, and ``back``
     their inverse where they are the whole batch. ``scale`` a number, or a tensor that broadcasts to
-    (S, k, tokens, r).
+    (S, k, tokens, r), and ``unused`` its zeros.
     """
 
     stack: Stack
@@ -128,6 +128,7 @@ class Part:
     scale: float | Tensor
     trained: bool = False
     back: Tensor | None = None
+    unused: Tensor | None = None
 
     def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
         """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
@@ -148,7 +149,10 @@ class Part:
             hidden = torch.bmm(own.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         if not isinstance(self.scale, float):
             shape = (*hidden.shape[:-2], -1, len(x) // units, len(self.sites), self.rank)
-            hidden = (hidden.view(shape) * self.scale[..., None, :]).view(hidden.shape)
+            scaled = hidden.view(shape) * self.scale[..., None, :]
+            if self.unused is not None:  # else what overflows for others' rows would be NaN here
+                scaled = scaled.masked_fill(self.unused[..., None, :], 0.0)
+            hidden = scaled.view(hidden.shape)
         return hidden.split(self.rank, -1) if len(self.sites) > 1 else (hidden,)
 
     def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
@@ -222,8 +226,8 @@ class Plan:
             return units
         tokens = f" of {self.index.shape[1]} tokens" if self.index.dim() == 2 else ""
         raise BackboneError(
-            f"{site} got a batch of {x.shape[0]} for a plan of {self.rows} rows{tokens}: give "
-            "`adapters` one blend a row"
+            f"{site} got an input of {' × '.join(map(str, x.shape))} for a plan of {self.rows} "
+            f"rows{tokens}: `adapters` must have a blend a row (or a token) of just this batch"
         )
 
     def parts(self, sites: Sites, x: Tensor) -> list[Part]:
@@ -267,7 +271,9 @@ class Plan:
             columns, scale = self._mask(tuple(frozen), self._scalings(frozen, sites[0]), sites[0])
             rank = sum(self._rank(n, sites[0]) for n in columns)
             stack = self._stack(sites, columns, x, apart=False)
-            parts.append(Part(stack, sites, rank, None, _on(scale, x)))
+            scale = _on(scale, x)
+            unused = scale == 0 if isinstance(scale, Tensor) and (scale == 0).any() else None
+            parts.append(Part(stack, sites, rank, None, scale, unused=unused))
         elif frozen:
             for members, rows in self._buckets(frozen, sites[0]):
                 scale = self._scale(members, rows, sites[0])

@@ -68,7 +68,6 @@ class Residents:
         with self.lock:
             if name not in self._own:
                 self.library.get(name)
-                self._drop_replaced(name)
             return self[name]
 
     def name_of(self, term: str) -> str:
@@ -80,14 +79,13 @@ class Residents:
             if term not in self._names:
                 check = self.backbone.fingerprint if self.check_backbone else None
                 infos, where = [*self._infos.values()], str(self.library.root)
-                info = lookup.find(term, infos, check, where)
-                self._drop_replaced(info.name)
-                self._names[term] = info.name
+                self._names[term] = lookup.find(term, infos, check, where).name
             return self._names[term]
 
     def load(self, names: Set[str]) -> None:
         """Make the adapters of these exact names resident, all of them at once."""
         with self.lock:
+            self._look()
             for name in sorted(names):
                 if name not in self.bank:
                     adapter = self._from_library(name)
@@ -128,6 +126,8 @@ class Residents:
             self._names.clear()
             self._infos = {info.name: info for info in self.library.list()}
             self._seen = state
+            for name in [*self._adapters]:
+                self._drop_replaced(name)
 
     def _from_library(self, name: str) -> Adapter:
         self._look()

@@ -13,7 +13,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -48,11 +48,13 @@ class Layout:
     """The tensors of a file by name, and how many bytes they fill.
 
     Files that differ only in their numbers and metadata, as adapters trained alike do, share one;
-    so what follows from it can be worked out once. Compared by identity; not to be changed.
+    so what follows from it can be worked out once, and be ``known``. Compared by identity; not to be
+    changed.
     """
 
     tensors: dict[str, TensorEntry]
     size: int
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def items(self) -> int:
@@ -235,9 +237,9 @@ def _split(text: str) -> tuple[dict[str, str], str]:
         metadata = table.pop("__metadata__", {})
         return metadata, json.dumps(table)
     metadata, end = _JSON.raw_decode(text, first.end())
-    rest = text[end:].lstrip()
+    rest = text[end:].strip(_SPACE)
     if rest.startswith(","):
-        rest = rest[1:].lstrip()
+        rest = rest[1:].lstrip(_SPACE)
         if rest.startswith("}"):
             raise ValueError("a comma before the end")
     elif not rest.startswith("}"):
@@ -249,6 +251,8 @@ def _split(text: str) -> tuple[dict[str, str], str]:
 def _layout(text: str) -> Layout:
     """The checked layout that a JSON table of tensors describes."""
     table = _JSON.decode(text)
+    if "__metadata__" in table:
+        raise ValueError("a name occurs twice")
     "".join(table).encode()  # a lone surrogate cannot
     tensors = {name: _entry(name, value) for name, value in table.items()}
     at = 0
@@ -285,7 +289,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
-_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+_SPACE = " \t\n\r"
+_METADATA_FIRST = re.compile(r'[ \t\n\r]*\{[ \t\n\r]*"__metadata__"[ \t\n\r]*:[ \t\n\r]*')
 
 
 def _chunks(file: IO[bytes], header: Header, entry: TensorEntry) -> Iterator[bytes]:

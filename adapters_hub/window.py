@@ -90,7 +90,8 @@ class Window:
             return y
         hidden = functional.linear(x, self._a[site].to(x.dtype))
         apart = hidden.view(self.mask.shape[0], -1, hidden.shape[-1])
-        hidden = (apart * self.mask.to(x.dtype)).view(hidden.shape)
+        mask = self.mask.to(x.dtype)
+        hidden = torch.where(mask == 0, torch.zeros_like(mask), apart * mask).view(hidden.shape)
         return y + torch.matmul(hidden, self._b[site].to(x.dtype)).to(y.dtype)
 
     def _check(self, atom: Slot) -> None:

@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_the_plan_is_refused_and_leaves_nothing():
     x = torch.randn(3, 2, IN)
     bare = layers["a"](x)
     with (
-        pytest.raises(BackboneError, match="batch of 3 for a plan of 2 rows"),
+        pytest.raises(BackboneError, match="input of 3 × 2 × 6 for a plan of 2 rows"),
         bank.using(bank.plan([{"ad0": 1.0}, {}], [0, 1])),
     ):
         layers["a"](x)

@@ -30,8 +30,8 @@ def make(ranks, missing, dtype, seed=0):
     random = torch.Generator().manual_seed(seed)
     model = Attention(dtype).requires_grad_(False)
     bank = Bank(dict(model.sites))
-    with bank.watching():
-        model(torch.randn(1, 1, IN, dtype=dtype))
+    with bank.watching(2, 3):
+        model(torch.randn(2, 3, IN, dtype=dtype))
     for number, (name, rank) in enumerate(zip(NAMES, ranks, strict=True)):
         own = {
             site: (
@@ -233,5 +233,5 @@ def test_tokens_must_fit_a_plan_of_tokens():
 
     model, bank = make([2] * 5, set(), torch.float32)
     plan = bank.plan([{"ad0": 1.0}, {}], torch.tensor([[0, 1, 0]]))
-    with bank.using(plan), pytest.raises(BackboneError, match="1 rows of 3 tokens"):
+    with bank.using(plan), pytest.raises(BackboneError, match="for a plan of 1 rows of 3 tokens"):
         model(torch.randn(1, 4, IN))
