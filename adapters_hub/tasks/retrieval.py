@@ -40,7 +40,9 @@ class Retrieval(Task):
     positive or query.
 
     Metrics are over the records given: their documents, each text once, are the corpus; what a
-    query may find is the positives of its id and of its text; a copy of the query is not ranked.
+    query may find is the positives of its id and of its text; a copy of the query is not ranked,
+    unless it is its positive (a translation may be the same).
+
     There is no head. ``pooling`` is ``mean``, ``cls`` or ``last`` (None: the last token for
     decoders, else the mean). The prompts are put before queries and before documents.
     """
@@ -171,8 +173,8 @@ class Retrieval(Task):
             for item in _items(record):
                 known.setdefault(item, set()).add(places[record["texts"][1]])
         copies = [
-            {places[text]} if (text := record["texts"][0]) in places else set()
-            for record in records
+            {places[query]} if query in places and query != positive else set()
+            for query, positive, *_ in (record["texts"] for record in records)
         ]
         relevant = [
             set().union(*(known[item] for item in _items(record))) - own
@@ -250,10 +252,9 @@ def _documents(row: Row) -> list[str]:
     for text in (positive, *negatives):
         if not isinstance(text, str):
             raise DataError(f"{row.where}: {text!r} in its pair is not text")
-        if text == row.text:
-            raise DataError(f"{row.where}: the text is in its own pair ({text!r})")
-    if positive in negatives:
-        raise DataError(f"{row.where}: field 'negatives' has the positive in it ({positive!r})")
+    for text, what in ((positive, "the positive"), (row.text, "the text itself")):
+        if text in negatives:
+            raise DataError(f"{row.where}: field 'negatives' has {what} in it ({text!r})")
     return [positive, *negatives]
 
 
