@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from adapters_hub.errors import HeadError, SettingsError
 from adapters_hub.tasks.base import Example, Row, pad
+from adapters_hub.tasks.classification import encode_texts
 
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone
@@ -28,13 +29,10 @@ def default_pooling(backbone: "Backbone") -> str:
     return "last" if backbone.kind == "decoder" else "mean"
 
 
-def encode_texts(backbone: "Backbone", texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_length`` or the backbone's limit; never none at all."""
-    if not texts:
-        return []  # which tokenizers do not take
-    limit = min(max_length, backbone.max_tokens or max_length)
-    found = backbone.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-    return [ids or [backbone.tokenizer.pad_token_id] for ids in found]
+def token_ids(backbone: "Backbone", texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each text, cut at ``max_length`` or the backbone's limit; one if it has none."""
+    filler = [backbone.tokenizer.pad_token_id]  # there must be something to pool
+    return [ids or filler for ids in encode_texts(texts, backbone, max_length)]
 
 
 def hidden_states(backbone: "Backbone", inputs: dict[str, Tensor]) -> Tensor:
@@ -103,9 +101,8 @@ def embed(
     known = {blend: embedding_of(model, blend) for blend in set(blends)}
     poolings = [pooling or known[blend][0] for blend in blends]
     prompts = [prompt or known[blend][1].get(prompt_name or "", "") for blend in blends]
-    encoded = encode_texts(
-        backbone, [a + b for a, b in zip(prompts, texts, strict=True)], max_length=10**9
-    )
+    prompted = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    encoded = token_ids(backbone, prompted, max_length=10**9)
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     out = torch.empty(len(texts), backbone.width, device=backbone.device)
     starts = range(0, len(order), batch_size)
@@ -128,10 +125,13 @@ class Encoder:
 
     similarity_fn_name = "cosine"
 
-    def __init__(self, model: "AdaptedModel", adapters: "Weights" = None) -> None:
+    def __init__(
+        self, model: "AdaptedModel", adapters: "Weights" = None, pooling: str | None = None
+    ) -> None:
         self.model = model
         (self.blend,) = model.blends(1, adapters)
-        self.pooling, self.prompts = embedding_of(model, self.blend)
+        own, self.prompts = embedding_of(model, self.blend)
+        self.pooling = pooling or own
         self.model_card_data = Evaluations()
 
     def __repr__(self) -> str:
@@ -161,8 +161,9 @@ class Encoder:
             raise SettingsError(f"prompt_name={prompt_name!r}: this blend has {have}")
         prompt = self.prompts[prompt_name] if prompt_name and prompt is None else prompt
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        progress = bool(show_progress_bar)
         found = embed(
-            self.model, texts, self.blend, batch_size, prompt, None, None, bool(show_progress_bar)
+            self.model, texts, self.blend, batch_size, prompt, None, self.pooling, progress
         )
         if truncate_dim is not None:
             found = functional.normalize(found[:, :truncate_dim], dim=-1)

@@ -302,11 +302,11 @@ class AdaptedModel:
         texts = [texts] if isinstance(texts, str) else list(texts)
         return embed(self, texts, adapters, batch_size, prompt, prompt_name, pooling)
 
-    def encoder(self, adapters: Weights = None) -> "Encoder":
+    def encoder(self, adapters: Weights = None, pooling: str | None = None) -> "Encoder":
         """The model under one blend, usable where a ``SentenceTransformer`` encodes."""
         from adapters_hub.embedding import Encoder
 
-        return Encoder(self, adapters)
+        return Encoder(self, adapters, pooling)
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""

@@ -133,6 +133,22 @@ def test_old_files_have_no_pooling(lora_folder):
             AdapterInfo.from_json({**old, **wrong})
 
 
+def test_sentence_transformers_loads_what_was_saved(load, tmp_path):
+    models = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    from sentence_transformers import SentenceTransformer
+
+    model = load("bert")
+    adapter = moved(new(model, "finder", Retrieval()))
+    model.add(adapter)
+    body = models.Transformer(str(model.backbone.folder))
+    pooling = models.Pooling(32, "mean")
+    theirs = SentenceTransformer(modules=[body, pooling, models.Normalize()], device="cpu")
+    theirs.load_adapter(str(adapter.save(tmp_path / "finder")))
+    np.testing.assert_allclose(
+        theirs.encode(TEXTS), model.encoder("finder").encode(TEXTS), atol=1e-5
+    )
+
+
 # ── in the place of a SentenceTransformer ────────────────────────────────────────────────────────
 
 
@@ -160,6 +176,8 @@ def test_an_encoder_encodes(load):
     torch.testing.assert_close(encoder.similarity(array, listed), plain @ plain.T)
     short = encoder.encode(TEXTS, truncate_dim=8, convert_to_tensor=True)
     torch.testing.assert_close(short, torch.nn.functional.normalize(plain[:, :8], dim=-1))
+    first = model.encoder("finder", pooling="cls").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(first, model.embed(TEXTS, "finder", pooling="cls"))
     with pytest.raises(SettingsError, match="prompt_name='task': this blend has query, document"):
         encoder.encode(TEXTS, prompt_name="task")
 

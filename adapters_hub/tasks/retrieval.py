@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.embedding import (
-    POOLINGS,
-    default_pooling,
-    encode_texts,
-    hidden_states,
-    pool,
-)
+from adapters_hub.embedding import POOLINGS, default_pooling, hidden_states, pool, token_ids
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.ranking import ranking_metrics, ranks
 from adapters_hub.tasks.base import Example, Row, Task, pad
@@ -97,7 +91,7 @@ class Retrieval(Task):
         for row in rows:
             found = _documents(row)
             texts += [self.query_prompt + row.text, *(self.document_prompt + t for t in found)]
-        encoded = iter(encode_texts(backbone, texts, self.max_length))
+        encoded = iter(token_ids(backbone, texts, self.max_length))
         examples = []
         for row in rows:
             own = [next(encoded) for _ in range(1 + len(_documents(row)))]
