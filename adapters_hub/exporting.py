@@ -59,13 +59,15 @@ def export(
     factors = compose_sites(pieces, method, sites=model.backbone.sites, **options)
     if pieces and not factors:
         raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
+    embeds = any(part.info.pooling for part in parts)
+    pooling, prompts = embedding_of(model, resolved) if embeds else (None, {})
     how = ", ".join(f"{key}={value}" for key, value in options.items())
     info = AdapterInfo(
         name=check_name(name or "-".join(part.name for part in parts)),
         task=main.info.task,
         labels=main.info.labels,
-        pooling=embedding_of(model, resolved)[0] if embedders else None,
-        prompts=main.info.prompts,
+        pooling=pooling,
+        prompts=prompts,
         backbone=model.backbone.name,
         fingerprint=model.backbone.fingerprint,
         description=f"The {method} of {resolved}{how and f' ({how})'}.",

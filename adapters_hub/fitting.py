@@ -283,8 +283,13 @@ def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) 
     name = name or ("classification" if headed else "language-modeling")
     if name == "retrieval":
         pooling, prompts = embedding_of(model, blend)
-        named = {f"{kind}_prompt": text for kind, text in prompts.items()}
-        return make_task(name, max_length=max_length, pooling=pooling, **named)
+        return make_task(
+            name,
+            max_length=max_length,
+            pooling=pooling,
+            query_prompt=prompts.get("query", ""),
+            document_prompt=prompts.get("document", ""),
+        )
     if name != "classification":
         return make_task(name, max_length=max_length)
     labels = label_names(model.resident(model.head_owner(blend)), model.backbone)
