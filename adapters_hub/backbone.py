@@ -92,6 +92,11 @@ class Backbone:
         """What a forward without generation asks for: no key-value cache."""
         return {"use_cache": False} if self.kind == "decoder" else {}
 
+    @property
+    def width(self) -> int:
+        """The size of a hidden state."""
+        return self.config.get_text_config().hidden_size
+
     @cached_property
     def max_tokens(self) -> int | None:
         """How many tokens a row may have; RoBERTa's kind counts its positions from padding on."""

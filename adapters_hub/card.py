@@ -7,7 +7,11 @@ from typing import Any
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.info import AdapterInfo
 
-_TASK_TAG = {"classification": "text-classification", "language-modeling": "text-generation"}
+_TASK_TAG = {
+    "classification": "text-classification",
+    "language-modeling": "text-generation",
+    "retrieval": "feature-extraction",
+}
 
 
 def write_card(info: AdapterInfo) -> str:
@@ -29,6 +33,8 @@ def write_card(info: AdapterInfo) -> str:
         "domain": info.domain,
         "task": info.task,
         "labels": ", ".join(info.labels or ()),
+        "pooling": info.pooling,
+        **{f"before a {kind}": f"`{text}`" for kind, text in info.prompts.items()},
         "backbone": info.backbone,
         "backbone fingerprint": info.fingerprint,
         "trained over": ", ".join(info.over),

@@ -43,7 +43,7 @@ def collect_records(
     for start in range(0, len(mine), batch_size):
         numbers = mine[start : start + batch_size]
         chosen = [examples[i] for i in numbers]
-        blends = [blend_of(example.row) for example in chosen]
+        blends = [blend_of(row) for example in chosen for row in task.rows(example)]
         heads = model.heads(blends) if task.needs_head() else []
         batch = task.collate(chosen, model.backbone)
         precision = accelerator.autocast() if accelerator else nullcontext()

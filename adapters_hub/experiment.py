@@ -23,7 +23,7 @@ from adapters_hub.adapter import Adapter
 from adapters_hub.backbone import Conv1D
 from adapters_hub.batches import plan_batches
 from adapters_hub.blend import Blend
-from adapters_hub.data import Splits, read_data, select, with_held_out
+from adapters_hub.data import Splits, pair_rows, read_data, select, with_held_out
 from adapters_hub.errors import (
     AdaptersHubError,
     DataError,
@@ -264,7 +264,7 @@ class Experiment:
 
     def _over_in_training(self) -> tuple[str, ...]:
         """The frozen adapters that train rows see."""
-        tags = {row.language for row in self.splits["train"]}
+        tags = {tag for row in self.splits["train"] for tag in row.languages}
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
     def _read(self, other_languages: bool) -> Splits:
@@ -297,10 +297,25 @@ class Experiment:
                 f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
                 f"(have: {', '.join(have) or 'none'})"
             )
+        if settings.task == "retrieval":
+            return {name: pair_rows(rows, settings.columns) for name, rows in splits.items()}
         return splits
 
     def _make_task(self) -> Task:
         settings = self.settings
+        if settings.task == "retrieval":
+            if settings.batch_size < 2:
+                raise SettingsError(
+                    "batch_size=1: a row of retrieval learns from the others of its batch"
+                )
+            return make_task(
+                "retrieval",
+                max_length=settings.max_length,
+                pooling=settings.pooling,
+                query_prompt=settings.query_prompt,
+                document_prompt=settings.document_prompt,
+                temperature=settings.temperature,
+            )
         if settings.task != "classification":
             return make_task(
                 settings.task,
@@ -333,7 +348,7 @@ class Experiment:
         asked = self.settings.over
         if asked in (("none",), ()):
             return {}
-        tags = {r.language for rows in self.splits.values() for r in rows if r.language}
+        tags = {tag for rows in self.splits.values() for row in rows for tag in row.languages}
         wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
         found = {}
         for tag in sorted(wanted):

@@ -33,6 +33,8 @@ def export(
     options: dict[str, Any],
 ) -> Path:
     """See `AdaptedModel.export`."""
+    from adapters_hub.embedding import embedding_of
+
     check_options(method, options)
     resolved = model.resolve(blend)
     if not resolved:
@@ -43,24 +45,29 @@ def export(
     if any(part.head for part in parts):
         owner = model.resident(model.head_owner(resolved))
     below = [part for part in ([owner] if owner else parts) if part.factors.keys() - outer]
-    main = owner or (below or parts)[0]
+    embedders = [part for part in below if part.info.pooling]
+    main = owner or (embedders or below or parts)[0]
     if below:
-        prefix = below[0].prefix
+        prefix = (embedders or below)[0].prefix
     elif owner:
         from adapters_hub.tasks.classification import shell_of
 
         prefix = shell_of(owner, model.backbone).prefix
     else:
         prefix = model.backbone.prefix
-    pieces = pieces_of(model, resolved, without_outer=owner is not None)
+    pieces = pieces_of(model, resolved, without_outer=bool(owner or embedders))
     factors = compose_sites(pieces, method, sites=model.backbone.sites, **options)
     if pieces and not factors:
         raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
+    embeds = any(part.info.pooling for part in parts)
+    pooling, prompts = embedding_of(model, resolved) if embeds else (None, {})
     how = ", ".join(f"{key}={value}" for key, value in options.items())
     info = AdapterInfo(
         name=check_name(name or "-".join(part.name for part in parts)),
         task=main.info.task,
         labels=main.info.labels,
+        pooling=pooling,
+        prompts=prompts,
         backbone=model.backbone.name,
         fingerprint=model.backbone.fingerprint,
         description=f"The {method} of {resolved}{how and f' ({how})'}.",

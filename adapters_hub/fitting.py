@@ -24,6 +24,7 @@ from adapters_hub.adapter import Adapter
 from adapters_hub.batches import plan_batches
 from adapters_hub.blend import Blend
 from adapters_hub.blendfile import BlendFile, BlendTerm, Weight, layer_of, layers_of
+from adapters_hub.embedding import embedding_of
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.model import AdaptedModel, Weights
 from adapters_hub.tasks import Example, Row, Task, make_task
@@ -281,6 +282,15 @@ def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) 
     """The task of a name; without one, classification where the blend brings a head."""
     headed = any(model.resident(term).head for term in blend.terms)
     name = name or ("classification" if headed else "language-modeling")
+    if name == "retrieval":
+        pooling, prompts = embedding_of(model, blend)
+        return make_task(
+            name,
+            max_length=max_length,
+            pooling=pooling,
+            query_prompt=prompts.get("query", ""),
+            document_prompt=prompts.get("document", ""),
+        )
     if name != "classification":
         return make_task(name, max_length=max_length)
     labels = label_names(model.resident(model.head_owner(blend)), model.backbone)

@@ -41,8 +41,8 @@ _REFUSED = {
 }
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
-    "name", "language", "domain", "task", "backbone", "fingerprint", "license", "description",
-    "trained_with", "hash",
+    "name", "language", "domain", "task", "pooling", "backbone", "fingerprint", "license",
+    "description", "trained_with", "hash",
 )  # fmt: skip
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
@@ -63,6 +63,8 @@ class AdapterInfo:
     domain: str | None = None
     task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
     labels: tuple[str, ...] | None = None  # classification: in the order of the logits
+    pooling: str | None = None  # retrieval: how hidden states become one vector
+    prompts: dict[str, str] = field(default_factory=dict)  # retrieval: before "query", "document"
     backbone: str | None = None  # hub id, folder, or "starter"
     fingerprint: str | None = None
     over: tuple[str, ...] = ()  # frozen adapters it was trained over
@@ -94,7 +96,8 @@ class AdapterInfo:
             values["labels"] = tuple(values["labels"])
         values["over"] = tuple(values.get("over") or ())
         texts = [values[key] for key in _TEXTS if values.get(key) is not None]
-        texts += [*values["over"], *(values.get("labels") or ())]
+        values["prompts"] = dict(values.get("prompts") or {})
+        texts += [*values["over"], *(values.get("labels") or ()), *values["prompts"].values()]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a field that must be text is not")
         values["metrics"] = dict(values.get("metrics") or {})

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from adapters_hub.library import Library
 from adapters_hub.merging import merged_view, wrapped
 from adapters_hub.plan import Plan
 from adapters_hub.residency import Residents
+
+if TYPE_CHECKING:
+    from adapters_hub.embedding import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -292,6 +295,34 @@ class AdaptedModel:
         return classify(
             self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size
         )
+
+    def embed(
+        self,
+        texts: Sequence[str] | str,
+        adapters: Adapters = None,
+        batch_size: int = 32,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        pooling: str | None = None,
+    ) -> Tensor:
+        """Unit vectors (texts, width), float32, whose products are cosines.
+
+        ``prompt`` is put before each text, or each row's own adapter's of ``prompt_name``
+        (``query``, ``document``). ``pooling`` (``mean``, ``cls``, ``last``) defaults to what the
+        row's adapter was trained with, else the last token of a decoder, else the mean. Raises
+        `HeadError` for a blend of adapters that were trained to embed in different ways.
+        """
+        from adapters_hub.embedding import embed
+
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return embed(self, texts, adapters, batch_size, prompt, prompt_name, pooling)
+
+    def encoder(self, adapters: Weights = None, pooling: str | None = None) -> "Encoder":
+        """The model under one blend, usable where a ``SentenceTransformer`` encodes."""
+        from adapters_hub.embedding import Encoder
+
+        return Encoder(self, adapters, pooling)
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""

@@ -26,9 +26,11 @@ class TrainingSettings:
     """What one run trains, on what, and how. Raises `SettingsError` for values that cannot work."""
 
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id")
-    task: str = _setting("language-modeling", "'language-modeling' or 'classification'")
+    task: str = _setting(
+        "language-modeling", "'language-modeling', 'classification' or 'retrieval'"
+    )
     data: str = _setting(
-        "recipes/data", "file, folder or Hub data set: text, label, language, domain"
+        "recipes/data", "file, folder or Hub data set: text, label, language, domain, positive"
     )
     columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars")
     language: tuple[str, ...] = _setting((), "languages to train on; none given: all in the data")
@@ -53,9 +55,15 @@ class TrainingSettings:
     rslora: bool = _setting(False, "scale by alpha / sqrt(rank)")
     dropout: float = _setting(0.0, "dropout before A")
     targets: tuple[str, ...] = _setting(("all-linear",), "modules to adapt, as in PEFT")
-    max_length: int = _setting(256, "tokens a text is cut at (classification) or into (language)")
+    max_length: int = _setting(256, "tokens a text is cut at, or into (language modelling)")
     mask_probability: float = _setting(0.15, "masked language modelling: share of targets")
     label_smoothing: float = _setting(0.0, "classification: label smoothing")
+    pooling: Literal["mean", "cls", "last"] | None = _setting(
+        None, "retrieval: default: the last token of a decoder, else the mean"
+    )
+    query_prompt: str = _setting("", "retrieval: put before each text")
+    document_prompt: str = _setting("", "retrieval: put before each positive and negative")
+    temperature: float = _setting(0.05, "retrieval: what cosines are divided by")
     steps: int = _setting(300, "optimizer steps")
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces")
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in")
@@ -93,7 +101,7 @@ class TrainingSettings:
                      "save_every"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
+        for name in ("learning_rate", "head_learning_rate", "lora_alpha", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name}={value}: must be above 0")

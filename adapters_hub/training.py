@@ -80,7 +80,7 @@ def train(
     checkpoint = None
     if folder is not None:
         seen = [*zip(examples, owners, strict=True), *zip(dev, dev_owners, strict=True)]
-        checkpoint = Checkpoint(folder, settings, _facts(model, seen, batches, over))
+        checkpoint = Checkpoint(folder, settings, _facts(model, task, seen, batches, over))
     history: list[dict[str, float]] = []
     done, loss = 0, math.nan
     look_every = settings.eval_every or max(1, len(batches) // 10)
@@ -167,13 +167,15 @@ class _Run:
             scaler.scale(torch.zeros((), device=device))
         present = {owners[i] for i in batch if not self.trainees[owners[i]].stopped}
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
-        pieces = []
-        for numbers in share(
-            [i for i in batch if owners[i] in present],
+        pieces: list[_Piece] = []
+        whole = [i for i in batch if owners[i] in present]
+        for places in share(
+            range(len(whole)),
             accelerator.process_index,
             accelerator.num_processes,
             settings.accumulation,
         ):
+            numbers = [whole[place] for place in places]
             chosen = [examples[i] for i in numbers]
             inputs = self.task.collate(
                 chosen, self.model.backbone, seed=settings.seed * 100_003 + number
@@ -181,21 +183,19 @@ class _Run:
             own = torch.tensor([owners[i] for i in numbers])
             counts.index_add_(0, own, self.task.count(inputs).double().cpu())
             self.tokens += sum(len(example.input_ids) for example in chosen)
-            pieces.append((chosen, inputs, own))
+            pieces.append(_Piece(places, chosen, inputs, own))
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
-        if settings.dropout:  # the same masks whether a run was resumed or not
-            torch.manual_seed((settings.seed * 7919 + number) * 1009 + accelerator.process_index)
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
-        for chosen, inputs, own in pieces:
-            blends = [self.blend_of(e.row, int(k)) for e, k in zip(chosen, own, strict=True)]
-            heads = self.model.heads(blends) if self.task.needs_head() else []
-            plan = self.model.plan(blends, settings.dropout)
-            with self.model.bank.using(plan), accelerator.autocast():
-                losses = self.task.loss(self.model, inputs, heads)
-            loss = (losses.float() / counts[own].to(losses)).sum()
-            accelerator.backward(loss)
-            total[0] += loss.detach()
+        if self.task.couples and present:
+            trained = [examples[i] for i in whole], [owners[i] for i in whole]
+            total[0] = self._backward_coupled(number, *trained, pieces, counts)
+        elif not self.task.couples:
+            for place, piece in enumerate(pieces):
+                losses = self._forward(self.task.loss, piece, number, place)
+                loss = (losses.float() / counts[piece.owners].to(losses)).sum()
+                accelerator.backward(loss)
+                total[0] += loss.detach()
         total[1] = float(interrupted.is_set)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
@@ -213,6 +213,60 @@ class _Run:
         if scaler is not None:
             scaler.update()
         return mean, stop
+
+    def _forward(self, run: Callable[..., Any], piece: "_Piece", number: int, place: int) -> Any:
+        """What a task's loss or outputs are for one piece; the same again if it is asked again."""
+        settings, accelerator, task = self.settings, self.accelerator, self.task
+        if settings.dropout:  # the same masks whether a run was resumed or not
+            seed = (settings.seed * 7919 + number) * 1009 + accelerator.process_index
+            torch.manual_seed(seed + place * 2**40)
+        blends = [
+            self.blend_of(row, int(owner))
+            for example, owner in zip(piece.examples, piece.owners, strict=True)
+            for row in task.rows(example)
+        ]
+        heads = self.model.heads(blends) if task.needs_head() else []
+        plan = self.model.plan(blends, settings.dropout)
+        with self.model.bank.using(plan), accelerator.autocast():
+            return run(self.model, piece.inputs, heads)
+
+    def _backward_coupled(
+        self,
+        number: int,
+        examples: Sequence[Example],
+        owners: Sequence[int],
+        pieces: Sequence["_Piece"],
+        counts: torch.Tensor,
+    ) -> torch.Tensor:
+        """The step's gradients where rows' losses depend on each other; returns the loss's share.
+
+        Every process has the outputs of the whole batch, takes the gradient of the whole loss by
+        them, and goes on from there into the rows that are its own. With several pieces there are
+        two forwards, of which only the second, a piece at a time, keeps what a backward needs
+        (GradCache, arXiv:2101.06983). So neither processes nor pieces change the step.
+        """
+        device = self.model.backbone.device
+        sizes = [len(self.task.rows(example)) for example in examples]
+        spans = [range(end - size, end) for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
+        table = torch.zeros(sum(sizes), self.model.backbone.width, device=device)
+        rows = [torch.tensor([row for at in p.places for row in spans[at]]) for p in pieces]
+        kept = []
+        for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
+            with torch.set_grad_enabled(len(pieces) == 1):
+                kept.append(self._forward(self.task.outputs, piece, number, place))
+            table[at] = kept[-1].detach()
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table, "sum")  # each row is of one process
+        table.requires_grad_()
+        losses = self.task.coupled_loss(table, examples, owners)
+        loss = (losses / counts[list(owners)].to(losses)).sum()
+        (gradient,) = torch.autograd.grad(loss, table)
+        for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
+            outputs = kept[place]
+            if len(pieces) > 1:
+                outputs = self._forward(self.task.outputs, piece, number, place)
+            self.accelerator.backward((outputs * gradient[at]).sum())
+        return loss.detach() / self.accelerator.num_processes
 
     def look(self, done: int, dev: Sequence[Example], owners: Sequence[int]) -> dict[str, float]:
         """Each adapter's score on its dev rows; keeps the best state and says who is finished."""
@@ -249,6 +303,16 @@ class _Run:
         return getattr(self.accelerator, "scaler", None)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Examples of a batch that go through the model together: their places in it, their owners."""
+
+    places: list[int]
+    examples: list[Example]
+    inputs: dict[str, torch.Tensor]
+    owners: torch.Tensor
+
+
 @contextmanager
 def _in_training(model: AdaptedModel, adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
     """Trainable copies, resident; if the block fails, nothing half-trained is left behind."""
@@ -262,6 +326,7 @@ def _in_training(model: AdaptedModel, adapters: Sequence[Adapter]) -> Iterator[l
 
 def _facts(
     model: AdaptedModel,
+    task: Task,
     seen: Sequence[tuple[Example, int]],
     batches: Sequence[Sequence[int]],
     over: Callable[[Row], Blend],
@@ -273,9 +338,10 @@ def _facts(
     examples = hashlib.sha256()
     below: set[str] = set()
     for example, owner in seen:
-        blend = over(example.row)
-        below.update(blend.terms)
-        facts = (owner, blend.weights, example.target, len(example.input_ids))
+        blends = [over(row) for row in task.rows(example)]
+        below.update(term for blend in blends for term in blend.terms)
+        weights = [blend.weights for blend in blends]
+        facts = (owner, weights, example.target, len(example.input_ids))
         examples.update(repr(facts).encode())
         examples.update(np.asarray(example.input_ids, dtype=np.int64).tobytes())
     order = hashlib.sha256(json.dumps([list(batch) for batch in batches]).encode())

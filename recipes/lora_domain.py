@@ -2,13 +2,16 @@
 
     accelerate launch recipes/lora_domain.py
     accelerate launch recipes/lora_domain.py --task classification --data my/reviews --domain hotel
+    accelerate launch recipes/lora_domain.py --task retrieval
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_domain.py --cpu
 
-The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1). The one
-shared adapter learns from rows of many languages; below it each row has the frozen adapter of its
-own language, where the library has one (--over). At use time the language is swapped, also for
-languages that were not trained on. Everything else is a flag: see --help.
+The objective is the backbone's own (bits, lower is better), a labelled task (macro-F1), or
+retrieval (nDCG@10): a text finds its ``positive``, without one a translation of its ``id``; in the
+sample, a question finds the text that answers it. The one shared adapter learns from rows of many
+languages; below it each text has the frozen adapter of its own language, where the library has one
+(--over). At use time the language is swapped, also for languages that were not trained on.
+Everything else is a flag: see --help.
 On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
 starts one.
 """
@@ -29,6 +32,7 @@ RECIPE = {
 # The sample text, unless told otherwise: two of its languages are kept for the test, and the
 # result goes beside the hotel adapter that ships, again and again.
 SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
+QUESTIONS = {"columns": {"text": "question", "positive": "text"}}
 DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
 
 
@@ -38,6 +42,8 @@ def run() -> None:
     if resolved.origins["data"] == "recipe":
         own = resolved.origins["domain"] != "default" or resolved.origins["name"] != "default"
         resolved = resolved.defaults(**SAMPLE, **({} if own else DEMO))
+        if resolved.settings.task == "retrieval":
+            resolved = resolved.defaults(**QUESTIONS)
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()
@@ -95,6 +101,8 @@ def run() -> None:
         )
         if task.needs_head():
             print(f"    model.classify([{shown.text!r}])")
+        elif task.couples:
+            print(f"    model.encoder().encode_query([{shown.text!r}])")
         elif model.backbone.kind == "decoder":
             print(f"    model.generate([{shown.text[:24]!r}], max_new_tokens=24)")
     experiment.close()

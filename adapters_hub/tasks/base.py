@@ -32,6 +32,12 @@ class Row:
     where: str = ""  # file and line, for messages
     fields: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def languages(self) -> set[str]:
+        """The languages of its texts, as far as they are said."""
+        said = {self.language, self.fields.get("positive_language")}
+        return {tag for tag in said if tag}
+
 
 @dataclass(frozen=True)
 class Example:
@@ -48,6 +54,8 @@ class Task(ABC):
     name: ClassVar[str]
     metric: str  # the one early stopping watches and tables show
     higher_is_better: bool
+    couples: ClassVar[bool] = False
+    """Whether a row's loss depends on the batch's other rows; see `outputs` and `coupled_loss`."""
 
     @abstractmethod
     def prefix(self, backbone: "Backbone") -> str:
@@ -92,6 +100,10 @@ class Task(ABC):
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
+    def rows(self, example: Example) -> list[Row]:
+        """The row of each sequence of an example, in the order of `collate`'s batch."""
+        return [example.row]
+
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `DataError`, naming file and line, for one that can neither train nor measure."""
         return
@@ -109,6 +121,19 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
         """Each row's loss summed over its targets (rows,), in nats, under the current plan."""
+
+    def outputs(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        """What the rows of a task that couples compare: (sequences, width), float32."""
+        raise NotImplementedError(f"{self.name} does not couple rows")
+
+    def coupled_loss(
+        self, outputs: Tensor, examples: Sequence[Example], owners: Sequence[int]
+    ) -> Tensor:
+        """Each row's loss (rows,) from the outputs of a whole batch, whose rows train ``owners``.
+
+        A row is compared only with those of its own adapter.
+        """
+        raise NotImplementedError(f"{self.name} does not couple rows")
 
     @abstractmethod
     def records(

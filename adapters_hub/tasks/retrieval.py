@@ -1,0 +1,270 @@
+"""Retrieval: a text finds its positive among others, by the cosine of their embeddings."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.embedding import POOLINGS, default_pooling, hidden_states, pool, token_ids
+from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.ranking import ranking_metrics, ranks
+from adapters_hub.tasks.base import Example, Row, Task, pad
+
+if TYPE_CHECKING:
+    from adapters_hub.adapter import Adapter
+    from adapters_hub.backbone import Backbone
+    from adapters_hub.info import AdapterInfo
+    from adapters_hub.model import AdaptedModel, Heads
+
+
+@dataclass(frozen=True)
+class Retrieval(Task):
+    """InfoNCE (arXiv:1807.03748) over the documents of a batch, as in DPR (arXiv:2004.04906).
+
+    A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
+    cross-entropy of finding the positive by cosine / ``temperature`` among the positives and
+    negatives of all rows that train the same adapter. Left out are those that would be false
+    negatives: the positive of a row with the same id or the same query, and copies of the row's own
+    positive or query.
+
+    Metrics are over the records given: their documents, each text once, are the corpus; what a
+    query may find is the positives of its id and of its text; a copy of the query is not ranked,
+    unless it is its positive (a translation may be the same).
+
+    There is no head. ``pooling`` is ``mean``, ``cls`` or ``last`` (None: the last token for
+    decoders, else the mean). The prompts are put before queries and before documents.
+    """
+
+    max_length: int = 256
+    pooling: str | None = None
+    query_prompt: str = ""
+    document_prompt: str = ""
+    temperature: float = 0.05
+    metric: str = "ndcg@10"
+    higher_is_better: bool = True
+    name: ClassVar[str] = "retrieval"
+    couples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise SettingsError(f"pooling={self.pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if not 0 < self.temperature < float("inf"):
+            raise SettingsError(f"temperature={self.temperature}: must be above 0")
+
+    def prefix(self, backbone: "Backbone") -> str:
+        return ""  # saved for the bare model, which is what others pool
+
+    def peft_task_type(self, backbone: "Backbone") -> str:
+        return "FEATURE_EXTRACTION"
+
+    def sites(self, backbone: "Backbone") -> list[str]:
+        sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
+        if backbone.kind == "encoder-decoder":
+            sites = [site for site in sites if site.startswith("encoder.")]
+        return sites
+
+    def metric_name(self, backbone: "Backbone") -> str:
+        return "nDCG@10"
+
+    def new_adapter(
+        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
+    ) -> "Adapter":
+        prompts = {"query": self.query_prompt, "document": self.document_prompt}
+        prompts = {name: text for name, text in prompts.items() if text}
+        pooling = self.pooling or default_pooling(backbone)
+        return super().new_adapter(
+            replace(info, pooling=pooling, prompts=prompts), backbone, lora, seed
+        )
+
+    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+        """A row's query, positive and negatives are one after another in its example.
+
+        ``target`` has their lengths in tokens.
+        """
+        texts: list[str] = []
+        for row in rows:
+            found = _documents(row)
+            texts += [self.query_prompt + row.text, *(self.document_prompt + t for t in found)]
+        encoded = iter(token_ids(backbone, texts, self.max_length))
+        examples = []
+        for row in rows:
+            own = [next(encoded) for _ in range(1 + len(_documents(row)))]
+            joined = [token for ids in own for token in ids]
+            examples.append(Example(joined, row, tuple(map(len, own))))
+        return examples
+
+    def rows(self, example: Example) -> list[Row]:
+        row = example.row
+        language = row.fields.get("positive_language", row.language)
+        found = [replace(row, text=text, language=language) for text in _documents(row)]
+        return [row, *found]
+
+    def collate(
+        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+    ) -> dict[str, Tensor]:
+        sequences = []
+        for example in examples:
+            start = 0
+            for row, length in zip(self.rows(example), example.target, strict=True):
+                sequences.append(Example(example.input_ids[start : start + length], row))
+                start += length
+        allowed = candidates(examples).to(backbone.device)
+        return {**pad(sequences, backbone), "allowed": allowed, "documents": _counts(examples)}
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.ones(len(batch["documents"]))
+
+    def outputs(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        """Unit vectors (sequences, width): each row's query, positive, negatives."""
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        states = hidden_states(model.backbone, inputs)
+        pooling = self.pooling or default_pooling(model.backbone)
+        return pool(states, inputs["attention_mask"], [pooling] * len(states))
+
+    def coupled_loss(
+        self, outputs: Tensor, examples: Sequence[Example], owners: Sequence[int]
+    ) -> Tensor:
+        allowed = candidates(examples, owners).to(outputs.device)
+        return info_nce(outputs, _counts(examples), allowed, self.temperature)
+
+    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        vectors = self.outputs(model, batch, heads)
+        return info_nce(vectors, batch["documents"], batch["allowed"], self.temperature)
+
+    def records(
+        self,
+        model: "AdaptedModel",
+        batch: dict[str, Tensor],
+        heads: "Heads",
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        """Vectors are base64 of float32, texts are hashes: a record is JSON, and short."""
+        vectors = iter(self.outputs(model, batch, heads).cpu().numpy())
+        found = []
+        for example in examples:
+            texts = [_hash(row.text) for row in self.rows(example)]
+            packed = [base64.b64encode(next(vectors)).decode() for _ in texts]
+            found.append({"key": example.row.key, "texts": texts, "vectors": packed})
+        return found
+
+    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        if not records:
+            raise DataError("no rows to measure")
+        places: dict[str, int] = {}  # a document's text → its number in the corpus
+        corpus: list[str] = []
+        known: dict[Any, set[int]] = {}  # an id, or a query's text → what it may find
+        for record in records:
+            for text, vector in zip(record["texts"][1:], record["vectors"][1:], strict=True):
+                if text not in places:
+                    places[text] = len(corpus)
+                    corpus.append(vector)
+            for item in _items(record):
+                known.setdefault(item, set()).add(places[record["texts"][1]])
+        copies = [
+            {places[query]} if query in places and query != positive else set()
+            for query, positive, *_ in (record["texts"] for record in records)
+        ]
+        relevant = [
+            set().union(*(known[item] for item in _items(record))) - own
+            for record, own in zip(records, copies, strict=True)
+        ]
+        queries = _vectors([record["vectors"][0] for record in records])
+        return ranking_metrics(ranks(queries, _vectors(corpus), relevant, copies))
+
+
+def info_nce(vectors: Tensor, documents: Tensor, allowed: Tensor, temperature: float) -> Tensor:
+    """-log softmax of each query's positive among its candidates → (rows,), float32.
+
+    ``vectors`` (rows + documents, width) are unit vectors, each row's query before its documents,
+    of which the first is the positive and ``documents`` (rows,) the number; ``allowed`` (rows,
+    all documents) says which are a query's candidates.
+    """
+    documents = documents.to(vectors.device)
+    ends = (documents + 1).cumsum(0)
+    query = ends - documents - 1
+    is_query = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+    is_query[query] = True
+    logits = vectors[query] @ vectors[~is_query].T / temperature
+    positive = documents.cumsum(0) - documents
+    logits = logits.masked_fill(~allowed, -torch.inf)
+    return functional.cross_entropy(logits, positive, reduction="none")
+
+
+def candidates(examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
+    """Which documents of a batch (rows, all documents) count for which query; see `Retrieval`.
+
+    ``owners``: which adapter each row trains; the rows of another are nothing to it.
+    """
+    numbers: dict[Any, int] = {}  # texts and ids as integers, to be compared by the tensor
+
+    def number(thing: Any) -> int:
+        return numbers.setdefault(thing, len(numbers))
+
+    item_of: dict[str, int] = {}  # of a text that is the positive of one
+    rows: list[tuple[int, ...]] = []  # as tuples of (item, query, text, owner)
+    documents: list[tuple[int, ...]] = []
+    positives: list[int] = []
+    for place, example in enumerate(examples):
+        row, (positive, *_) = example.row, _documents(example.row)
+        item = number(("row", place) if row.key is None else ("id", row.key))
+        item_of.setdefault(positive, item)
+        owner = owners[place] if owners is not None else 0
+        rows.append((item, number(row.text), number(positive), owner))
+    for place, example in enumerate(examples):
+        item, query, _, owner = rows[place]
+        positive, *negatives = _documents(example.row)
+        positives.append(len(documents))
+        documents.append((item, query, number(positive), owner))
+        nothing = number(("no query",))
+        documents += [
+            (item_of.get(text, nothing), nothing, number(text), owner) for text in negatives
+        ]
+    items, queries, texts, mine = torch.tensor(rows).T[:, :, None]
+    own_items, own_queries, own_texts, theirs = torch.tensor(documents).T
+    same = (items == own_items) | (queries == own_queries)
+    same |= (texts == own_texts) | (queries == own_texts)
+    same[torch.arange(len(rows)), positives] = False
+    return ~same & (mine == theirs)
+
+
+def _documents(row: Row) -> list[str]:
+    """A row's positive, then its negatives; `DataError` for a row that has no pair."""
+    positive, negatives = row.fields.get("positive"), row.fields.get("negatives", [])
+    if positive is None:
+        raise DataError(
+            f"{row.where}: field 'positive' is missing, and no other row has this one's id with "
+            "another text; name the column (--columns positive=answer), or give translations one id"
+        )
+    if not isinstance(negatives, list):
+        raise DataError(f"{row.where}: field 'negatives' is {negatives!r}, not a list of texts")
+    for text in (positive, *negatives):
+        if not isinstance(text, str):
+            raise DataError(f"{row.where}: {text!r} in its pair is not text")
+    for text, what in ((positive, "the positive"), (row.text, "the text itself")):
+        if text in negatives:
+            raise DataError(f"{row.where}: field 'negatives' has {what} in it ({text!r})")
+    return [positive, *negatives]
+
+
+def _counts(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([len(example.target) - 1 for example in examples])
+
+
+def _items(record: dict[str, Any]) -> list[tuple[str, str]]:
+    key = [] if record["key"] is None else [("id", record["key"])]
+    return [*key, ("query", record["texts"][0])]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _vectors(packed: Sequence[str]) -> Tensor:
+    rows = [np.frombuffer(base64.b64decode(text), dtype=np.float32) for text in packed]
+    return torch.from_numpy(np.stack(rows))
