@@ -61,6 +61,7 @@ class Library:
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root) if root is not None else default_root()
+        self._path = str(self.root)  # asked for at every call of a model
         if self.root.exists() and not self.root.is_dir():
             raise LibraryError(f"{self.root} is a file, not a folder of adapters")
 
@@ -108,7 +109,7 @@ class Library:
     def state(self) -> int | None:
         """A number that changes whenever an adapter is added, replaced or removed."""
         try:
-            return os.stat(self.root).st_mtime_ns
+            return os.stat(self._path).st_mtime_ns
         except FileNotFoundError:
             return None
 

@@ -102,8 +102,9 @@ class AdaptedModel:
         """The blend with every term replaced by an adapter's exact name, each one loaded."""
         wanted = Blend.of(blend)
         with self.residents.lock:
-            name_of = str if wanted.exact else self.residents.name_of
-            names = {term: name_of(term) for term in wanted.terms}
+            names = dict(zip(wanted.terms, wanted.terms, strict=True))
+            if not wanted.exact:
+                names = self.residents.names_of(wanted.terms)
             self.residents.load(set(names.values()))
         return wanted.rename(names)
 
@@ -154,7 +155,7 @@ class AdaptedModel:
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
         with self.residents.lock:
-            return self.residents[self.residents.name_of(term)]
+            return self.residents[self.residents.names_of([term])[term]]
 
     def resident(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""

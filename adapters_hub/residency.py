@@ -8,7 +8,7 @@ that are read from their files again. Those added from memory have no file, and 
 
 import threading
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,11 @@ class Residents:
                 self.library.get(name)
             return self[name]
 
-    def name_of(self, term: str) -> str:
-        """The exact name a term means, by what the library holds now; see `Library.find`."""
+    def names_of(self, terms: Iterable[str]) -> dict[str, str]:
+        """The exact names that terms mean, by what the library holds now; see `Library.find`."""
         with self.lock:
-            if term in self._own:
-                return term
             self._look()
-            if term not in self._names:
-                check = self.backbone.fingerprint if self.check_backbone else None
-                infos, where = [*self._infos.values()], str(self.library.root)
-                self._names[term] = lookup.find(term, infos, check, where).name
-            return self._names[term]
+            return {term: self._name_of(term) for term in terms}
 
     def load(self, names: Set[str]) -> None:
         """Make the adapters of these exact names resident, all of them at once."""
@@ -116,6 +110,15 @@ class Residents:
         stamp = self._stamps.get(name)
         if name not in self._own and stamp not in (None, self.library.stamp(name)):
             self.drop(name)
+
+    def _name_of(self, term: str) -> str:
+        if term in self._own:
+            return term
+        if term not in self._names:
+            check = self.backbone.fingerprint if self.check_backbone else None
+            infos, where = [*self._infos.values()], str(self.library.root)
+            self._names[term] = lookup.find(term, infos, check, where).name
+        return self._names[term]
 
     def _evicted(self, name: str) -> None:
         self._adapters.pop(name, None)
