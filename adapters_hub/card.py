@@ -7,7 +7,12 @@ from typing import Any
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.info import AdapterInfo
 
-_TASK_TAG = {"classification": "text-classification", "language-modeling": "text-generation"}
+_TASK_TAG = {
+    "classification": "text-classification",
+    "language-modeling": "text-generation",
+    "question-answering": "question-answering",
+    "token-classification": "token-classification",
+}
 
 
 def write_card(info: AdapterInfo) -> str:

@@ -17,6 +17,8 @@ from adapters_hub.errors import DataError, LanguageError
 from adapters_hub.tasks.base import Row
 
 FIELDS = ("text", "label", "language", "domain", "id")
+TASK_FIELDS = ("question", "answers", "answer", "answer_start")
+"""Fields of some tasks, which check them: `Row.fields` has them under these names."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLITS = {
     "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
@@ -32,14 +34,17 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
     """Read a file, a folder of files, or a Hub data set id.
 
     JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
-    field and optional ``label``, ``language``, ``domain`` and ``id`` (equal for translations of one
-    item). ``columns`` maps these names to the file's own. A file's split is the part of its name,
-    else of the folders it is in, that says train, dev or test, else train; a language may be said
-    by the file name too (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
+    field (or SQuAD's ``context``) and optional ``label``, ``language``, ``domain`` and ``id``
+    (equal for translations of one item). What tasks have of their own, such as ``question`` and
+    ``answers``, is in `Row.fields`, and checked by the task. ``columns`` maps these names to the
+    file's own. A file's split is the part of its name, else of the folders it is in, that says
+    train, dev or test, else train; a language may be said by the file name too
+    (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
-    if unknown := set(columns) - set(FIELDS):
-        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(FIELDS)}")
+    known = (*FIELDS, *TASK_FIELDS)
+    if unknown := set(columns) - set(known):
+        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(known)}")
     path = Path(source)
     splits: Splits = {}
     if not path.exists():
@@ -239,6 +244,8 @@ def _with_class_names(
 def _row(
     record: Mapping[str, Any], columns: Mapping[str, str], language: str | None, where: str
 ) -> Row:
+    if "text" not in record and "text" not in columns and "context" in record:
+        columns = {**columns, "text": "context"}
     values = {name: record.get(columns.get(name, name)) for name in FIELDS}
     text = values["text"]
     if not isinstance(text, str) or not text.strip():
@@ -262,8 +269,9 @@ def _row(
     domain = str(values["domain"]) if values["domain"] not in (None, "") else None
     label = str(values["label"]) if values["label"] not in (None, "") else None
     key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
-    used = {columns.get(name, name) for name in FIELDS}
+    used = {columns.get(name, name) for name in (*FIELDS, *columns)}
     rest = {name: value for name, value in record.items() if name not in used}
+    rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
     return Row(text, label, tag, domain, key, where, rest)
 
 

@@ -36,6 +36,7 @@ from adapters_hub.library import Library, check_name
 from adapters_hub.model import AdaptedModel, load_backbone
 from adapters_hub.settings import Resolved, TrainingSettings
 from adapters_hub.tasks import Example, Row, Task, make_task
+from adapters_hub.tasks.question_answering import gold_spans
 from adapters_hub.training import Progress, check_accelerator, train
 
 log = logging.getLogger(__name__)
@@ -301,6 +302,14 @@ class Experiment:
 
     def _make_task(self) -> Task:
         settings = self.settings
+        if settings.task == "question-answering":
+            unanswerable = any(gold_spans(row) == () for row in self.splits["train"])
+            return make_task(
+                settings.task,
+                max_length=settings.max_length,
+                stride=settings.stride,
+                no_answer=0.0 if unanswerable else None,
+            )
         if settings.task != "classification":
             return make_task(
                 settings.task,

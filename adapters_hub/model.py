@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from adapters_hub.library import Library
 from adapters_hub.merging import merged_view
 from adapters_hub.plan import Plan
 from adapters_hub.residency import Residents
+
+if TYPE_CHECKING:
+    from adapters_hub.tasks.question_answering import Answer
 
 log = logging.getLogger(__name__)
 
@@ -276,6 +279,27 @@ class AdaptedModel:
         return classify(
             self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size
         )
+
+    def answer(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        adapters: Adapters = None,
+        *,
+        no_answer: float | None = 0.0,
+        max_answer_tokens: int = 30,
+        batch_size: int = 32,
+    ) -> list["Answer"]:
+        """The `Answer` to each question in its context: text, score, start and end in characters.
+
+        One text stands for all rows. ``no_answer``: by how much the null score has to beat the best
+        span's for an empty answer; None always gives a span. Raises `HeadError` where a row's blend
+        has no head for it.
+        """
+        from adapters_hub.tasks.question_answering import answer
+
+        options = {"no_answer": no_answer, "max_answer_tokens": max_answer_tokens}
+        return answer(self, question, context, adapters, batch_size, **options)
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""

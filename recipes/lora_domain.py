@@ -93,10 +93,8 @@ def run() -> None:
             f"    model = ah.load_backbone({settings.backbone!r}, library={root!r})\n"
             f"    model.use({blend!r})"
         )
-        if task.needs_head():
-            print(f"    model.classify([{shown.text!r}])")
-        elif model.backbone.kind == "decoder":
-            print(f"    model.generate([{shown.text[:24]!r}], max_new_tokens=24)")
+        if call := task.usage(shown, model.backbone):
+            print(f"    {call}")
     experiment.close()
 
 

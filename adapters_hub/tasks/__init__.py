@@ -5,15 +5,17 @@ from typing import Any
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.base import Example, Row, Task
 
-NAMES = ("language-modeling", "classification")
+NAMES = ("language-modeling", "classification", "question-answering")
 
 
 def make_task(name: str, **options: Any) -> Task:
     """The task of a name; what it takes beside the name is in its class."""
     from adapters_hub.tasks.classification import Classification
     from adapters_hub.tasks.language_modeling import LanguageModeling
+    from adapters_hub.tasks.question_answering import QuestionAnswering
 
-    classes: dict[str, type[Task]] = {c.name: c for c in (LanguageModeling, Classification)}
+    known = (LanguageModeling, Classification, QuestionAnswering)
+    classes: dict[str, type[Task]] = {c.name: c for c in known}
     if name not in classes:
         raise SettingsError(f"task={name!r}: choose one of {', '.join(classes)}")
     return classes[name](**options)
