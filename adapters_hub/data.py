@@ -17,7 +17,7 @@ from adapters_hub.errors import DataError, LanguageError
 from adapters_hub.tasks.base import Row
 
 FIELDS = ("text", "label", "language", "domain", "id")
-TASK_FIELDS = ("question", "answers", "answer", "answer_start")
+TASK_FIELDS = ("question", "answers", "answer", "answer_start", "words", "tags")
 """Fields of some tasks, which check them: `Row.fields` has them under these names."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLITS = {
@@ -34,11 +34,11 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
     """Read a file, a folder of files, or a Hub data set id.
 
     JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
-    field (or SQuAD's ``context``) and optional ``label``, ``language``, ``domain`` and ``id``
-    (equal for translations of one item). What tasks have of their own, such as ``question`` and
-    ``answers``, is in `Row.fields`, and checked by the task. ``columns`` maps these names to the
-    file's own. A file's split is the part of its name, else of the folders it is in, that says
-    train, dev or test, else train; a language may be said by the file name too
+    field (or SQuAD's ``context``, or a list of ``words``) and optional ``label``, ``language``,
+    ``domain`` and ``id`` (equal for translations of one item). What tasks have of their own, such
+    as ``question`` and ``answers``, is in `Row.fields`, and checked by the task. ``columns`` maps
+    these names to the file's own. A file's split is the part of its name, else of the folders it is
+    in, that says train, dev or test, else train; a language may be said by the file name too
     (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
@@ -247,6 +247,9 @@ def _row(
     if "text" not in record and "text" not in columns and "context" in record:
         columns = {**columns, "text": "context"}
     values = {name: record.get(columns.get(name, name)) for name in FIELDS}
+    words = record.get(columns.get("words", "words"))
+    if values["text"] is None and isinstance(words, list):
+        values["text"] = " ".join(map(str, words))
     text = values["text"]
     if not isinstance(text, str) or not text.strip():
         name = columns.get("text", "text")

@@ -32,6 +32,7 @@ from adapters_hub.residency import Residents
 
 if TYPE_CHECKING:
     from adapters_hub.tasks.question_answering import Answer
+    from adapters_hub.tasks.tokens import Entity
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +301,17 @@ class AdaptedModel:
 
         options = {"no_answer": no_answer, "max_answer_tokens": max_answer_tokens}
         return answer(self, question, context, adapters, batch_size, **options)
+
+    def tag(
+        self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
+    ) -> list[list["Entity"]]:
+        """Each text's spans (`Entity`: text, label, score, start and end in characters), in order.
+
+        What is behind the last position that the backbone has is in none.
+        """
+        from adapters_hub.tasks.tokens import tag
+
+        return tag(self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size)
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""

@@ -27,7 +27,8 @@ class TrainingSettings:
 
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id")
     task: str = _setting(
-        "language-modeling", "'language-modeling', 'classification' or 'question-answering'"
+        "language-modeling",
+        "'language-modeling', 'classification', 'question-answering' or 'token-classification'",
     )
     data: str = _setting(
         "recipes/data", "file, folder or Hub data set: text, label, language, domain"

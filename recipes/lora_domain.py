@@ -2,17 +2,21 @@
 
     accelerate launch recipes/lora_domain.py
     accelerate launch recipes/lora_domain.py --task classification --data my/reviews --domain hotel
+    accelerate launch recipes/lora_domain.py --task question-answering
+    accelerate launch recipes/lora_domain.py --task token-classification --learning-rate 5e-3
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_domain.py --cpu
 
-The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1). The one
-shared adapter learns from rows of many languages; below it each row has the frozen adapter of its
-own language, where the library has one (--over). At use time the language is swapped, also for
-languages that were not trained on. Everything else is a flag: see --help.
+The objective is the backbone's own (bits, lower is better) or a labelled task (macro-F1, F1 of
+answers, F1 of spans). The one shared adapter learns from rows of many languages; below it each row
+has the frozen adapter of its own language, where the library has one (--over). At use time the
+language is swapped, also for languages that were not trained on. Everything else is a flag: see
+--help.
 On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
 starts one.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from adapters_hub.evaluation import compare, table
@@ -30,6 +34,11 @@ RECIPE = {
 # result goes beside the hotel adapter that ships, again and again.
 SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
 DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
+# Tasks whose sample is another: its folder, beside the sample text, and what is trained on it.
+SAMPLES = {
+    "question-answering": ("questions", "my-hotel-questions"),
+    "token-classification": ("entities", "my-hotel-entities"),
+}
 
 
 def run() -> None:
@@ -37,7 +46,12 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if resolved.origins["data"] == "recipe":
         own = resolved.origins["domain"] != "default" or resolved.origins["name"] != "default"
-        resolved = resolved.defaults(**SAMPLE, **({} if own else DEMO))
+        demo = {} if own else DEMO
+        if sample := SAMPLES.get(resolved.settings.task):
+            data = str(Path(__file__).parent / sample[0])
+            resolved = replace(resolved, settings=resolved.settings.changed(data=data))
+            demo = demo and {**demo, "name": sample[1]}
+        resolved = resolved.defaults(**SAMPLE, **demo)
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()

@@ -42,6 +42,7 @@ ORDER = [
     "tasks.language_modeling",
     "tasks.squad",
     "tasks.question_answering",
+    "tasks.tokens",
     "tasks",
     "model",
     "generation",

@@ -5,22 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import in_double
+from conftest import in_double, learn_task
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForQuestionAnswering
 
 import adapters_hub as ah
 from adapters_hub.adapter import Adapter
-from adapters_hub.batches import plan_batches
-from adapters_hub.data import read_data
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
 from adapters_hub.evaluation import collect_records, metrics_by
 from adapters_hub.info import AdapterInfo
-from adapters_hub.settings import TrainingSettings
 from adapters_hub.tasks import Row
-from adapters_hub.tasks.question_answering import QuestionAnswering, gold_spans
-from adapters_hub.training import train
+from adapters_hub.tasks.question_answering import (
+    QuestionAnswering,
+)
 
 KINDS = ("bert", "xlm-roberta", "modernbert", "qwen3", "llama", "gpt2")
 HEADS = {"modernbert": ["head", "classifier"]}  # the others call it qa_outputs
@@ -75,27 +72,6 @@ def qa_folder(tiny, tmp_path):
         return tmp_path / name
 
     return folder
-
-
-def learn(model, rows, steps=80, name="hotel", over=None, **options):
-    """An adapter trained on rows, without its optimizer's luck: every row in every step."""
-    settings = TrainingSettings(
-        steps=steps, batch_size=len(rows), learning_rate=1e-2, rank=4, resume=False
-    )
-    task = QuestionAnswering(**options)
-    examples = task.encode(rows, model.backbone)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="QUESTION_ANS")
-    info = AdapterInfo(name=name, task=task.name, backbone=model.backbone.name)
-    adapter = task.new_adapter(info, model.backbone, lora)
-    batches = plan_batches(
-        [len(e.input_ids) for e in examples], [0] * len(examples), batch_size=len(examples),
-        steps=steps,
-    )  # fmt: skip
-    (trained,), _ = train(
-        model, task, [adapter], examples, [0] * len(examples), batches, settings,
-        Accelerator(cpu=True), over=over or (lambda row: ah.Blend()),
-    )  # fmt: skip
-    return task, examples, trained
 
 
 # ── windows ──────────────────────────────────────────────────────────────────────────────────────
@@ -291,7 +267,8 @@ def test_metrics_put_windows_together_and_count_by_language():
 @pytest.mark.parametrize("kind", ["bert", "qwen3"])
 def test_a_few_rows_are_learnt_saved_and_loaded(load, kind, tmp_path, tiny):
     model = load(kind)
-    task, examples, trained = learn(model, LEARNT)
+    task = QuestionAnswering()
+    examples, trained = learn_task(model, task, LEARNT)
     blend = model.resolve("hotel")
     records = collect_records(model, task, examples, lambda row: blend)
     assert task.metrics(records)["exact_match"] == 1.0
@@ -321,7 +298,7 @@ def test_a_few_rows_are_learnt_saved_and_loaded(load, kind, tmp_path, tiny):
 
 def test_long_contexts_give_characters_of_the_whole(load):
     model = load("bert")
-    learn(model, LEARNT)
+    learn_task(model, QuestionAnswering(), LEARNT)
     before = "lovely view 🙂 " * 40
     (found,) = model.answer("房间?", before + "房间很干净服务差", "hotel", no_answer=None)
     alone = model.answer("房间?", "房间很干净服务差", "hotel", no_answer=None)[0]
@@ -412,7 +389,8 @@ def test_trained_over_a_frozen_language_adapter_it_loads_in_peft(
     below = model.resolve("zh")
     frozen = [t.clone() for t in model.adapter("zh").parameters()]
     over = lambda row: below if row.language == "zh" else ah.Blend()
-    task, examples, trained = learn(model, LEARNT, over=over)
+    task = QuestionAnswering()
+    examples, trained = learn_task(model, task, LEARNT, over=over)
     for old, new in zip(frozen, model.adapter("zh").parameters(), strict=True):
         assert torch.equal(old, new)
     blend = model.resolve("hotel")
@@ -463,62 +441,6 @@ def test_a_tokenizer_without_offsets_is_refused(load):
     model.backbone.tokenizer = SimpleNamespace(is_fast=False)
     with pytest.raises(BackboneError, match="does not say where tokens are"):
         QuestionAnswering().encode(LEARNT, model.backbone)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "field 'question' is missing"),
-        ({"question": " "}, "field 'question' is ' ', not a question"),
-        ({"question": 3}, "field 'question' is 3, not a question"),
-        (
-            {"answers": {"text": ["rude"], "answer_start": [3]}},
-            "field 'answers': 'rude' is not at character 3 of the text ('ff r' is); it is at 6",
-        ),
-        (
-            {"answers": [{"text": "kind", "answer_start": 6}]},
-            "'kind' is not at character 6 of the text ('rude' is); the text does not have it",
-        ),
-        (
-            {"answers": {"text": ["rude"], "answer_start": []}},
-            "field 'answers' needs as many 'answer_start' as 'text'",
-        ),
-        ({"answers": "rude"}, "field 'answers' is 'rude'; it should be"),
-        ({"answers": {"text": ["rude"], "answer_start": [-1]}}, "'rude' at -1 is no text at"),
-        ({"answers": {"text": [" "], "answer_start": [5]}}, "' ' at 5 is no text at"),
-        ({"answer": "rude"}, "field 'answer': 'rude' at None is no text at a character"),
-        ({"answer": "rude", "answer_start": "six"}, "field 'answer': 'rude' at 'six' is no text"),
-    ],
-)
-def test_bad_rows_name_file_line_and_field(load, fields, message):
-    fields = {"question": "x", **fields} if fields else fields
-    bad = Row("staff rude", where="qa.jsonl:7", fields=fields)
-    with pytest.raises(DataError, match=re.escape(message)) as caught:
-        QuestionAnswering().encode([bad], load("bert").backbone)
-    assert str(caught.value).startswith("qa.jsonl:7: ")
-
-
-def test_rows_without_answers_cannot_train(load):
-    task, model = QuestionAnswering(), load("bert")
-    with pytest.raises(DataError, match=r"qa.jsonl:7: field 'answers' is missing"):
-        task.check(task.encode([row("the room")], model.backbone))
-
-
-def test_answers_are_read_from_every_format(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        '{"context": "staff rude", "question": "q", "answers": {"text": ["rude", "staff rude"],'
-        ' "answer_start": [6, 0]}}\n'
-        '{"context": "staff rude", "question": "q", "answers": {"text": [], "answer_start": []}}\n'
-    )
-    (tmp_path / "b.csv").write_text(
-        "text,frage,answer,answer_start\nstaff rude,q,rude,6\nstaff rude,q,,\n"
-    )
-    rows = read_data(tmp_path / "a.jsonl")["train"]
-    assert [gold_spans(r) for r in rows] == [(("rude", 6), ("staff rude", 0)), ()]
-    rows = read_data(tmp_path / "b.csv", {"question": "frage"})["train"]
-    assert [gold_spans(r) for r in rows] == [(("rude", 6),), ()]
-    assert rows[0].fields["question"] == "q"
-    assert gold_spans(Row("x")) is None
 
 
 @pytest.mark.parametrize("options", [{"stride": -1}, {"max_answer_tokens": 0}])

@@ -5,7 +5,7 @@ from typing import Any
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.base import Example, Row, Task
 
-NAMES = ("language-modeling", "classification", "question-answering")
+NAMES = ("language-modeling", "classification", "question-answering", "token-classification")
 
 
 def make_task(name: str, **options: Any) -> Task:
@@ -13,8 +13,9 @@ def make_task(name: str, **options: Any) -> Task:
     from adapters_hub.tasks.classification import Classification
     from adapters_hub.tasks.language_modeling import LanguageModeling
     from adapters_hub.tasks.question_answering import QuestionAnswering
+    from adapters_hub.tasks.tokens import TokenClassification
 
-    known = (LanguageModeling, Classification, QuestionAnswering)
+    known = (LanguageModeling, Classification, QuestionAnswering, TokenClassification)
     classes: dict[str, type[Task]] = {c.name: c for c in known}
     if name not in classes:
         raise SettingsError(f"task={name!r}: choose one of {', '.join(classes)}")
