@@ -222,11 +222,11 @@ def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     for split, table in loaded.items():
-        names = {
-            column: feature.names
+        parts = {
+            column: getattr(feature, "feature", feature)  # of a list, what is in it
             for column, feature in table.features.items()
-            if isinstance(feature, datasets.ClassLabel)
         }
+        names = {c: p.names for c, p in parts.items() if isinstance(p, datasets.ClassLabel)}
         yield split, (_with_class_names(record, names) for record in table)
 
 
@@ -234,11 +234,13 @@ def _with_class_names(
     record: Mapping[str, Any], names: Mapping[str, list[str]]
 ) -> Mapping[str, Any]:
     """The record with the names of its classes for their numbers; -1 is the Hub's "no class"."""
-    named = {
-        column: None if record[column] is None or record[column] < 0 else classes[record[column]]
-        for column, classes in names.items()
-    }
-    return {**record, **named}
+
+    def name(value: Any, classes: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name(item, classes) for item in value]
+        return None if value is None or value < 0 else classes[value]
+
+    return {**record, **{column: name(record[column], own) for column, own in names.items()}}
 
 
 def _row(
