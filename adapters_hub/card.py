@@ -11,6 +11,8 @@ _TASK_TAG = {
     "classification": "text-classification",
     "language-modeling": "text-generation",
     "retrieval": "feature-extraction",
+    "question-answering": "question-answering",
+    "token-classification": "token-classification",
 }
 
 

@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--language", nargs="+", help="only rows in these")
     sub.add_argument("--domain", nargs="+", help="only rows of these")
     sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
-    sub.add_argument("--task", help="[classification with a head, else language-modeling]")
+    sub.add_argument("--task", help="[that of the head, else language-modeling]")
     sub.add_argument("--per", default="adapter", help="adapter or layer")
     sub.add_argument("--method", default="gradient", help="gradient or lorahub")
     sub.add_argument("--steps", type=int, help="[100 by gradient, 60 by lorahub]")

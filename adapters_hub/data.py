@@ -20,6 +20,8 @@ from adapters_hub.tasks.base import Row
 
 PAIR = ("positive", "negatives", "positive_language")  # checked by `pair_rows`, if asked
 FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
+TASK_FIELDS = ("question", "answers", "answer", "answer_start", "words", "tags")
+"""Fields of some tasks, which check them: `Row.fields` has them under these names."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLITS = {
     "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
@@ -35,16 +37,19 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
     """Read a file, a folder of files, or a Hub data set id.
 
     JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
-    field and optional ``label``, ``language``, ``domain`` and ``id`` (equal for translations of one
-    item); for retrieval ``positive`` (the text to be found), ``negatives`` (a text or a list of
-    them) and ``positive_language`` (of both, if not the row's). ``columns`` maps these names to the
-    file's own. A file's split is the part of its name, else of the folders it is in, that says
-    train, dev or test, else train; a language may be said by the file name too
+    field (or SQuAD's ``context``, or a list of ``words``) and optional ``label``, ``language``,
+    ``domain`` and ``id`` (equal for translations of one item); for retrieval ``positive`` (the text
+    to be found), ``negatives`` (a text or a list of them) and ``positive_language`` (of both, if
+    not the row's). What other tasks have of their own, such as ``question`` and ``answers``, is in
+    `Row.fields`, and checked by the task. ``columns`` maps these names to the file's own. A file's
+    split is the part of its name, else of the folders it is in, that says train, dev or test, else
+    train; a language may be said by the file name too
     (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
-    if unknown := set(columns) - set(FIELDS):
-        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(FIELDS)}")
+    known = (*FIELDS, *TASK_FIELDS)
+    if unknown := set(columns) - set(known):
+        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(known)}")
     path = Path(source)
     splits: Splits = {}
     if not path.exists():
@@ -248,11 +253,11 @@ def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     for split, table in loaded.items():
-        names = {
-            column: feature.names
+        parts = {
+            column: getattr(feature, "feature", feature)  # of a list, what is in it
             for column, feature in table.features.items()
-            if isinstance(feature, datasets.ClassLabel)
         }
+        names = {c: p.names for c, p in parts.items() if isinstance(p, datasets.ClassLabel)}
         yield split, (_with_class_names(record, names) for record in table)
 
 
@@ -260,17 +265,24 @@ def _with_class_names(
     record: Mapping[str, Any], names: Mapping[str, list[str]]
 ) -> Mapping[str, Any]:
     """The record with the names of its classes for their numbers; -1 is the Hub's "no class"."""
-    named = {
-        column: None if record[column] is None or record[column] < 0 else classes[record[column]]
-        for column, classes in names.items()
-    }
-    return {**record, **named}
+
+    def name(value: Any, classes: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name(item, classes) for item in value]
+        return None if value is None or value < 0 else classes[value]
+
+    return {**record, **{column: name(record[column], own) for column, own in names.items()}}
 
 
 def _row(
     record: Mapping[str, Any], columns: Mapping[str, str], language: str | None, where: str
 ) -> Row:
+    if "text" not in record and "text" not in columns and "context" in record:
+        columns = {**columns, "text": "context"}
     values = {name: record.get(columns.get(name, name)) for name in FIELDS}
+    words = record.get(columns.get("words", "words"))
+    if values["text"] is None and isinstance(words, list):
+        values["text"] = " ".join(map(str, words))
     text = values["text"]
     if not isinstance(text, str) or not text.strip():
         name = columns.get("text", "text")
@@ -287,9 +299,10 @@ def _row(
     domain = str(values["domain"]) if values["domain"] not in (None, "") else None
     label = str(values["label"]) if values["label"] not in (None, "") else None
     key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
-    used = {columns.get(name, name) for name in FIELDS}
+    used = {columns.get(name, name) for name in (*FIELDS, *columns)}
     rest = {name: value for name, value in record.items() if name not in used}
     pair = {name: values[name] for name in PAIR if values[name] is not None}
+    rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
     return Row(text, label, tag, domain, key, where, {**rest, **pair})
 
 

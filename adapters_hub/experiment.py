@@ -36,6 +36,8 @@ from adapters_hub.library import Library, check_name
 from adapters_hub.model import AdaptedModel, load_backbone
 from adapters_hub.settings import Resolved, TrainingSettings
 from adapters_hub.tasks import Example, Row, Task, make_task
+from adapters_hub.tasks.question_answering import gold_spans
+from adapters_hub.tasks.tokens import tag_names
 from adapters_hub.training import Progress, check_accelerator, train
 
 log = logging.getLogger(__name__)
@@ -316,6 +318,17 @@ class Experiment:
                 document_prompt=settings.document_prompt,
                 temperature=settings.temperature,
             )
+        if settings.task == "question-answering":
+            unanswerable = any(gold_spans(row) == () for row in self.splits["train"])
+            return make_task(
+                settings.task,
+                max_length=settings.max_length,
+                stride=settings.stride,
+                no_answer=0.0 if unanswerable else None,
+            )
+        if settings.task == "token-classification":
+            names = tag_names(self.splits["train"])
+            return make_task(settings.task, label_names=names, max_length=settings.max_length)
         if settings.task != "classification":
             return make_task(
                 settings.task,

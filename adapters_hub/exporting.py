@@ -50,7 +50,7 @@ def export(
     if below:
         prefix = (embedders or below)[0].prefix
     elif owner:
-        from adapters_hub.tasks.classification import shell_of
+        from adapters_hub.tasks.heads import shell_of
 
         prefix = shell_of(owner, model.backbone).prefix
     else:
@@ -135,9 +135,9 @@ def _plain_copy(model: "AdaptedModel", head_owner: str | None) -> Any:
         for name in model.backbone.attached:
             setattr(getattr(plain, plain.base_model_prefix), name, None)
     else:
-        from adapters_hub.tasks.classification import plain_classifier
+        from adapters_hub.tasks.heads import plain_model
 
-        plain = plain_classifier(model.backbone, model.resident(head_owner))
+        plain = plain_model(model.backbone, model.resident(head_owner))
     if model.hooks:
         plain.gradient_checkpointing_disable()
     ours = model.bank.hook_ids() | {hook.id for hook in model.hooks}

@@ -28,7 +28,7 @@ from adapters_hub.embedding import embedding_of
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.model import AdaptedModel, Weights
 from adapters_hub.tasks import Example, Row, Task, make_task
-from adapters_hub.tasks.classification import label_names
+from adapters_hub.tasks.heads import label_names, task_of
 
 METHODS = ("gradient", "lorahub")
 BOUND = 1.5
@@ -77,7 +77,7 @@ def fit(
 ) -> Fit:
     """Find the weights of a blend's adapters on rows; the start is the blend's own weights.
 
-    ``task`` defaults to classification where an adapter of the blend has a head, else to language
+    ``task`` defaults to that of the head where an adapter of the blend has one, else to language
     modelling. ``per``: a weight for each ``"adapter"``, or for each of its layers (``"layer"``,
     by gradient). ``steps`` are Adam's (100), or how often the search looks at all rows (60).
     ``l1``: the price of Σ|w|, by layer of its mean (0, and 0.05 in LoraHub's objective). With
@@ -279,9 +279,10 @@ def _by_search(best: _Best, steps: int) -> None:
 
 
 def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) -> Task:
-    """The task of a name; without one, classification where the blend brings a head."""
+    """The task of a name; without one, that of the head which the blend brings."""
     headed = any(model.resident(term).head for term in blend.terms)
-    name = name or ("classification" if headed else "language-modeling")
+    if name is None:
+        name = task_of(model.resident(model.head_owner(blend))) if headed else "language-modeling"
     if name == "retrieval":
         pooling, prompts = embedding_of(model, blend)
         return make_task(
@@ -291,9 +292,9 @@ def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) 
             query_prompt=prompts.get("query", ""),
             document_prompt=prompts.get("document", ""),
         )
-    if name != "classification":
+    if name not in ("classification", "token-classification"):
         return make_task(name, max_length=max_length)
-    labels = label_names(model.resident(model.head_owner(blend)), model.backbone)
+    labels = label_names(model.resident(model.head_owner(blend)), model.backbone, name)
     return make_task(name, max_length=max_length, label_names=labels)
 
 

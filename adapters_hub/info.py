@@ -23,7 +23,10 @@ METADATA_KEY = "adapters_hub"
 FORMAT_VERSION = 1
 KEY_PREFIX = "base_model.model."
 
-_TASK_OF_PEFT_TYPE = {"SEQ_CLS": "classification"}
+_TASK_OF_PEFT_TYPE = {
+    "SEQ_CLS": "classification", "QUESTION_ANS": "question-answering",
+    "TOKEN_CLS": "token-classification",
+}  # fmt: skip
 _REFUSED = {
     "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
     "cannot be summed or mixed; train a plain LoRA (use_dora=False)",

@@ -32,6 +32,8 @@ from adapters_hub.residency import Residents
 
 if TYPE_CHECKING:
     from adapters_hub.embedding import Encoder
+    from adapters_hub.tasks.question_answering import Answer
+    from adapters_hub.tasks.tokens import Entity
 
 log = logging.getLogger(__name__)
 
@@ -324,6 +326,38 @@ class AdaptedModel:
         from adapters_hub.embedding import Encoder
 
         return Encoder(self, adapters, pooling)
+
+    def answer(
+        self,
+        question: str | Sequence[str],
+        context: str | Sequence[str],
+        adapters: Adapters = None,
+        *,
+        no_answer: float | None = 0.0,
+        max_answer_tokens: int = 30,
+        batch_size: int = 32,
+    ) -> list["Answer"]:
+        """The `Answer` to each question in its context: text, score, start and end in characters.
+
+        One text stands for all rows. ``no_answer``: by how much the null score has to beat the best
+        span's for an empty answer; None always gives a span. Raises `HeadError` where a row's blend
+        has no head for it.
+        """
+        from adapters_hub.tasks.question_answering import answer
+
+        options = {"no_answer": no_answer, "max_answer_tokens": max_answer_tokens}
+        return answer(self, question, context, adapters, batch_size, **options)
+
+    def tag(
+        self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
+    ) -> list[list["Entity"]]:
+        """Each text's spans (`Entity`: text, label, score, start and end in characters), in order.
+
+        What is behind the last position that the backbone has is in none.
+        """
+        from adapters_hub.tasks.tokens import tag
+
+        return tag(self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size)
 
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""

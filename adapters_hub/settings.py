@@ -27,7 +27,9 @@ class TrainingSettings:
 
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id")
     task: str = _setting(
-        "language-modeling", "'language-modeling', 'classification' or 'retrieval'"
+        "language-modeling",
+        "'language-modeling', 'classification', 'question-answering', 'token-classification' or "
+        "'retrieval'",
     )
     data: str = _setting(
         "recipes/data", "file, folder or Hub data set: text, label, language, domain, positive"
@@ -55,7 +57,8 @@ class TrainingSettings:
     rslora: bool = _setting(False, "scale by alpha / sqrt(rank)")
     dropout: float = _setting(0.0, "dropout before A")
     targets: tuple[str, ...] = _setting(("all-linear",), "modules to adapt, as in PEFT")
-    max_length: int = _setting(256, "tokens a text is cut at, or into (language modelling)")
+    max_length: int = _setting(256, "tokens a text is cut at, or into (language, questions)")
+    stride: int = _setting(64, "question answering: tokens that windows of a long text share")
     mask_probability: float = _setting(0.15, "masked language modelling: share of targets")
     label_smoothing: float = _setting(0.0, "classification: label smoothing")
     pooling: Literal["mean", "cls", "last"] | None = _setting(
@@ -98,7 +101,7 @@ class TrainingSettings:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
         for name in ("sampling_alpha", "clip", "weight_decay", "patience", "threads", "eval_every",
-                     "save_every"):  # fmt: skip
+                     "save_every", "stride"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
         for name in ("learning_rate", "head_learning_rate", "lora_alpha", "temperature"):

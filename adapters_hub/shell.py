@@ -40,6 +40,15 @@ class TaskShell:
         self._base = backbone.base
         self._options = backbone.call_options
         self._slot = self._shell.base_model_prefix
+        body = getattr(self._shell, self._slot, None)
+        if body is None or (
+            backbone.kind == "encoder-decoder" and type(body) is not type(self._base)
+        ):
+            raise BackboneError(
+                f"{type(self._shell).__name__} of transformers is not a head around the whole "
+                f"{type(self._base).__name__}, so it cannot share it; take an encoder or a decoder "
+                "for this task"
+            )
         uses_pooler = getattr(getattr(self._shell, self._slot), "pooler", None) is not None
         self._shell._modules[self._slot] = None
         self.prefix = f"{self._slot}."
@@ -72,9 +81,11 @@ class TaskShell:
         heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
         inputs: dict[str, torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Logits, a (rows, labels) tensor for each (head parameters, row indices or None = all).
+        """Logits, a tensor for each (head parameters, row indices or None = all).
 
-        The body runs once over the whole batch, however many heads there are.
+        (rows, labels) or (rows, tokens, labels), as the class has them; start and end logits of
+        question answering are two labels (rows, tokens, 2). The body runs once over the whole
+        batch, however many heads there are.
         """
         body = _Body(self._base)
         logits: list[torch.Tensor] = []
@@ -83,13 +94,19 @@ class TaskShell:
             body.pooler = _pooler_of(self._base, parameters, self._pooler_prefix)
             shell._modules[self._slot] = body
             if body.output is None:  # the first head sees the whole batch, so that the body does
-                out = shell(**inputs, **self._options).logits
+                out = _logits(shell(**inputs, **self._options))
                 logits.append(out if rows is None else out[rows])
             else:
                 body.rows = rows
                 own = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
-                logits.append(shell(**own, **self._options).logits)
+                logits.append(_logits(shell(**own, **self._options)))
         return logits
+
+
+def _logits(output: Any) -> torch.Tensor:
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits
 
 
 class Given(nn.Module):

@@ -2,20 +2,23 @@
 
     accelerate launch recipes/lora_domain.py
     accelerate launch recipes/lora_domain.py --task classification --data my/reviews --domain hotel
+    accelerate launch recipes/lora_domain.py --task question-answering
+    accelerate launch recipes/lora_domain.py --task token-classification --learning-rate 5e-3
     accelerate launch recipes/lora_domain.py --task retrieval
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_domain.py --cpu
 
-The objective is the backbone's own (bits, lower is better), a labelled task (macro-F1), or
-retrieval (nDCG@10): a text finds its ``positive``, without one a translation of its ``id``; in the
-sample, a question finds the text that answers it. The one shared adapter learns from rows of many
-languages; below it each text has the frozen adapter of its own language, where the library has one
-(--over). At use time the language is swapped, also for languages that were not trained on.
-Everything else is a flag: see --help.
+The objective is the backbone's own (bits, lower is better), a labelled task (macro-F1, F1 of
+answers, F1 of spans), or retrieval (nDCG@10): a text finds its ``positive``, without one a
+translation of its ``id``; in the sample, a question finds the text that answers it. The one shared
+adapter learns from rows of many languages; below it each text has the frozen adapter of its own
+language, where the library has one (--over). At use time the language is swapped, also for
+languages that were not trained on. Everything else is a flag: see --help.
 On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
 starts one.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from adapters_hub.evaluation import compare, table
@@ -34,6 +37,11 @@ RECIPE = {
 SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
 QUESTIONS = {"columns": {"text": "question", "positive": "text"}}
 DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
+# Tasks whose sample is another: its folder, beside the sample text, and what is trained on it.
+SAMPLES = {
+    "question-answering": ("questions", "my-hotel-questions"),
+    "token-classification": ("entities", "my-hotel-entities"),
+}
 
 
 def run() -> None:
@@ -41,7 +49,12 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if resolved.origins["data"] == "recipe":
         own = resolved.origins["domain"] != "default" or resolved.origins["name"] != "default"
-        resolved = resolved.defaults(**SAMPLE, **({} if own else DEMO))
+        demo = {} if own else DEMO
+        if sample := SAMPLES.get(resolved.settings.task):
+            data = str(Path(__file__).parent / sample[0])
+            resolved = replace(resolved, settings=resolved.settings.changed(data=data))
+            demo = demo and {**demo, "name": sample[1]}
+        resolved = resolved.defaults(**SAMPLE, **demo)
         if resolved.settings.task == "retrieval":
             resolved = resolved.defaults(**QUESTIONS)
     experiment = Experiment(resolved, other_languages=True)
@@ -99,12 +112,8 @@ def run() -> None:
             f"    model = ah.load_backbone({settings.backbone!r}, library={root!r})\n"
             f"    model.use({blend!r})"
         )
-        if task.needs_head():
-            print(f"    model.classify([{shown.text!r}])")
-        elif task.couples:
-            print(f"    model.encoder().encode_query([{shown.text!r}])")
-        elif model.backbone.kind == "decoder":
-            print(f"    model.generate([{shown.text[:24]!r}], max_new_tokens=24)")
+        if call := task.usage(shown, model.backbone):
+            print(f"    {call}")
     experiment.close()
 
 

@@ -189,3 +189,32 @@ def in_double(model):
     """An adapted model that computes in float64, so that equality does not hang on rounding."""
     model.backbone.model.double()
     return model
+
+
+def learn_task(model, task, rows, steps=80, name="hotel", over=None):
+    """Examples, and an adapter trained on them: every row in every step."""
+    from accelerate import Accelerator
+    from peft import LoraConfig
+
+    import adapters_hub as ah
+    from adapters_hub.batches import plan_batches
+    from adapters_hub.info import AdapterInfo
+    from adapters_hub.training import train
+
+    settings = ah.TrainingSettings(
+        steps=steps, batch_size=len(rows), learning_rate=1e-2, rank=4, resume=False
+    )
+    examples = task.encode(rows, model.backbone)
+    kind = task.peft_task_type(model.backbone)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=kind)
+    info = AdapterInfo(name=name, task=task.name, labels=task.labels, backbone=model.backbone.name)
+    adapter = task.new_adapter(info, model.backbone, lora)
+    owners = [0] * len(examples)
+    batches = plan_batches(
+        [len(e.input_ids) for e in examples], owners, batch_size=len(examples), steps=steps
+    )
+    (trained,), _ = train(
+        model, task, [adapter], examples, owners, batches, settings, Accelerator(cpu=True),
+        over=over or (lambda row: ah.Blend()),
+    )  # fmt: skip
+    return examples, trained

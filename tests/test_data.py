@@ -247,6 +247,18 @@ def test_escaped_characters_of_json_are_text(tmp_path):
     assert read_data(path)["train"][0].text == "fine 😀"
 
 
+def test_classes_in_a_list_have_names_too(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    tags = datasets.ClassLabel(names=["O", "B-PLACE"])
+    features = datasets.Features(
+        tokens=datasets.List(datasets.Value("string")), ner_tags=datasets.List(tags)
+    )
+    table = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": table})
+    (read,) = read_data("owner/names", {"words": "tokens", "tags": "ner_tags"})["train"]
+    assert (read.text, read.fields) == ("a b", {"words": ["a", "b"], "tags": ["O", "B-PLACE"]})
+
+
 def test_the_classes_of_a_hub_data_set_have_names_whatever_their_column(monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(

@@ -330,6 +330,31 @@ def test_a_domain_learns_from_rows_that_name_no_language(tiny, tmp_path, monkeyp
     assert ah.Library(tmp_path / "library").get("mine").metrics
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "metric", "call"),
+    [
+        ("question-answering", "my-hotel-questions", "F1", "answer"),
+        ("token-classification", "my-hotel-entities", "span F1", "tag"),
+    ],
+)
+def test_other_tasks_have_a_sample_of_their_own(
+    tiny, tmp_path, monkeypatch, capsys, lora_folder, task, name, metric, call
+):
+    ah.Library(tmp_path / "library").add(lora_folder("bert", "one"), name="fr", language="fr")
+    run(
+        "lora_domain.py", "--task", task, "--backbone", tiny("bert"), "--library", "library",
+        "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4, "--language", "en", "fr",
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert f"{metric} on" in out
+    assert f"model.{call}(" in out
+    assert "da (not trained on)" in out
+    info = ah.Library(tmp_path / "library").get(name)
+    assert (info.task, info.domain, info.over) == (task, "hotel", ("fr",))
+    assert f"{metric}, language + {name}" in info.metrics
+
+
 @pytest.mark.parametrize("split", ["dev", "test"])
 @pytest.mark.parametrize(
     ("label", "message"),

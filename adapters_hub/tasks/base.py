@@ -149,6 +149,10 @@ class Task(ABC):
     def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics over records of any rows; contains ``self.metric``."""
 
+    def usage(self, row: Row, backbone: "Backbone") -> str | None:
+        """The Python call that uses an adapter trained for this task on a row, to be shown."""
+        return None
+
     def needs_head(self) -> bool:
         """Whether adapters trained for this task bring a head."""
         return self.labels is not None

@@ -1,6 +1,6 @@
 """Sequence classification: one label a text, by the architecture's own classification class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.errors import DataError, HeadError, SettingsError
+from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.tasks.base import Example, Row, Task, pad
+from adapters_hub.tasks.heads import label_names, row_logits, task_shell
 
 if TYPE_CHECKING:
-    from adapters_hub.adapter import Adapter
     from adapters_hub.backbone import Backbone, TaskShell
     from adapters_hub.model import AdaptedModel, Adapters, Heads
-
-AUTO_CLASS = "AutoModelForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Classification(Task):
 
     def shell(self, backbone: "Backbone") -> "TaskShell":
         """The classification class around the backbone."""
-        return backbone.shell(AUTO_CLASS, num_labels=len(self.label_names))
+        return task_shell(backbone, self.name, len(self.label_names))
 
     def prefix(self, backbone: "Backbone") -> str:
         return self.shell(backbone).prefix
@@ -56,6 +54,9 @@ class Classification(Task):
 
     def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
         return self.shell(backbone).initial_head(seed)
+
+    def usage(self, row: Row, backbone: "Backbone") -> str:
+        return f"model.classify([{row.text!r}])"
 
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         known = {label: number for number, label in enumerate(self.label_names)}
@@ -121,44 +122,7 @@ class Classification(Task):
 
     def logits(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
         """(rows, labels), each row by its own head."""
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        shell = self.shell(model.backbone)
-        parts = shell(heads, inputs)
-        if heads[0][1] is None:
-            return parts[0]
-        out = parts[0].new_empty(len(inputs["input_ids"]), len(self.label_names))
-        for (_, rows), part in zip(heads, parts, strict=True):
-            out = out.index_copy(0, rows, part.to(out.dtype))  # type: ignore[arg-type]
-        return out
-
-
-def fits(shell: "TaskShell", head: Mapping[str, Tensor]) -> bool:
-    """Whether a head has just the parameters the class needs, in their shapes."""
-    return {name: tensor.shape for name, tensor in head.items()} == shell.shapes
-
-
-def label_names(adapter: "Adapter", backbone: "Backbone") -> tuple[str, ...]:
-    """An adapter's labels; ``LABEL_0``, … as in transformers where its files name none.
-
-    Raises `HeadError` where its head is not one of this architecture's classification class.
-    """
-    sizes = {len(tensor) for tensor in adapter.head.values()}
-    count = next(
-        (n for n in sizes if fits(backbone.shell(AUTO_CLASS, num_labels=n), adapter.head)), None
-    )
-    if count is None:
-        have = ", ".join(f"{name} {tuple(t.shape)}" for name, t in sorted(adapter.head.items()))
-        shell = backbone.shell(AUTO_CLASS, num_labels=2)
-        raise HeadError(
-            f"the head of {adapter.name!r} has {have or 'nothing'}; its classification class needs "
-            f"{', '.join(sorted(shell.shapes))}"
-        )
-    if count == 1:
-        raise HeadError(f"the head of {adapter.name!r} has one output, a regression: no labels")
-    names = adapter.info.labels or tuple(f"LABEL_{number}" for number in range(count))
-    if len(names) != count:
-        raise HeadError(f"{adapter.name!r} names {len(names)} labels and its head has {count}")
-    return names
+        return row_logits(self.shell(model.backbone), batch, heads)
 
 
 def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
@@ -178,7 +142,7 @@ def classify(
         raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
     blends = model.blends(len(texts), adapters)
     labels = {
-        name: label_names(model.resident(name), model.backbone)
+        name: label_names(model.resident(name), model.backbone, Classification.name)
         for name in set(map(model.head_owner, blends))
     }
     encoded = encode_texts(texts, model.backbone, 10**9)
@@ -199,28 +163,3 @@ def classify(
                 ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
                 found[i] = dict(ranked)
     return [found[i] for i in range(len(texts))]
-
-
-def shell_of(adapter: "Adapter", backbone: "Backbone") -> "TaskShell":
-    """The classification class that an adapter's head belongs to."""
-    return backbone.shell(AUTO_CLASS, num_labels=len(label_names(adapter, backbone)))
-
-
-def plain_classifier(backbone: "Backbone", adapter: "Adapter") -> Any:
-    """A transformers classification model, all of it a copy, with an adapter's head."""
-    import copy
-
-    import transformers
-
-    config = copy.deepcopy(backbone.config)
-    names = label_names(adapter, backbone)
-    config.num_labels = len(names)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    with torch.device("meta"):
-        plain = transformers.AutoModelForSequenceClassification.from_config(config)
-    setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
-    dtype = next(backbone.base.parameters()).dtype
-    head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
-    plain.load_state_dict(head, strict=False, assign=True)
-    return plain.eval().requires_grad_(False)

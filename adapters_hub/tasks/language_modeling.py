@@ -43,6 +43,11 @@ class LanguageModeling(Task):
     def metric_name(self, backbone: "Backbone") -> str:
         return "bits per byte" if backbone.kind == "decoder" else "bits per masked token"
 
+    def usage(self, row: Row, backbone: "Backbone") -> str | None:
+        if backbone.kind != "decoder":
+            return None
+        return f"model.generate([{row.text[:24]!r}], max_new_tokens=24)"
+
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         if not backbone.has_lm_head:
             raise BackboneError(

@@ -99,6 +99,9 @@ class Retrieval(Task):
             examples.append(Example(joined, row, tuple(map(len, own))))
         return examples
 
+    def usage(self, row: Row, backbone: "Backbone") -> str:
+        return f"model.encoder().encode_query([{row.text!r}])"
+
     def rows(self, example: Example) -> list[Row]:
         row = example.row
         language = row.fields.get("positive_language", row.language)

@@ -1,0 +1,105 @@
+"""Which of transformers' task classes a head belongs to, and its logits for the rows that have it.
+
+Knows heads by their parameters' names and shapes; does not know what their outputs mean.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from adapters_hub.errors import HeadError
+
+if TYPE_CHECKING:
+    from adapters_hub.adapter import Adapter
+    from adapters_hub.backbone import Backbone, TaskShell
+    from adapters_hub.model import Heads
+
+CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "token-classification": "AutoModelForTokenClassification",
+}
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def task_shell(backbone: "Backbone", task: str, outputs: int) -> "TaskShell":
+    """A task's class around the backbone, with so many outputs."""
+    return backbone.shell(CLASSES[task], num_labels=outputs)
+
+
+def row_logits(shell: "TaskShell", batch: Mapping[str, Tensor], heads: "Heads") -> Tensor:
+    """(rows, labels) or (rows, tokens, labels), each row by its own head."""
+    inputs = {key: batch[key] for key in _INPUTS if key in batch}
+    parts = shell(heads, inputs)
+    if heads[0][1] is None:
+        return parts[0]
+    out = parts[0].new_empty(len(inputs["input_ids"]), *parts[0].shape[1:])
+    for (_, rows), part in zip(heads, parts, strict=True):
+        out = out.index_copy(0, rows, part.to(out.dtype))  # type: ignore[arg-type]
+    return out
+
+
+def outputs_of(adapter: "Adapter", backbone: "Backbone", task: str) -> int:
+    """How many outputs an adapter's head has in a task's class.
+
+    Raises `HeadError` where the head is another task's, or not one of this architecture's class.
+    """
+    said = adapter.info.task
+    if said in CLASSES and said != task:
+        raise HeadError(f"the head of {adapter.name!r} was trained for {said}, not for {task}")
+    sizes = {len(tensor) for tensor in adapter.head.values()}
+    for count in sorted(sizes):
+        shapes = {name: tensor.shape for name, tensor in adapter.head.items()}
+        if shapes == task_shell(backbone, task, count).shapes:
+            return count
+    have = ", ".join(f"{name} {tuple(t.shape)}" for name, t in sorted(adapter.head.items()))
+    raise HeadError(
+        f"the head of {adapter.name!r} has {have or 'nothing'}; its {task} class needs "
+        f"{', '.join(sorted(task_shell(backbone, task, 2).shapes))}"
+    )
+
+
+def label_names(adapter: "Adapter", backbone: "Backbone", task: str) -> tuple[str, ...]:
+    """An adapter's labels; ``LABEL_0``, … as in transformers where its files name none.
+
+    Raises `HeadError` where its head is not one of the task's class, or a regression.
+    """
+    count = outputs_of(adapter, backbone, task)
+    if count == 1:
+        raise HeadError(f"the head of {adapter.name!r} has one output, a regression: no labels")
+    names = adapter.info.labels or tuple(f"LABEL_{number}" for number in range(count))
+    if len(names) != count:
+        raise HeadError(f"{adapter.name!r} names {len(names)} labels and its head has {count}")
+    return names
+
+
+def shell_of(adapter: "Adapter", backbone: "Backbone") -> "TaskShell":
+    """The task class that an adapter's head belongs to."""
+    task = task_of(adapter)
+    return task_shell(backbone, task, outputs_of(adapter, backbone, task))
+
+
+def plain_model(backbone: "Backbone", adapter: "Adapter") -> Any:
+    """A transformers model of the head's class, all of it a copy, with an adapter's head."""
+    config, task = copy.deepcopy(backbone.config), task_of(adapter)
+    config.num_labels = outputs_of(adapter, backbone, task)
+    if task != "question-answering":
+        labels = label_names(adapter, backbone, task)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
+    with torch.device("meta"):
+        plain = getattr(transformers, CLASSES[task]).from_config(config)
+    setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
+    dtype = next(backbone.base.parameters()).dtype
+    head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
+    plain.load_state_dict(head, strict=False, assign=True)
+    return plain.eval().requires_grad_(False)
+
+
+def task_of(adapter: "Adapter") -> str:
+    """The task of an adapter's head; one whose files say none is taken for a classifier."""
+    return adapter.info.task if adapter.info.task in CLASSES else "classification"
