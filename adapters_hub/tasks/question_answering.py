@@ -4,6 +4,7 @@ As in BERT (arXiv:1810.04805): a start and an end are chosen among the context's
 context that is too long for one row is read in windows that overlap.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,17 +42,23 @@ class Answer:
 class Window:
     """One row of tokens over a part of a context; places are token indices in that row.
 
-    ``offsets`` (start, end) are characters of the context, for each of its tokens from ``first``
-    on. ``span`` is the answer's first and last token, ``null`` twice where the window does not hold
-    all of it, or None where none is known.
+    ``starts`` and ``ends`` are characters of the context, for each of its tokens from ``first`` on
+    (arrays, for there may be a million). ``span`` is the answer's first and last token, ``null``
+    twice where the window does not hold all of it, or None where none is known.
     """
 
     question: int  # which of the rows encoded together it is of
     first: int
     null: int
-    offsets: tuple[tuple[int, int], ...]
+    starts: "array[int]"
+    ends: "array[int]"
     span: tuple[int, int] | None
-    types: tuple[int, ...]  # token type ids, where the backbone knows any
+    types: bytes  # token type ids, where the backbone knows any
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """(start, end) of each token of the context, in characters."""
+        return list(zip(self.starts, self.ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,8 @@ class QuestionAnswering(Task):
         types = torch.zeros_like(batch["input_ids"])
         windows: list[Window] = [example.target for example in examples]
         for row, window in enumerate(windows):
-            context[row, window.first : window.first + len(window.offsets)] = True
-            types[row, : len(window.types)] = torch.tensor(window.types)
+            context[row, window.first : window.first + len(window.starts)] = True
+            types[row, : len(window.types)] = torch.tensor(list(window.types))
         if any(window.types for window in windows):
             batch["token_type_ids"] = types
         nulls = torch.tensor([window.null for window in windows], device=backbone.device)
@@ -173,7 +180,7 @@ class QuestionAnswering(Task):
                     break
                 begin, extra = divmod(place, width)
                 begin -= window.first
-                start, end = window.offsets[begin][0], window.offsets[begin + extra][1]
+                start, end = window.starts[begin], window.ends[begin + extra]
                 text = example.row.text[start:end]  # with a space in it, where tokens have one
                 start += len(text) - len(text.lstrip())
                 if text := text.strip():
@@ -259,14 +266,15 @@ class QuestionAnswering(Task):
             places = [place for place, part in enumerate(parts) if part == 1]
             if not places:
                 raise DataError(f"{row.where}: field 'text' has no token that is known")
-            offsets = tuple(encoded["offset_mapping"][i][place] for place in places)
+            offsets = [encoded["offset_mapping"][i][place] for place in places]
+            starts, ends = (array("I", numbers) for numbers in zip(*offsets, strict=True))
             ids = [*ids, end] if decoder else ids
             null = len(ids) - 1 if decoder else 0
-            types: Sequence[int] = ()
+            types = b""
             if "token_type_ids" in encoded and getattr(backbone.config, "type_vocab_size", 0) > 1:
-                types = encoded["token_type_ids"][i]
+                types = bytes(encoded["token_type_ids"][i])
             span = None if gold is None else _tokens_of(gold, offsets, places[0], null)
-            window = Window(number, places[0], null, offsets, span, tuple(types))
+            window = Window(number, places[0], null, starts, ends, span, types)
             examples.append(Example(ids, row, window))
         return examples
 
