@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from adapters_hub.fitting import fit as fit
     from adapters_hub.info import AdapterInfo as AdapterInfo
     from adapters_hub.library import Library as Library
+    from adapters_hub.loading import load as load
+    from adapters_hub.loading import load_backbone as load_backbone
     from adapters_hub.lookup import Resolution as Resolution
     from adapters_hub.model import AdaptedModel as AdaptedModel
-    from adapters_hub.model import load as load
-    from adapters_hub.model import load_backbone as load_backbone
     from adapters_hub.settings import TrainingSettings as TrainingSettings
     from adapters_hub.training import train as train
 
@@ -40,8 +40,8 @@ _HOME = {
     "Resolution": "lookup",
     "TrainingSettings": "settings",
     "fit": "fitting",
-    "load": "model",
-    "load_backbone": "model",
+    "load": "loading",
+    "load_backbone": "loading",
     "train": "training",
 }
 __all__ = [*_HOME, "__version__"]

@@ -241,7 +241,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace, first: str = "") -> Any:
     """The backbone asked for, else the one that a blend's first term names."""
     from adapters_hub.errors import BlendError
-    from adapters_hub.model import load_backbone
+    from adapters_hub.loading import load_backbone
 
     library = Library(options.library)
     if not first:

@@ -8,17 +8,15 @@ import csv
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters_hub import languages
-from adapters_hub.errors import DataError, LanguageError
+from adapters_hub.errors import DataError
 from adapters_hub.tasks.base import Row
+from adapters_hub.tasks.pairs import PAIR, is_text, language_tag
 
-PAIR = ("positive", "negatives", "positive_language")  # checked by `pair_rows`, if asked
 FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
 TASK_FIELDS = ("question", "answers", "answer", "answer_start", "words", "tags")
 """Fields of some tasks, which check them: `Row.fields` has them under these names."""
@@ -87,32 +85,6 @@ def select(
         if (tags is None or row.language is None or row.language in tags)
         and (domains is None or row.domain is None or row.domain in domains)
     ]
-
-
-def pair_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> list[Row]:
-    """The rows as retrieval takes them, their pairs checked; `DataError` for one that will not do.
-
-    A row without a ``positive`` gets another text of its ``id``: one of n, some way further on in
-    their order that hangs on the id, so over many items every pair of languages occurs. A row with
-    no other text stays as it is.
-    """
-    rows = [replace(row, fields=_pair(row, columns or {})) for row in rows]
-    items: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.key is not None and "positive" not in row.fields:
-            items.setdefault(row.key, []).append(row)
-    found = []
-    for row in rows:
-        if "positive" not in row.fields:
-            own = items.get(row.key or "", [])
-            at = next((n for n, other in enumerate(own) if other is row), 0)
-            others = [other for other in own[at:] + own[:at] if other.text != row.text]
-            if others:
-                other = others[zlib.crc32(str(row.key).encode()) % len(others)]
-                pair = {"positive": other.text, "positive_language": other.language}
-                row = replace(row, fields={**row.fields, **pair})
-        found.append(row)
-    return found
 
 
 def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
@@ -291,11 +263,11 @@ def _row(
         what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
         raise DataError(f"{where}: field {name!r} is {what}")
     for name, value in record.items():
-        if isinstance(value, str) and not _is_text(value):
+        if isinstance(value, str) and not is_text(value):
             raise DataError(
                 f"{where}: field {name!r} holds half a surrogate pair, which is no text"
             )
-    tag = _tag(values["language"] or language, columns.get("language", "language"), where)
+    tag = language_tag(values["language"] or language, columns.get("language", "language"), where)
     domain = str(values["domain"]) if values["domain"] not in (None, "") else None
     label = str(values["label"]) if values["label"] not in (None, "") else None
     key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
@@ -304,40 +276,3 @@ def _row(
     pair = {name: values[name] for name in PAIR if values[name] is not None}
     rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
     return Row(text, label, tag, domain, key, where, {**rest, **pair})
-
-
-def _tag(said: Any, name: str, where: str) -> str | None:
-    try:
-        return languages.canonical(str(said)) if said else None
-    except LanguageError as error:
-        raise DataError(f"{where}: field {name!r}: {error}") from None
-
-
-def _pair(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    """A row's fields with those of its pair checked: a text, a list of texts, a language's tag."""
-    fields = {name: value for name, value in row.fields.items() if name not in PAIR}
-    given = {name: row.fields.get(name) for name in PAIR}
-    texts = {"positive": [given["positive"]] if given["positive"] not in (None, "") else []}
-    several = given["negatives"] if isinstance(given["negatives"], list) else [given["negatives"]]
-    texts["negatives"] = [text for text in several if text not in (None, "")]
-    for name, own in texts.items():
-        for text in own:
-            if not isinstance(text, str) or not text.strip() or not _is_text(text):
-                shown = columns.get(name, name)
-                raise DataError(f"{row.where}: field {shown!r} has {text!r}, which is not text")
-    if texts["positive"]:
-        fields["positive"] = texts["positive"][0]
-    if texts["negatives"]:
-        fields["negatives"] = texts["negatives"]
-    name = columns.get("positive_language", "positive_language")
-    if tag := _tag(given["positive_language"], name, row.where):
-        fields["positive_language"] = tag
-    return fields
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -23,7 +23,7 @@ from adapters_hub.adapter import Adapter
 from adapters_hub.backbone import Conv1D
 from adapters_hub.batches import plan_batches
 from adapters_hub.blend import Blend
-from adapters_hub.data import Splits, pair_rows, read_data, select, with_held_out
+from adapters_hub.data import Splits, read_data, select, with_held_out
 from adapters_hub.errors import (
     AdaptersHubError,
     DataError,
@@ -33,11 +33,10 @@ from adapters_hub.errors import (
 )
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import Library, check_name
-from adapters_hub.model import AdaptedModel, load_backbone
+from adapters_hub.loading import load_backbone
+from adapters_hub.model import AdaptedModel
 from adapters_hub.settings import Resolved, TrainingSettings
-from adapters_hub.tasks import Example, Row, Task, make_task
-from adapters_hub.tasks.question_answering import gold_spans
-from adapters_hub.tasks.tokens import tag_names
+from adapters_hub.tasks import Example, Row, task_class
 from adapters_hub.training import Progress, check_accelerator, train
 
 log = logging.getLogger(__name__)
@@ -61,8 +60,9 @@ class Experiment:
         self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
         self.library = Library(settings.library)
         self._saved: set[str] = set()
+        self.task_class = task_class(settings.task)
         self.splits = self._read(other_languages)
-        self.task = self._make_task()
+        self.task = self.task_class.from_settings(settings, self.splits)
         self.model: AdaptedModel = load_backbone(
             settings.backbone,
             library=self.library,
@@ -299,62 +299,8 @@ class Experiment:
                 f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
                 f"(have: {', '.join(have) or 'none'})"
             )
-        if settings.task == "retrieval":
-            return {name: pair_rows(rows, settings.columns) for name, rows in splits.items()}
-        return splits
-
-    def _make_task(self) -> Task:
-        settings = self.settings
-        if settings.task == "retrieval":
-            if settings.batch_size < 2:
-                raise SettingsError(
-                    "batch_size=1: a row of retrieval learns from the others of its batch"
-                )
-            return make_task(
-                "retrieval",
-                max_length=settings.max_length,
-                pooling=settings.pooling,
-                query_prompt=settings.query_prompt,
-                document_prompt=settings.document_prompt,
-                temperature=settings.temperature,
-            )
-        if settings.task == "question-answering":
-            unanswerable = any(gold_spans(row) == () for row in self.splits["train"])
-            return make_task(
-                settings.task,
-                max_length=settings.max_length,
-                stride=settings.stride,
-                no_answer=0.0 if unanswerable else None,
-            )
-        if settings.task == "token-classification":
-            names = tag_names(self.splits["train"])
-            return make_task(settings.task, label_names=names, max_length=settings.max_length)
-        if settings.task != "classification":
-            return make_task(
-                settings.task,
-                max_length=settings.max_length,
-                mask_probability=settings.mask_probability,
-            )
-        field = settings.columns.get("label", "label")
-        known = sorted({row.label for row in self.splits["train"] if row.label is not None})
-        for split, rows in self.splits.items():
-            for row in rows:
-                if row.label is None:
-                    raise DataError(
-                        f"{row.where}: field {field!r} is missing, and classification needs it"
-                    )
-                if row.label not in known:
-                    raise DataError(
-                        f"{row.where}: field {field!r}: no train row has the label {row.label!r} "
-                        f"of this {split} row (they have {', '.join(known)}); add some, or take it "
-                        "out"
-                    )
-        return make_task(
-            "classification",
-            label_names=tuple(known),
-            max_length=settings.max_length,
-            smoothing=settings.label_smoothing,
-        )
+        prepare = self.task_class.prepare
+        return {name: prepare(rows, settings.columns) for name, rows in splits.items()}
 
     def _language_adapters(self) -> dict[str, AdapterInfo]:
         """The frozen adapter for each language of the data, as ``--over`` says."""

@@ -97,7 +97,7 @@ def fit(
     splits: dict[str, list[Example]] = {}
     for split, given in (("rows", rows), ("dev", dev), ("held_out", held_out)):
         if split == "rows" or given:
-            splits[split] = task.encode(list(given), model.backbone)
+            splits[split] = task.encode(task.prepare(given, {}), model.backbone)
             task.check(splits[split])
             if not splits[split]:
                 raise DataError(f"{split}: no row long enough to fit weights on")

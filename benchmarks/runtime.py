@@ -267,7 +267,7 @@ class Bench:
             line("svd: distance to the best of its rank", worst, 1e-5, digits="e"),
             (f"svd over {len(pieces)} layers (ms)", f"{ours * 1e3:.0f}", "", ""),
         ]
-        if self.options.peft and self.options.shape == "50m":
+        if self.options.peft:
             start = time.perf_counter()
             self.peft.add_weighted_adapter(
                 ["a0", "a1"], [1.0, 0.5], "both", combination_type="svd", svd_rank=rank
@@ -279,7 +279,7 @@ class Bench:
 
     def bits(self) -> list[Line]:
         """An 8-bit backbone: what it weighs, and whether a mixed batch is 8-bit base + delta."""
-        from adapters_hub.model import load_backbone
+        from adapters_hub.loading import load_backbone
 
         folder = self.folder / "checkpoint"
         self.plain.save_pretrained(folder)

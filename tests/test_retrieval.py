@@ -15,12 +15,13 @@ from test_training import assert_same, settings
 
 import adapters_hub as ah
 from adapters_hub.blend import Blend
-from adapters_hub.data import pair_rows, read_data
+from adapters_hub.data import read_data
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import AdapterInfo
 from adapters_hub.ranking import ranking_metrics, ranks
 from adapters_hub.tasks import Row, make_task
+from adapters_hub.tasks.pairs import pair_rows
 from adapters_hub.tasks.retrieval import Retrieval, candidates, info_nce
 from adapters_hub.training import train
 

@@ -1,35 +1,33 @@
 """Tasks by name. A task is one file: its head, how it encodes rows, its loss, its metrics."""
 
+from importlib import import_module
 from typing import Any
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.base import Example, Row, Task
 
-NAMES = (
-    "language-modeling", "classification", "question-answering", "token-classification",
-    "retrieval",
-)  # fmt: skip
+_HOME = {
+    "language-modeling": ("language_modeling", "LanguageModeling"),
+    "classification": ("classification", "Classification"),
+    "question-answering": ("question_answering", "QuestionAnswering"),
+    "token-classification": ("tokens", "TokenClassification"),
+    "retrieval": ("retrieval", "Retrieval"),
+}
+NAMES = tuple(_HOME)
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task's name, its module imported on first use."""
+    if name not in _HOME:
+        raise SettingsError(f"task={name!r}: choose one of {', '.join(NAMES)}")
+    module, own = _HOME[name]
+    found: type[Task] = getattr(import_module(f"adapters_hub.tasks.{module}"), own)
+    return found
 
 
 def make_task(name: str, **options: Any) -> Task:
     """The task of a name; what it takes beside the name is in its class."""
-    from adapters_hub.tasks.classification import Classification
-    from adapters_hub.tasks.language_modeling import LanguageModeling
-    from adapters_hub.tasks.question_answering import QuestionAnswering
-    from adapters_hub.tasks.retrieval import Retrieval
-    from adapters_hub.tasks.tokens import TokenClassification
-
-    known: tuple[type[Task], ...] = (
-        LanguageModeling,
-        Classification,
-        QuestionAnswering,
-        TokenClassification,
-        Retrieval,
-    )
-    classes = {task.name: task for task in known}
-    if name not in classes:
-        raise SettingsError(f"task={name!r}: choose one of {', '.join(classes)}")
-    return classes[name](**options)
+    return task_class(name)(**options)
 
 
-__all__ = ["NAMES", "Example", "Row", "Task", "make_task"]
+__all__ = ["NAMES", "Example", "Row", "Task", "make_task", "task_class"]

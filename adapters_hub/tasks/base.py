@@ -5,7 +5,7 @@ for a loss a row, and hand records to `metrics`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone
     from adapters_hub.info import AdapterInfo
     from adapters_hub.model import AdaptedModel, Heads
+    from adapters_hub.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ class Task(ABC):
     higher_is_better: bool
     couples: ClassVar[bool] = False
     """Whether a row's loss depends on the batch's other rows; see `outputs` and `coupled_loss`."""
+
+    @classmethod
+    def prepare(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+        """A split's rows as the task takes them, such as paired; ``columns`` for messages."""
+        return list(rows)
+
+    @classmethod
+    @abstractmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "Task":
+        """The task as a run's settings and its rows have it; `DataError` for rows it cannot use."""
 
     @abstractmethod
     def prefix(self, backbone: "Backbone") -> str:

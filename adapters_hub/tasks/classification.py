@@ -1,6 +1,6 @@
 """Sequence classification: one label a text, by the architecture's own classification class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from adapters_hub.tasks.heads import label_names, row_logits, task_shell
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone, TaskShell
     from adapters_hub.model import AdaptedModel, Adapters, Heads
+    from adapters_hub.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Classification(Task):
     def __post_init__(self) -> None:
         if len(set(self.label_names)) < 2:
             raise SettingsError(f"classification needs two labels or more, not {self.label_names}")
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "Classification":
+        field = settings.columns.get("label", "label")
+        known = sorted({row.label for row in splits["train"] if row.label is not None})
+        for split, rows in splits.items():
+            for row in rows:
+                if row.label is None:
+                    raise DataError(
+                        f"{row.where}: field {field!r} is missing, and classification needs it"
+                    )
+                if row.label not in known:
+                    raise DataError(
+                        f"{row.where}: field {field!r}: no train row has the label {row.label!r} "
+                        f"of this {split} row (they have {', '.join(known)}); add some, or take it "
+                        "out"
+                    )
+        return cls(tuple(known), max_length=settings.max_length, smoothing=settings.label_smoothing)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The language-model objective: causal for decoders, masked for encoders (arXiv:1810.04805)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone
     from adapters_hub.model import AdaptedModel, Heads
+    from adapters_hub.settings import TrainingSettings
 
 _IGNORED = -100
 
@@ -33,6 +34,12 @@ class LanguageModeling(Task):
     metric: str = "bits"
     higher_is_better: bool = False
     name: ClassVar[str] = "language-modeling"
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "LanguageModeling":
+        return cls(max_length=settings.max_length, mask_probability=settings.mask_probability)
 
     def prefix(self, backbone: "Backbone") -> str:
         return backbone.prefix

@@ -5,7 +5,7 @@ context that is too long for one row is read in windows that overlap.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from adapters_hub.tasks.squad import exact_match, f1
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone, TaskShell
     from adapters_hub.model import AdaptedModel, Adapters, Heads
+    from adapters_hub.settings import TrainingSettings
 
 Span = tuple[str, int]  # a gold answer and where it starts in the context, in characters
 _BEST = 20  # spans of a window that are looked at, as in SQuAD's scripts
@@ -86,6 +87,17 @@ class QuestionAnswering(Task):
             raise SettingsError(f"stride={self.stride}: must be 0 or more")
         if self.max_answer_tokens < 1:
             raise SettingsError(f"max_answer_tokens={self.max_answer_tokens}: must be 1 or more")
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "QuestionAnswering":
+        unanswerable = any(gold_spans(row) == () for row in splits["train"])
+        return cls(
+            max_length=settings.max_length,
+            stride=settings.stride,
+            no_answer=0.0 if unanswerable else None,
+        )
 
     def shell(self, backbone: "Backbone") -> "TaskShell":
         """The question-answering class around the backbone."""

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,12 +15,14 @@ from adapters_hub.embedding import POOLINGS, default_pooling, hidden_states, poo
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.ranking import ranking_metrics, ranks
 from adapters_hub.tasks.base import Example, Row, Task, pad
+from adapters_hub.tasks.pairs import pair_rows
 
 if TYPE_CHECKING:
     from adapters_hub.adapter import Adapter
     from adapters_hub.backbone import Backbone
     from adapters_hub.info import AdapterInfo
     from adapters_hub.model import AdaptedModel, Heads
+    from adapters_hub.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,26 @@ class Retrieval(Task):
             raise SettingsError(f"pooling={self.pooling!r}: choose one of {', '.join(POOLINGS)}")
         if not 0 < self.temperature < float("inf"):
             raise SettingsError(f"temperature={self.temperature}: must be above 0")
+
+    @classmethod
+    def prepare(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+        return pair_rows(rows, columns)
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "Retrieval":
+        if settings.batch_size < 2:
+            raise SettingsError(
+                "batch_size=1: a row of retrieval learns from the others of its batch"
+            )
+        return cls(
+            max_length=settings.max_length,
+            pooling=settings.pooling,
+            query_prompt=settings.query_prompt,
+            document_prompt=settings.document_prompt,
+            temperature=settings.temperature,
+        )
 
     def prefix(self, backbone: "Backbone") -> str:
         return ""  # saved for the bare model, which is what others pool

@@ -5,7 +5,7 @@ Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is ou
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from adapters_hub.tasks.heads import label_names, row_logits, task_shell
 if TYPE_CHECKING:
     from adapters_hub.backbone import Backbone, TaskShell
     from adapters_hub.model import AdaptedModel, Adapters, Heads
+    from adapters_hub.settings import TrainingSettings
 
 _IGNORED = -100
 _TAG = re.compile(r"O|[BI]-.+")
@@ -69,6 +70,12 @@ class TokenClassification(Task):
             raise SettingsError(f"{self.name} needs two tags or more, not {self.label_names}")
         if wrong := [tag for tag in self.label_names if not _TAG.fullmatch(tag)]:
             raise SettingsError(f"{self.name}: {wrong[0]!r} is none of O, B-… and I-…")
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "TokenClassification":
+        return cls(tag_names(splits["train"]), max_length=settings.max_length)
 
     @property
     def labels(self) -> tuple[str, ...]:
