@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-length", type=int, default=256, help="tokens of a row")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
+
+    sub = command("matrix", _matrix, "tables and pictures of what recipes/evaluate_matrix.py found")
+    sub.add_argument("results", help="folder with its cells")
+    sub.add_argument("-o", "--output", help="folder for the pictures [none are drawn]")
     return parser
 
 
@@ -235,6 +239,16 @@ def _fit(options: argparse.Namespace) -> int:
         for metric, value in scores.items():
             print(f"{split}\t{metric}\t{value:.4f} -> {found.after[split][metric]:.4f}")
     print(f"wrote {path}")
+    return 0
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from adapters_hub.matrix_report import draw, read_cells, tables
+
+    cells = read_cells(options.results)
+    print(tables(cells))
+    for path in draw(cells, options.output) if options.output else ():
+        print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

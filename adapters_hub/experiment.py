@@ -88,6 +88,7 @@ class Experiment:
         language: str | None = None,
         domain: str | None = None,
         head_only: bool = False,
+        seed: int | None = None,
     ) -> Adapter:
         """A fresh adapter for this run's task; ``head_only`` leaves the backbone as it is."""
         from peft import LoraConfig
@@ -118,7 +119,8 @@ class Experiment:
             license=settings.license,
             trained_with="accelerate launch " + shlex.join(sys.argv),
         )
-        return self.task.new_adapter(info, backbone, None if head_only else lora, settings.seed)
+        seed = settings.seed if seed is None else seed
+        return self.task.new_adapter(info, backbone, None if head_only else lora, seed)
 
     def domain_name(self) -> str:
         """What the domain adapter is called; `SettingsError` if that is not said."""
@@ -140,17 +142,20 @@ class Experiment:
     def train(
         self,
         adapters: Sequence[Adapter],
-        owner: Callable[[Row], int] = lambda row: 0,
+        owner: Callable[[Row], int | None] = lambda row: 0,
         *,
         over: bool = True,
+        **changes: Any,
     ) -> tuple[list[Adapter], Progress]:
-        """Train adapters on the train split; ``owner`` says which one a row is for.
+        """Train adapters on the train split; ``owner`` says which one a row is for, if any.
 
-        ``over`` puts each row's frozen language adapter below, for ``over_share`` of the rows.
-        Raises `DataError` for an adapter without a row.
+        ``over`` puts each row's frozen language adapter below, for ``over_share`` of the rows;
+        ``changes`` are settings of this training alone. Raises `DataError` for an adapter without
+        a row.
         """
-        settings, examples, dev = self.settings, self.examples["train"], self.examples["dev"]
-        owners = [owner(example.row) for example in examples]
+        settings = self.settings.changed(**changes)
+        examples, owners = _owned(self.examples["train"], owner)
+        dev, dev_owners = _owned(self.examples["dev"], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
@@ -175,7 +180,7 @@ class Experiment:
             self.accelerator,
             over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
             dev=dev,
-            dev_owners=[owner(example.row) for example in dev],
+            dev_owners=dev_owners,
             folder=Path(settings.run_folder) / "+".join(a.name for a in adapters),
         )
 
@@ -324,6 +329,15 @@ class Experiment:
                     f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
                 )
         return found
+
+
+def _owned(
+    examples: Sequence[Example], owner: Callable[[Row], int | None]
+) -> tuple[list[Example], list[int]]:
+    """The examples that someone owns, and who."""
+    found = [(example, owner(example.row)) for example in examples]
+    mine = [(example, own) for example, own in found if own is not None]
+    return [example for example, _ in mine], [own for _, own in mine]
 
 
 def _share(row: Row) -> float:

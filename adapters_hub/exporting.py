@@ -4,9 +4,7 @@ Knows adapters, composition and transformers' classes; rows and plans are the mo
 """
 
 import copy
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,15 +22,10 @@ if TYPE_CHECKING:
     from adapters_hub.model import AdaptedModel, Weights
 
 
-def export(
-    model: "AdaptedModel",
-    blend: "Weights",
-    folder: str | os.PathLike[str],
-    method: str,
-    name: str | None,
-    options: dict[str, Any],
-) -> Path:
-    """See `AdaptedModel.export`."""
+def composed(
+    model: "AdaptedModel", blend: "Weights", method: str, name: str | None, options: dict[str, Any]
+) -> Adapter:
+    """A blend as one adapter, its head and all, in memory; see `AdaptedModel.export`."""
     from adapters_hub.embedding import embedding_of
 
     check_options(method, options)
@@ -79,7 +72,7 @@ def export(
     }
     scaling = dict.fromkeys(factors, 1.0)
     head = owner.head if owner is not None else {}
-    return Adapter(info, factors, scaling, head, config, prefix, outer).save(folder)
+    return Adapter(info, factors, scaling, head, config, prefix, outer)
 
 
 def merge(model: "AdaptedModel", blend: "Weights") -> nn.Module:

@@ -22,7 +22,7 @@ from adapters_hub.bank import MEMORY
 from adapters_hub.blend import Blend, BlendLike
 from adapters_hub.blendfile import BlendFile, layers_of
 from adapters_hub.errors import BackboneError, HeadError
-from adapters_hub.exporting import export, merge, pieces_of
+from adapters_hub.exporting import composed, merge, pieces_of
 from adapters_hub.library import Library
 from adapters_hub.merging import merged_view, wrapped
 from adapters_hub.plan import Plan
@@ -417,7 +417,7 @@ class AdaptedModel:
         heads, `SettingsError` for a method or an option that cannot work.
         """
         options = options if rank is None else {"rank": rank, **options}
-        return export(self, blend, folder, method, name, options)
+        return composed(self, blend, method, name, options).save(folder)
 
     def merge(self, blend: Weights) -> nn.Module:
         """A plain transformers model, a copy, with the blend added into its weights.

@@ -42,22 +42,29 @@ def ranks(
     return found
 
 
+def ndcg(own: Sequence[int], at: int = 10) -> float:
+    """One query's nDCG from the ranks of its relevant documents: relevance is 0 or 1.
+
+    DCG is Σ 1 / log2(1 + rank) over those of the first ``at`` (doi:10.1145/582415.582418), divided
+    by that of the best order there is.
+    """
+    gains = [1 / math.log2(1 + rank) for rank in range(1, at + 1)]
+    return sum(gains[rank - 1] for rank in own if rank <= at) / sum(gains[: len(own)])
+
+
 def ranking_metrics(
     ranked: Sequence[Sequence[int]], recall_at: Sequence[int] = (1, 10, 100)
 ) -> dict[str, float]:
     """nDCG@10, MRR, accuracy@1 and recall@k, means over queries, from `ranks`.
 
-    Relevance is 0 or 1: DCG is Σ 1 / log2(1 + rank) (doi:10.1145/582415.582418) over the relevant
-    documents of the first ten, divided by that of the best order there is. The reciprocal rank is
-    the first relevant document's; recall is the share of the relevant ones among the first k.
+    The reciprocal rank is the first relevant document's; recall is the share of the relevant ones
+    among the first k. See `ndcg`.
     """
-    gains = [1 / math.log2(1 + rank) for rank in range(1, 11)]
     totals = dict.fromkeys(
         ["ndcg@10", "mrr", "accuracy@1", *(f"recall@{k}" for k in recall_at)], 0.0
     )
     for own in ranked:
-        best = sum(gains[: len(own)])
-        totals["ndcg@10"] += sum(gains[rank - 1] for rank in own if rank <= 10) / best
+        totals["ndcg@10"] += ndcg(own)
         totals["mrr"] += 1 / own[0]
         totals["accuracy@1"] += own[0] == 1
         for k in recall_at:

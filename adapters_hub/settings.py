@@ -124,6 +124,27 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class MatrixSettings(TrainingSettings):
+    """A run's settings, and what a matrix by language and domain needs beside them."""
+
+    source: str = _setting("en", "the language that the task's adapter is trained in")
+    methods: tuple[str, ...] = _setting(("sum",), "how language and domain are composed")
+    seeds: int = _setting(3, "trainings of everything, from --seed on")
+    rows: int = _setting(200, "dev and test rows of a cell at most; 0: all")
+    resamples: int = _setting(2000, "bootstrap samples of an interval")
+    results: str = _setting("matrix", "folder of the cells, a JSON each, and of what was trained")
+    oracle: bool = _setting(True, "train an adapter in every cell too, to compare with")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "resamples"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
+        if self.rows < 0:
+            raise SettingsError(f"rows={self.rows}: must be 0 or more")
+
+
+@dataclass(frozen=True)
 class Resolved:
     """Settings and, for each, where its value came from."""
 
@@ -155,6 +176,7 @@ def parse_settings(
     arguments: Sequence[str] | None = None,
     recipe: Mapping[str, Any] | None = None,
     description: str | None = None,
+    kind: type[TrainingSettings] = TrainingSettings,
 ) -> Resolved:
     """Settings from the dataclass's defaults, a recipe's, ``--config FILE.yaml``, and flags.
 
@@ -162,20 +184,18 @@ def parse_settings(
     or value that is no setting; a wrong flag ends the process with a message, as argparse does.
     """
     recipe = dict(recipe or {})
-    hints = get_type_hints(TrainingSettings)
+    hints = get_type_hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of settings")
-    for setting in fields(TrainingSettings):
+    for setting in fields(kind):
         default = recipe.get(setting.name, _default(setting))
         _add_flag(parser, setting.name, hints[setting.name], setting.metadata["help"], default)
     given = vars(parser.parse_args(arguments))
     config = given.pop("config")
     values = dict(recipe)
-    origins = {
-        f.name: "recipe" if f.name in recipe else "default" for f in fields(TrainingSettings)
-    }
+    origins = {f.name: "recipe" if f.name in recipe else "default" for f in fields(kind)}
     for name, value in (_yaml(config) if config else {}).items():
         if name not in origins:
             raise SettingsError(f"{config}: {name!r} is no setting (see --help)")
@@ -184,7 +204,7 @@ def parse_settings(
     for name, value in given.items():
         values[name] = _convert(name, value, hints[name], "command line")
         origins[name] = "command line"
-    return Resolved(TrainingSettings(**values), origins)
+    return Resolved(kind(**values), origins)
 
 
 def _add_flag(

@@ -60,6 +60,9 @@ ORDER = [
     "checkpoint",
     "training",
     "experiment",
+    "bootstrap",
+    "matrix",
+    "matrix_report",
     "cli",
 ]
 HEAVY = {"torch", "transformers", "peft", "numpy", "accelerate", "datasets", "pyarrow"}

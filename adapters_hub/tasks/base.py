@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,6 +162,18 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics over records of any rows; contains ``self.metric``."""
+
+    @abstractmethod
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """(units, k): what each unit adds to the sums that `score` takes, for a bootstrap.
+
+        A unit is a record, or the records that are judged together, such as a question's windows,
+        in an order that hangs on the rows alone.
+        """
+
+    @abstractmethod
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        """``metric`` from sums of tallies (…, k) → (…)."""
 
     def usage(self, row: Row, backbone: "Backbone") -> str | None:
         """The Python call that uses an adapter trained for this task on a row, to be shown."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -140,6 +141,20 @@ class Classification(Task):
             scores.append(2 * hit / involved)
         accuracy = sum(gold == predicted for gold, predicted in pairs) / len(pairs)
         return {"accuracy": accuracy, "macro_f1": sum(scores) / len(scores)}
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Of each label: hits, rows that have it, rows that were given it."""
+        gold, predicted = (
+            np.array([[record[field] == label for label in self.label_names] for record in records])
+            for field in ("label", "predicted")
+        )
+        return np.concatenate([gold & predicted, gold, predicted], axis=1).astype(float)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        hits, gold, predicted = np.split(sums, 3, axis=-1)
+        occurs = gold > 0
+        scores = np.where(occurs, 2 * hits / np.maximum(gold + predicted, 1), 0.0)
+        return scores.sum(-1) / np.maximum(occurs.sum(-1), 1)
 
     def logits(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
         """(rows, labels), each row by its own head."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -148,6 +149,18 @@ class LanguageModeling(Task):
             return {"bits": bits / tokens, **out}
         per_byte = bits / max(1, sum(record["bytes"] for record in records))
         return {"bits": per_byte, "bits_per_byte": per_byte, **out}
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Bits, and what they are counted by: bytes, or masked tokens."""
+        return np.array(
+            [
+                (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
+                for r in records
+            ]
+        )
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
     def _mask(
         self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: "Backbone", seed: int

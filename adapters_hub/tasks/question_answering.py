@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,6 +226,17 @@ class QuestionAnswering(Task):
         if without and answerable:
             out["answerable_exact_match"], out["answerable_f1"] = _means(answerable)
         return out
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Each question's F1, and 1."""
+        found = []
+        for own in by_question(records):
+            text, gold, language = self.best(own).text, own[0]["gold"], own[0]["language"]
+            found.append((f1(text, gold, language), 1.0))
+        return np.array(found)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
 
     def best(self, records: Sequence[dict[str, Any]]) -> Answer:
         """The answer that the records of one question's windows give together.

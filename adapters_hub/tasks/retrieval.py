@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from adapters_hub.embedding import POOLINGS, default_pooling, hidden_states, pool, token_ids
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.ranking import ranking_metrics, ranks
+from adapters_hub.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.tasks.base import Example, Row, Task, pad
 from adapters_hub.tasks.pairs import pair_rows
 
@@ -179,6 +179,17 @@ class Retrieval(Task):
         return found
 
     def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        return ranking_metrics(self.ranks(records))
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Each query's nDCG@10 among all documents, and 1: the corpus is not drawn again."""
+        return np.array([(ndcg(own), 1.0) for own in self.ranks(records)])
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / sums[..., 1]
+
+    def ranks(self, records: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """The ranks of what each record's query may find, among the documents of all."""
         if not records:
             raise DataError("no rows to measure")
         places: dict[str, int] = {}  # a document's text → its number in the corpus
@@ -200,7 +211,7 @@ class Retrieval(Task):
             for record, own in zip(records, copies, strict=True)
         ]
         queries = _vectors([record["vectors"][0] for record in records])
-        return ranking_metrics(ranks(queries, _vectors(corpus), relevant, copies))
+        return ranks(queries, _vectors(corpus), relevant, copies)
 
 
 def info_nce(vectors: Tensor, documents: Tensor, allowed: Tensor, temperature: float) -> Tensor:

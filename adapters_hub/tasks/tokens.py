@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -191,6 +192,14 @@ class TokenClassification(Task):
             "accuracy": right / max(1, words),
             "words_cut_off": float(sum(record["cut"] for record in records)),
         }
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Spans that were found and are right; all that were found and that there are."""
+        pairs = [(set(spans_of(r["tags"])), set(spans_of(r["predicted"]))) for r in records]
+        return np.array([(len(a & b), len(a) + len(b)) for a, b in pairs], dtype=float)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return 2 * sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
 def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:

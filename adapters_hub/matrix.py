@@ -1,0 +1,442 @@
+"""The matrix: what language and domain adapters bring in every cell, alone and composed.
+
+For each seed and domain the task's adapter is trained once, in the source language, over that
+language's frozen adapter; every other language swaps its own adapter in. Beside it are measured
+what it should beat and what it should not need. A cell is one JSON file, written when it is whole;
+what was trained is kept beside the cells, so a run that was stopped goes on where it was.
+
+Columns of a cell, all with one head each:
+
+- ``bare``: the backbone, with a head trained on it alone; ``language``: with the cell's language
+  adapter, and that head.
+- ``domain``: the task's adapter alone. ``source kept``: over the source language's adapter.
+- each method asked for, such as ``sum``: the cell's language adapter and the task's, composed.
+- ``oracle``: an adapter trained in the cell itself, over the cell's language adapter.
+- controls: ``wrong language`` (another language's adapter instead), ``random`` (one of random
+  factors whose delta has the norm of the language adapter's at every layer), ``apart`` and ``apart
+  + language`` (a task adapter trained without any language adapter below it).
+- ``there``: how the composed blend does on the source language's rows, beside ``source there``.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapters_hub.adapter import Adapter
+from adapters_hub.backbone import site_shape
+from adapters_hub.blend import Blend
+from adapters_hub.bootstrap import Estimate, Resampled
+from adapters_hub.compose import METHODS
+from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.evaluation import collect_records
+from adapters_hub.experiment import Experiment
+from adapters_hub.exporting import composed
+from adapters_hub.info import read_adapter
+from adapters_hub.languages import canonical
+from adapters_hub.settings import MatrixSettings, Resolved
+from adapters_hub.tasks import Example, Row
+
+FORMAT_VERSION = 1
+_FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
+         "name", "save_every", "library", "data", "license", "save_precision"}  # fmt: skip
+"""Settings that may differ between a run and its continuation."""
+_ONLY_THERE = ("there", "source there")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A language and a domain that have rows; data without domains have the one domain None."""
+
+    language: str
+    domain: str | None
+
+    @property
+    def file(self) -> str:
+        """The name of its JSON file."""
+        return f"{self.domain or 'all'}.{self.language}.json"
+
+
+class Matrix:
+    """A run over all cells of an experiment's data; several processes share every cell's work."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        settings = resolved.settings
+        if not isinstance(settings, MatrixSettings):
+            raise TypeError(f"a matrix has MatrixSettings, not {type(settings).__name__}")
+        if unknown := set(settings.methods) - METHODS.keys():
+            raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
+        self.settings = settings
+        self.source = canonical(settings.source)
+        self.experiment = experiment = Experiment(resolved)
+        self.task, self.model = experiment.task, experiment.model
+        experiment.require_languages()
+        for split in ("dev", "test"):
+            experiment.splits[split] = at_most(experiment.splits[split], settings.rows)
+        self.cells = self._cells()
+        self.results = Path(settings.results)
+        self.methods = tuple(dict.fromkeys(settings.methods))
+        self.seeds = range(settings.seed, settings.seed + settings.seeds)
+        self._claim()
+        self.todo = [cell for cell in self.cells if not (self.results / cell.file).exists()]
+        experiment.accelerator.wait_for_everyone()  # before a process writes what another looks for
+
+    def run(self) -> None:
+        """Train and measure every cell that has no file yet."""
+        self.experiment.print(
+            f"{len(self.cells)} cells, {len(self.todo)} to do; kept in {self.results}\n"
+        )
+        for domain in dict.fromkeys(cell.domain for cell in self.todo):
+            trained = [self._trained(domain, seed) for seed in self.seeds]
+            for cell in self.todo:
+                if cell.domain == domain:
+                    result = self._measure(cell, trained)
+                    if self.experiment.accelerator.is_main_process:
+                        _write(self.results / cell.file, result)
+                    self.experiment.print(
+                        f"{cell.domain or 'all'} {cell.language}: {_line(result)}"
+                    )
+            for names in trained:
+                for name in names.values():
+                    self.model.drop(name)
+        self.experiment.accelerator.wait_for_everyone()
+
+    # ── what is trained ──────────────────────────────────────────────────────────────────────
+
+    def _trained(self, domain: str | None, seed: int) -> dict[str, str]:
+        """What a domain's cells need of one seed: role → the name of a resident adapter."""
+        word = domain or "all"
+        names: dict[str, str] = {}
+
+        def from_source(row: Row) -> int | None:
+            return 0 if row.domain == domain and row.language == self.source else None
+
+        if self.task.needs_head():
+            names["head"] = f"{word}.head.{seed}"
+            self._train([names["head"]], from_source, domain, seed, over=False, head_only=True)
+        names["domain"] = f"{word}.task.{seed}"
+        self._train([names["domain"]], from_source, domain, seed)
+        if self.experiment.languages_with_adapters():
+            names["apart"] = f"{word}.apart.{seed}"
+            self._train([names["apart"]], from_source, domain, seed, over=False)
+        if self.settings.oracle:
+            tags = [cell.language for cell in self.cells if cell.domain == domain]
+            own = {tag: f"{word}.{tag}.{seed}" for tag in tags}
+            names |= {f"oracle {tag}": name for tag, name in own.items()}
+
+            def from_cell(row: Row) -> int | None:
+                mine = row.domain == domain and row.language in own
+                return tags.index(str(row.language)) if mine else None
+
+            self._train([*own.values()], from_cell, domain, seed)
+        return names
+
+    def _train(
+        self,
+        names: Sequence[str],
+        owner: Callable[[Row], int | None],
+        domain: str | None,
+        seed: int,
+        *,
+        over: bool = True,
+        head_only: bool = False,
+    ) -> None:
+        """Make adapters resident: those kept by an earlier run, or trained now, side by side."""
+        folders = [self.results / "adapters" / name for name in names]
+        if all(folder.is_dir() for folder in folders):
+            for name, folder in zip(names, folders, strict=True):
+                self.model.add(Adapter.load(read_adapter(folder, name), self.model.backbone))
+            return
+        settings, experiment = self.settings, self.experiment
+        experiment.print(f"training {', '.join(names)}:")
+        fresh = [
+            experiment.new_adapter(name, domain=domain, head_only=head_only, seed=seed)
+            for name in names
+        ]
+        finished, _ = experiment.train(
+            fresh,
+            owner,
+            over=over,
+            seed=seed,
+            batch_size=settings.batch_size * len(names),
+            accumulation=settings.accumulation * len(names),
+        )
+        if experiment.accelerator.is_main_process:
+            for adapter, folder in zip(finished, folders, strict=True):
+                self._keepable(adapter).save(folder)
+        experiment.accelerator.wait_for_everyone()
+
+    def _keepable(self, adapter: Adapter) -> Adapter:
+        """An adapter as a PEFT file can hold it: one that is only a head with a delta of zero."""
+        if adapter.factors:
+            return adapter
+        site = self.task.sites(self.model.backbone)[0]
+        wide, tall = site_shape(self.model.backbone.sites[site])
+        nothing = (torch.zeros(1, wide), torch.zeros(tall, 1))
+        return replace(
+            adapter,
+            factors={site: nothing},
+            scaling={site: 1.0},
+            prefix=self.task.prefix(self.model.backbone),
+        )
+
+    # ── what is measured ─────────────────────────────────────────────────────────────────────
+
+    def _measure(self, cell: Cell, trained: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """A cell's file: every column on test, the single adapters on dev too."""
+        columns = [
+            self._columns(cell, names, seed)
+            for names, seed in zip(trained, self.seeds, strict=True)
+        ]
+        singles = [name for name in ("language", "domain") if name in columns[0]]
+        test, dev = (self._examples(split, cell) for split in ("test", "dev"))
+        there = self._examples("test", Cell(self.source, cell.domain))
+        tallies: dict[str, list[np.ndarray]] = {}
+        elsewhere: dict[str, list[np.ndarray]] = {}
+        on_dev: dict[str, list[float]] = {}
+        for own in columns:
+            for name, blend in own.items():
+                found, rows = (elsewhere, there) if name in _ONLY_THERE else (tallies, test)
+                found.setdefault(name, []).append(self._tallies(rows, blend))
+                if name in singles:
+                    sums = self._tallies(dev, blend).sum(0)
+                    on_dev.setdefault(name, []).append(float(self.task.score(sums)))
+        for own in columns:
+            for term in {term for blend in own.values() for term in blend.terms}:
+                if term.startswith(_MADE):
+                    self.model.drop(term)
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        drawn = self._resampled(tallies)
+        best = max(singles, key=lambda name: sign * float(np.mean(on_dev[name])))
+        result: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "language": cell.language,
+            "domain": cell.domain,
+            "source": self.source,
+            "task": self.task.name,
+            "metric": self.task.metric_name(self.model.backbone),
+            "higher_is_better": self.task.higher_is_better,
+            "backbone": self.settings.backbone,
+            "seeds": list(self.seeds),
+            "rows": {"test": len(_rows(test)), "dev": len(_rows(dev))},
+            "columns": {
+                name: {
+                    "blend": str(columns[0][name]),
+                    "test": [float(self.task.score(array.sum(0))) for array in arrays],
+                    **asdict(drawn.estimate(name)),
+                }
+                for name, arrays in tallies.items()
+            },
+            "best_single": best,
+            "dev": {name: float(np.mean(scores)) for name, scores in on_dev.items()},
+            "transfer": asdict(drawn.estimate("domain", "bare", sign)),
+            "composed": {},
+        }
+        for method in self.methods:
+            if method in tallies:
+                result["composed"][method] = self._judged(method, best, drawn, sign)
+        if elsewhere:
+            drawn = self._resampled(elsewhere)
+            result["forgetting"] = asdict(drawn.estimate(*reversed(_ONLY_THERE), sign))
+        return result
+
+    def _columns(self, cell: Cell, names: Mapping[str, str], seed: int) -> dict[str, Blend]:
+        """Column → the blend of adapters that it is, all resident."""
+        over = {tag: self.experiment.language_blend(Row("", language=tag)) for tag in self._tags()}
+        own, source = over.get(cell.language, Blend()), over.get(self.source, Blend())
+        head = _exact(names["head"]) if "head" in names else Blend()
+        task = _exact(names["domain"])
+        columns = {"bare": head}
+        if own:
+            columns["language"] = own + head
+        columns["domain"] = task
+        if source and self.source != cell.language:
+            columns["source kept"] = source + task
+        if own:
+            for method in self.methods:
+                columns[method] = self._composed(method, cell, own, source, task, seed)
+            others = [tag for tag in sorted(over) if tag not in (cell.language, self.source)]
+            if others:  # the next one after the cell's own, so that it is another in each cell
+                wrong = next((tag for tag in others if tag > cell.language), others[0])
+                columns["wrong language"] = over[wrong] + task
+            (term,) = own.terms
+            random = random_like(self.model.resident(term), seed, f"{_MADE}random.{term}.{seed}")
+            columns["random"] = _exact(self.model.add(random).name) + task
+            columns["apart"] = _exact(names["apart"])
+            columns["apart + language"] = own + columns["apart"]
+            if cell.language != self.source:
+                columns["there"] = own + task
+                columns["source there"] = source + task
+        if f"oracle {cell.language}" in names:
+            columns["oracle"] = own + _exact(names[f"oracle {cell.language}"])
+        return columns
+
+    def _composed(
+        self, method: str, cell: Cell, own: Blend, source: Blend, task: Blend, seed: int
+    ) -> Blend:
+        """Language and task by one method; the order of terms is the method's."""
+        if method == "sum":
+            return own + task
+        blend = task + own - source if method == "subtract" else task + own
+        name = f"{_MADE}{method}.{cell.language}.{seed}"
+        made = composed(self.model, blend, method, name, {})
+        return _exact(self.model.add(made).name)
+
+    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, Any]:
+        """What one method's composition is worth in a cell, positive where it helps."""
+        against: dict[str, Estimate] = {"gain": drawn.estimate(method, "bare", sign)}
+        against["composition_gain"] = drawn.estimate(method, best, sign)
+        for other in ("source kept", "wrong language", "random"):
+            if other in drawn.points:
+                against[f"over {other}"] = drawn.estimate(method, other, sign)
+        out: dict[str, Any] = {name: asdict(estimate) for name, estimate in against.items()}
+        out["hurts"] = against["composition_gain"].sure < 0
+        out["helps"] = against["composition_gain"].sure > 0
+        if "oracle" in drawn.points:
+            possible = sign * (drawn.points["oracle"] - drawn.points["bare"])
+            out["recovery"] = against["gain"].mean / possible if possible > 0 else None
+        return out
+
+    def _tallies(self, examples: Sequence[Example], blend: Blend) -> np.ndarray:
+        accelerator = self.experiment.accelerator
+        records = collect_records(
+            self.model, self.task, examples, lambda row: blend, accelerator=accelerator
+        )
+        return self.task.tallies(records)
+
+    def _resampled(self, tallies: Mapping[str, Sequence[np.ndarray]]) -> Resampled:
+        return Resampled(tallies, self.task.score, self.settings.resamples, self.settings.seed)
+
+    # ── which cells ──────────────────────────────────────────────────────────────────────────
+
+    def _tags(self) -> list[str]:
+        return self.experiment.languages_with_adapters()
+
+    def _examples(self, split: str, cell: Cell) -> list[Example]:
+        return [e for e in self.experiment.examples[split] if _cell(e.row) == cell]
+
+    def _cells(self) -> list[Cell]:
+        """The cells that have rows to choose on and to measure on, and a source to learn from."""
+        splits = self.experiment.splits
+        dev, test, train = ({_cell(r) for r in splits[name]} for name in ("dev", "test", "train"))
+        cells = sorted(dev & test, key=lambda cell: (cell.domain or "", cell.language))
+        domains = {cell.domain for cell in cells}
+        for domain in domains:
+            if Cell(self.source, domain) not in train & dev & test:
+                raise DataError(
+                    f"{self.settings.data}: no train, dev and test rows in {self.source} "
+                    f"for {domain or 'the source'}, where the task's adapter is trained (--source)"
+                )
+        if not cells:
+            raise DataError(f"{self.settings.data}: no cell has both dev and test rows")
+        return [c for c in cells if not self.settings.oracle or c in train]
+
+    def _claim(self) -> None:
+        """Make the results' folder this run's; `SettingsError` where it is another's."""
+        facts = {
+            f.name: getattr(self.settings, f.name)
+            for f in fields(self.settings)
+            if f.name not in _FREE
+        }
+        facts |= {
+            "fingerprint": self.model.backbone.fingerprint,
+            "rows": _digest(self.experiment.splits),
+            "below": {t: self._hash_below(t) for t in self._tags()},
+        }
+        facts = json.loads(json.dumps(facts))
+        path = self.results / "settings.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        self.experiment.accelerator.wait_for_everyone()
+        if kept is None:
+            if self.experiment.accelerator.is_main_process:
+                self.results.mkdir(parents=True, exist_ok=True)
+                _write(path, facts)
+            return
+        differ = sorted(
+            key for key in facts.keys() | kept.keys() if facts.get(key) != kept.get(key)
+        )
+        if differ:
+            raise SettingsError(
+                f"{self.results} holds a matrix of other settings ({', '.join(differ)}): choose "
+                "another --results, or delete it"
+            )
+
+    def _hash_below(self, tag: str) -> str | None:
+        (name,) = self.experiment.language_blend(Row("", language=tag)).terms
+        return self.model.resident(name).info.hash
+
+
+_MADE = "matrix."  # how names of adapters begin that are made for one cell
+
+
+def at_most(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most ``count`` rows of each cell (0: all), those of the same ids in every language."""
+    if not count:
+        return list(rows)
+    ranked = sorted(
+        range(len(rows)),
+        key=lambda i: hashlib.sha256((rows[i].key or rows[i].text).encode()).digest(),
+    )
+    taken: dict[Cell, int] = {}
+    chosen = []
+    for number in ranked:
+        cell = _cell(rows[number])
+        taken[cell] = taken.get(cell, 0) + 1
+        if taken[cell] <= count:
+            chosen.append(number)
+    return [rows[number] for number in sorted(chosen)]
+
+
+def random_like(adapter: Adapter, seed: int, name: str) -> Adapter:
+    """An adapter of random factors whose ``B A`` has the same Frobenius norm at every site."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for site, (a, b) in adapter.factors.items():
+        new_a, new_b = (torch.randn(t.shape, generator=generator).to(t) for t in (a, b))
+        factors[site] = (
+            new_a,
+            new_b * (_norm(a.float(), b.float()) / _norm(new_a.float(), new_b.float())),
+        )
+    return replace(adapter, info=replace(adapter.info, name=name), factors=factors, head={})
+
+
+def _norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The Frobenius norm of ``b @ a`` without forming it."""
+    return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
+
+
+def _cell(row: Row) -> Cell:
+    return Cell(str(row.language), row.domain)
+
+
+def _exact(name: str) -> Blend:
+    return Blend(((name, 1.0),), exact=True)
+
+
+def _rows(examples: Iterable[Example]) -> set[int]:
+    return {id(example.row) for example in examples}
+
+
+def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
+    facts = [
+        (name, row.text, row.label, row.language, row.domain, row.key, repr(row.fields))
+        for name, rows in sorted(splits.items())
+        for row in rows
+    ]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {own['mean']:.3f}" for name, own in result["columns"].items())
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """Beside, then renamed into place: a file is whole or not there."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
