@@ -223,6 +223,10 @@ class Matrix:
             "higher_is_better": self.task.higher_is_better,
             "backbone": self.settings.backbone,
             "seeds": list(self.seeds),
+            "adapters": {
+                "language": next(iter(self._below(cell.language).terms), None),
+                "domain": [names["domain"] for names in trained],
+            },
             "rows": {"test": len(_rows(test)), "dev": len(_rows(dev))},
             "columns": {
                 name: {
@@ -247,8 +251,7 @@ class Matrix:
 
     def _columns(self, cell: Cell, names: Mapping[str, str], seed: int) -> dict[str, Blend]:
         """Column → the blend of adapters that it is, all resident."""
-        over = {tag: self.experiment.language_blend(Row("", language=tag)) for tag in self._tags()}
-        own, source = over.get(cell.language, Blend()), over.get(self.source, Blend())
+        own, source = self._below(cell.language), self._below(self.source)
         head = _exact(names["head"]) if "head" in names else Blend()
         task = _exact(names["domain"])
         columns = {"bare": head}
@@ -260,10 +263,10 @@ class Matrix:
         if own:
             for method in self.methods:
                 columns[method] = self._composed(method, cell, own, source, task, seed)
-            others = [tag for tag in sorted(over) if tag not in (cell.language, self.source)]
+            others = [tag for tag in self._tags() if tag not in (cell.language, self.source)]
             if others:  # the next one after the cell's own, so that it is another in each cell
                 wrong = next((tag for tag in others if tag > cell.language), others[0])
-                columns["wrong language"] = over[wrong] + task
+                columns["wrong language"] = self._below(wrong) + task
             (term,) = own.terms
             random = random_like(self.model.resident(term), seed, f"{_MADE}random.{term}.{seed}")
             columns["random"] = _exact(self.model.add(random).name) + task
@@ -282,6 +285,8 @@ class Matrix:
         """Language and task by one method; the order of terms is the method's."""
         if method == "sum":
             return own + task
+        if method == "subtract" and own == source:
+            return task  # an analogy from a language to itself changes nothing
         blend = task + own - source if method == "subtract" else task + own
         name = f"{_MADE}{method}.{cell.language}.{seed}"
         made = composed(self.model, blend, method, name, {})
@@ -316,6 +321,10 @@ class Matrix:
 
     def _tags(self) -> list[str]:
         return self.experiment.languages_with_adapters()
+
+    def _below(self, tag: str) -> Blend:
+        """A language's frozen adapter as a blend; empty where there is none."""
+        return self.experiment.language_blend(Row("", language=tag))
 
     def _examples(self, split: str, cell: Cell) -> list[Example]:
         return [e for e in self.experiment.examples[split] if _cell(e.row) == cell]
@@ -367,7 +376,7 @@ class Matrix:
             )
 
     def _hash_below(self, tag: str) -> str | None:
-        (name,) = self.experiment.language_blend(Row("", language=tag)).terms
+        (name,) = self._below(tag).terms
         return self.model.resident(name).info.hash
 
 

@@ -167,9 +167,9 @@ def _heat_map(figure: Any, cells: Cells, method: str, what: str) -> None:
     axes.set_yticks(range(len(tags)), [f"{t} (source)" if t in sources else t for t in tags])
     axes.set_xlabel("domain")
     axes.set_ylabel("language")
-    axes.set_title(f"{_WORDS[what]}, {method}: {cells[0]['metric']}\n(bold: interval excludes 0)")
-    figure.colorbar(image, ax=axes, label="positive: it helps")
-    figure.set_size_inches(2.6 + 1.1 * len(domains), 1.6 + 0.34 * len(tags))
+    axes.set_title(f"{_WORDS[what]}, {method}\n(bold: 95% interval excludes 0)")
+    figure.colorbar(image, ax=axes, label=f"{cells[0]['metric']}, positive: it helps")
+    figure.set_size_inches(max(4.8, 2.6 + 1.1 * len(domains)), 1.7 + 0.34 * len(tags))
 
 
 _WORDS = {"gain": "Gain over bare", "composition_gain": "Gain over the better single adapter"}
