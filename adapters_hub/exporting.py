@@ -66,6 +66,7 @@ def export(
         name=check_name(name or "-".join(part.name for part in parts)),
         task=main.info.task,
         labels=main.info.labels,
+        problem_type=main.info.problem_type,
         pooling=pooling,
         prompts=prompts,
         backbone=model.backbone.name,
