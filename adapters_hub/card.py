@@ -35,6 +35,7 @@ def write_card(info: AdapterInfo) -> str:
         "domain": info.domain,
         "task": info.task,
         "labels": ", ".join(info.labels or ()),
+        "problem type": info.problem_type,
         "pooling": info.pooling,
         **{f"before a {kind}": f"`{text}`" for kind, text in info.prompts.items()},
         "backbone": info.backbone,

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from adapters_hub import __version__
 from adapters_hub.errors import AdaptersHubError
-from adapters_hub.info import AdapterInfo
+from adapters_hub.info import PROBLEM_TYPES, AdapterInfo
 from adapters_hub.library import Library
 
 _OPTIONS: dict[str, Any] = {  # of methods of composition: what is not given keeps its default
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     for flag in ("name", "language", "domain", "task", "backbone", "license"):
         sub.add_argument(f"--{flag}")
     sub.add_argument("--labels", nargs="+", help="label names, in the order of the logits")
+    sub.add_argument("--problem-type", choices=PROBLEM_TYPES, help="of a classification head")
     sub.add_argument("--replace", action="store_true", help="replace one of the same name")
 
     sub = command("remove", _remove, "delete an adapter")
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
     sub.add_argument("--language", nargs="+", help="only rows in these")
     sub.add_argument("--domain", nargs="+", help="only rows of these")
+    sub.add_argument("--label-separator", help="what stands between the labels of one cell")
     sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
     sub.add_argument("--task", help="[that of the head, else language-modeling]")
     sub.add_argument("--per", default="adapter", help="adapter or layer")
@@ -162,6 +165,7 @@ def _add(options: argparse.Namespace) -> int:
         domain=options.domain,
         task=options.task,
         labels=options.labels,
+        problem_type=options.problem_type,
         backbone=options.backbone,
         license=options.license,
         replace_existing=options.replace,
@@ -215,9 +219,10 @@ def _fit(options: argparse.Namespace) -> int:
     from adapters_hub.fitting import fit
 
     check_target(options.output)  # now, rather than after the work
-    splits = read_data(options.data)
+    read = partial(read_data, label_separator=options.label_separator)
+    splits = read(options.data)
     if options.dev:
-        splits["dev"] = [row for rows in read_data(options.dev).values() for row in rows]
+        splits["dev"] = [row for rows in read(options.dev).values() for row in rows]
     splits = {s: select(rows, options.language, options.domain) for s, rows in splits.items()}
     rows = splits.get("train", [])
     if options.rows is not None and options.rows < len(rows):

@@ -31,18 +31,24 @@ _MAX_CELL = 2**31 - 1
 Splits = dict[str, list[Row]]
 
 
-def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> Splits:
+def read_data(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    label_separator: str | None = None,
+) -> Splits:
     """Read a file, a folder of files, or a Hub data set id.
 
     JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
-    field (or SQuAD's ``context``, or a list of ``words``) and optional ``label``, ``language``,
-    ``domain`` and ``id`` (equal for translations of one item); for retrieval ``positive`` (the text
-    to be found), ``negatives`` (a text or a list of them) and ``positive_language`` (of both, if
-    not the row's). What other tasks have of their own, such as ``question`` and ``answers``, is in
-    `Row.fields`, and checked by the task. ``columns`` maps these names to the file's own. A file's
-    split is the part of its name, else of the folders it is in, that says train, dev or test, else
-    train; a language may be said by the file name too
-    (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
+    field (or SQuAD's ``context``, or a list of ``words``) and optional ``label`` (or a list of
+    them), ``language``, ``domain`` and ``id`` (equal for translations of one item); for retrieval
+    ``positive`` (the text to be found), ``negatives`` (a text or a list of them) and
+    ``positive_language`` (of both, if not the row's). What other tasks have of their own, such as
+    ``question`` and ``answers``, is in `Row.fields`, and checked by the task.
+
+    ``columns`` maps these names to the file's own; ``label_separator`` stands between the labels of
+    a text (an empty one is none of them). A file's split is the part of its name, else of the
+    folders it is in, that says train, dev or test, else train; a language may be said by the file
+    name too (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
     known = (*FIELDS, *TASK_FIELDS)
@@ -53,7 +59,8 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
     if not path.exists():
         for split, records in _hub(str(source)):
             rows = [
-                _row(r, columns, None, f"{source}[{split}]:{n}") for n, r in enumerate(records, 1)
+                _row(r, columns, label_separator, None, f"{source}[{split}]:{n}")
+                for n, r in enumerate(records, 1)
             ]
             splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
         return splits
@@ -66,7 +73,8 @@ def read_data(source: str | Path, columns: Mapping[str, str] | None = None) -> S
         if not numbered:
             raise DataError(f"{file}: empty, no rows in it")
         splits.setdefault(split, []).extend(
-            _row(record, columns, language, f"{file}:{line}") for line, record in numbered
+            _row(record, columns, label_separator, language, f"{file}:{line}")
+            for line, record in numbered
         )
     return splits
 
@@ -247,7 +255,11 @@ def _with_class_names(
 
 
 def _row(
-    record: Mapping[str, Any], columns: Mapping[str, str], language: str | None, where: str
+    record: Mapping[str, Any],
+    columns: Mapping[str, str],
+    separator: str | None,
+    language: str | None,
+    where: str,
 ) -> Row:
     if "text" not in record and "text" not in columns and "context" in record:
         columns = {**columns, "text": "context"}
@@ -269,10 +281,22 @@ def _row(
             )
     tag = language_tag(values["language"] or language, columns.get("language", "language"), where)
     domain = str(values["domain"]) if values["domain"] not in (None, "") else None
-    label = str(values["label"]) if values["label"] not in (None, "") else None
+    label = _label(values["label"], separator, f"{where}: field {columns.get('label', 'label')!r}")
     key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
     used = {columns.get(name, name) for name in (*FIELDS, *columns)}
     rest = {name: value for name, value in record.items() if name not in used}
     pair = {name: values[name] for name in PAIR if values[name] is not None}
     rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
     return Row(text, label, tag, domain, key, where, {**rest, **pair})
+
+
+def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ...] | None:
+    """One label, or a tuple of them where the data say a list, or separate them."""
+    if separator and isinstance(value, str):
+        value = [part.strip() for part in value.split(separator)] if value.strip() else []
+    if not isinstance(value, list):
+        return None if value in (None, "") else str(value)
+    for item in value:
+        if item == "" or not isinstance(item, str | int | float) or not is_text(str(item)):
+            raise DataError(f"{where}: {item!r} in {value!r} is no label")
+    return tuple(dict.fromkeys(map(str, value)))

@@ -276,7 +276,7 @@ class Experiment:
 
     def _read(self, other_languages: bool) -> Splits:
         settings = self.settings
-        found = read_data(settings.data, settings.columns)
+        found = read_data(settings.data, settings.columns, settings.label_separator)
         domains = {row.domain for rows in found.values() for row in rows}
         if settings.domain and not domains & {*settings.domain, None}:
             there = ", ".join(sorted(str(domain) for domain in domains))

@@ -59,6 +59,7 @@ def composed(
         name=check_name(name or "-".join(part.name for part in parts)),
         task=main.info.task,
         labels=main.info.labels,
+        problem_type=main.info.problem_type,
         pooling=pooling,
         prompts=prompts,
         backbone=model.backbone.name,

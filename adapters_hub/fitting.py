@@ -28,7 +28,7 @@ from adapters_hub.embedding import embedding_of
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.model import AdaptedModel, Weights
 from adapters_hub.tasks import Example, Row, Task, make_task
-from adapters_hub.tasks.heads import label_names, task_of
+from adapters_hub.tasks.heads import label_names, multi_label, task_of
 
 METHODS = ("gradient", "lorahub")
 BOUND = 1.5
@@ -294,8 +294,10 @@ def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) 
         )
     if name not in ("classification", "token-classification"):
         return make_task(name, max_length=max_length)
-    labels = label_names(model.resident(model.head_owner(blend)), model.backbone, name)
-    return make_task(name, max_length=max_length, label_names=labels)
+    owner = model.resident(model.head_owner(blend))
+    options = {"multi_label": multi_label(owner)} if name == "classification" else {}
+    labels = label_names(owner, model.backbone, name)
+    return make_task(name, max_length=max_length, label_names=labels, **options)
 
 
 def _check(per: str, method: str, rate: float, l1: float, **whole: int) -> None:

@@ -21,6 +21,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 METADATA_KEY = "adapters_hub"
 FORMAT_VERSION = 1
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
 KEY_PREFIX = "base_model.model."
 
 _TASK_OF_PEFT_TYPE = {
@@ -44,8 +46,8 @@ _REFUSED = {
 }
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
-    "name", "language", "domain", "task", "pooling", "backbone", "fingerprint", "license",
-    "description", "trained_with", "hash",
+    "name", "language", "domain", "task", "problem_type", "pooling", "backbone", "fingerprint",
+    "license", "description", "trained_with", "hash",
 )  # fmt: skip
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
@@ -66,6 +68,7 @@ class AdapterInfo:
     domain: str | None = None
     task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
     labels: tuple[str, ...] | None = None  # classification: in the order of the logits
+    problem_type: str | None = None  # classification: of PROBLEM_TYPES, as in transformers
     pooling: str | None = None  # retrieval: how hidden states become one vector
     prompts: dict[str, str] = field(default_factory=dict)  # retrieval: before "query", "document"
     backbone: str | None = None  # hub id, folder, or "starter"

@@ -30,11 +30,13 @@ from adapters_hub.errors import (
     BackboneMismatchError,
     LibraryError,
     NotFoundError,
+    SettingsError,
 )
 from adapters_hub.info import (
     CARD_FILE,
     CONFIG_FILE,
     METADATA_KEY,
+    PROBLEM_TYPES,
     WEIGHTS_FILE,
     AdapterFiles,
     AdapterInfo,
@@ -182,17 +184,23 @@ class Library:
         domain: str | None = None,
         task: str | None = None,
         labels: Iterable[str] | None = None,
+        problem_type: str | None = None,
         backbone: str | None = None,
         license: str | None = None,
         replace_existing: bool = False,
     ) -> AdapterInfo:
         """Copy a PEFT LoRA folder, or a lone ``.safetensors`` of ours, into the library.
 
-        What is not given is taken from the files. The name defaults to the language and domain
+        What is not given is taken from the files; plain PEFT's do not say the ``problem_type`` of a
+        classification head, which is transformers'. The name defaults to the language and domain
         (``pt-BR``, ``hotel``, ``pt-BR-hotel``), else the source's name. ``backbone`` (a folder or
         ``starter``) stores that backbone's fingerprint. The files are checked, down to NaN, before
         anything is written; the library holds the old state or the new one, never between.
         """
+        if problem_type not in (None, *PROBLEM_TYPES):
+            raise SettingsError(
+                f"problem_type={problem_type!r}: choose one of {', '.join(PROBLEM_TYPES)}"
+            )
         files = read_adapter(Path(source))
         info = files.info
         if METADATA_KEY not in files.header.metadata and Path(source).is_dir():
@@ -202,6 +210,7 @@ class Library:
             "domain": domain,
             "task": task,
             "labels": (labels,) if isinstance(labels, str) else tuple(labels or ()) or None,
+            "problem_type": problem_type,
             "backbone": backbone,
             "license": license,
         }

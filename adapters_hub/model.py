@@ -290,7 +290,11 @@ class AdaptedModel:
     def classify(
         self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
     ) -> list[dict[str, float]]:
-        """Each text's labels with their probabilities, the most probable first."""
+        """Each text's labels with their probabilities, the most probable first.
+
+        They add up to one, but where a text may have any number of the labels (multi-label): there
+        each label has its own, between 0 and 1.
+        """
         from adapters_hub.tasks.classification import classify
 
         return classify(

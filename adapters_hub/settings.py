@@ -35,6 +35,9 @@ class TrainingSettings:
         "recipes/data", "file, folder or Hub data set: text, label, language, domain, positive"
     )
     columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars")
+    label_separator: str | None = _setting(
+        None, "what stands between the labels of one cell, such as ';'; default: a cell is one"
+    )
     language: tuple[str, ...] = _setting((), "languages to train on; none given: all in the data")
     domain: tuple[str, ...] = _setting((), "domains to train on; rows that name none fit any")
     over: tuple[str, ...] = _setting(
@@ -110,6 +113,8 @@ class TrainingSettings:
                 raise SettingsError(f"{name}={value}: must be above 0")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed={self.seed}: must be between 0 and {2**32 - 1}")
+        if self.label_separator == "":
+            raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
         for setting in fields(self):

@@ -1,7 +1,8 @@
-"""Sequence classification: one label a text, by the architecture's own classification class."""
+"""Sequence classification: one label a text, or several, by the architecture's own class."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -10,22 +11,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.info import MULTI_LABEL
 from adapters_hub.tasks.base import Example, Row, Task, pad
-from adapters_hub.tasks.heads import label_names, row_logits, task_shell
+from adapters_hub.tasks.heads import label_names, multi_label, row_logits, task_shell
 
 if TYPE_CHECKING:
+    from adapters_hub.adapter import Adapter
     from adapters_hub.backbone import Backbone, TaskShell
+    from adapters_hub.info import AdapterInfo
     from adapters_hub.model import AdaptedModel, Adapters, Heads
     from adapters_hub.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Cross-entropy over ``label_names``; accuracy and macro-F1 (of the labels that occur)."""
+    """Cross-entropy over ``label_names``; accuracy and macro-F1 (of the labels that occur).
+
+    With ``multi_label`` a row has any number of them, or none: the mean of the labels' binary
+    cross-entropies; micro-F1, macro-F1 (of the labels that occur or are predicted) and exact match
+    (of all the labels of a row), where a label is predicted from a probability of 0.5 on.
+    ``smoothing`` gives that share of a target evenly to all labels, or to a label's yes and no.
+    """
 
     label_names: tuple[str, ...]
     max_length: int = 256
     smoothing: float = 0.0
+    multi_label: bool = False
     metric: str = "macro_f1"
     higher_is_better: bool = True
     name: ClassVar[str] = "classification"
@@ -39,20 +50,27 @@ class Classification(Task):
         cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
     ) -> "Classification":
         field = settings.columns.get("label", "label")
-        known = sorted({row.label for row in splits["train"] if row.label is not None})
+        several = any(isinstance(row.label, tuple) for row in splits["train"])
+        known = sorted({label for row in splits["train"] for label in row.labels})
         for split, rows in splits.items():
             for row in rows:
+                where = f"{row.where}: field {field!r}"
                 if row.label is None:
+                    none = " (an empty list is none of the labels)" if several else ""
+                    raise DataError(f"{where} is missing, and classification needs it{none}")
+                if isinstance(row.label, tuple) and not several:
                     raise DataError(
-                        f"{row.where}: field {field!r} is missing, and classification needs it"
+                        f"{where} of this {split} row is a list, and no train row's is; let some "
+                        "be, or give each row one label"
                     )
-                if row.label not in known:
-                    raise DataError(
-                        f"{row.where}: field {field!r}: no train row has the label {row.label!r} "
-                        f"of this {split} row (they have {', '.join(known)}); add some, or take it "
-                        "out"
-                    )
-        return cls(tuple(known), max_length=settings.max_length, smoothing=settings.label_smoothing)
+                for label in row.labels:
+                    if label not in known:
+                        raise DataError(
+                            f"{where}: no train row has the label {label!r} of this {split} row "
+                            f"(they have {', '.join(known)}); add some, or take it out"
+                        )
+        smoothing = settings.label_smoothing
+        return cls(tuple(known), settings.max_length, smoothing, multi_label=several)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -74,6 +92,12 @@ class Classification(Task):
     def metric_name(self, backbone: "Backbone") -> str:
         return "macro-F1"
 
+    def new_adapter(
+        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
+    ) -> "Adapter":
+        kept = replace(info, problem_type=MULTI_LABEL if self.multi_label else None)
+        return super().new_adapter(kept, backbone, lora, seed)
+
     def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
         return self.shell(backbone).initial_head(seed)
 
@@ -82,17 +106,25 @@ class Classification(Task):
 
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         known = {label: number for number, label in enumerate(self.label_names)}
+        targets: list[int | tuple[int, ...] | None] = []
         for row in rows:
-            if row.label is not None and row.label not in known:
+            if isinstance(row.label, tuple) and not self.multi_label:
                 raise DataError(
-                    f"{row.where}: field 'label': {row.label!r} is not one of the labels "
+                    f"{row.where}: field 'label' is a list, and a row has just one of the labels "
                     f"{list(self.label_names)}"
                 )
+            for label in row.labels:
+                if label not in known:
+                    raise DataError(
+                        f"{row.where}: field 'label': {label!r} is not one of the labels "
+                        f"{list(self.label_names)}"
+                    )
+            numbers = tuple(known[label] for label in row.labels)
+            targets.append(
+                None if row.label is None else numbers if self.multi_label else numbers[0]
+            )
         encoded = encode_texts([row.text for row in rows], backbone, self.max_length)
-        return [
-            Example(ids, row, known[row.label] if row.label is not None else None)
-            for ids, row in zip(encoded, rows, strict=True)
-        ]
+        return [Example(*parts) for parts in zip(encoded, rows, targets, strict=True)]
 
     def check(self, examples: Sequence[Example]) -> None:
         for example in examples:
@@ -103,18 +135,27 @@ class Classification(Task):
         self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
-        if all(example.target is not None for example in examples):
+        if any(example.target is None for example in examples):
+            return batch
+        if self.multi_label:
+            targets = torch.zeros(len(examples), len(self.label_names))
+            for own, example in zip(targets, examples, strict=True):
+                own[list(example.target)] = 1.0
+        else:
             targets = torch.tensor([example.target for example in examples])
-            batch["labels"] = targets.to(backbone.device)
-        return batch
+        return {**batch, "labels": targets.to(backbone.device)}
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
     def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
-        logits = self.logits(model, batch, heads)
+        logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
+        if self.multi_label:
+            targets = targets * (1 - self.smoothing) + self.smoothing / 2
+            losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            return losses.mean(1)
         return functional.cross_entropy(
-            logits.float(), batch["labels"], reduction="none", label_smoothing=self.smoothing
+            logits, targets, reduction="none", label_smoothing=self.smoothing
         )
 
     def records(
@@ -124,15 +165,23 @@ class Classification(Task):
         heads: "Heads",
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
-        best = self.logits(model, batch, heads).argmax(-1).tolist()
+        logits = self.logits(model, batch, heads)
+        if self.multi_label:
+            found = [[self.label_names[n] for n in row.nonzero()[:, 0]] for row in logits >= 0]
+            return [
+                {"label": list(example.row.labels), "predicted": predicted}
+                for example, predicted in zip(examples, found, strict=True)
+            ]
         return [
             {"label": example.row.label, "predicted": self.label_names[number]}
-            for example, number in zip(examples, best, strict=True)
+            for example, number in zip(examples, logits.argmax(-1).tolist(), strict=True)
         ]
 
     def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
+        if self.multi_label:
+            return multi_label_metrics(records)
         pairs = [(record["label"], record["predicted"]) for record in records]
         scores = []
         for label in sorted({gold for gold, _ in pairs}):
@@ -160,6 +209,27 @@ class Classification(Task):
         """(rows, labels), each row by its own head."""
         return row_logits(self.shell(model.backbone), batch, heads)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(rows, labels), float32: of one label among all, or of each label by itself."""
+        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
+
+
+def multi_label_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Micro-F1, macro-F1 and exact match of sets of labels; where there is nothing to find, and
+    nothing found, F1 is 1.
+    """
+    pairs = [(set(record["label"]), set(record["predicted"])) for record in records]
+    hits, involved = Counter[str](), Counter[str]()
+    for gold, predicted in pairs:
+        hits.update(gold & predicted)
+        involved.update([*gold, *predicted])
+    scores = [2 * hits[label] / count for label, count in involved.items()]
+    return {
+        "micro_f1": 2 * hits.total() / involved.total() if involved else 1.0,
+        "macro_f1": sum(scores) / len(scores) if scores else 1.0,
+        "exact_match": sum(gold == predicted for gold, predicted in pairs) / len(pairs),
+    }
+
 
 def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
     """Token ids of each text, cut at ``max_length`` or the backbone's own limit."""
@@ -173,29 +243,29 @@ def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) ->
 def classify(
     model: "AdaptedModel", texts: Sequence[str], adapters: "Adapters", batch_size: int
 ) -> list[dict[str, float]]:
-    """See `AdaptedModel.classify`. Rows may use heads with different labels."""
+    """See `AdaptedModel.classify`. Rows may use heads with different labels, of both kinds."""
     if batch_size < 1:
         raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
     blends = model.blends(len(texts), adapters)
-    labels = {
-        name: label_names(model.resident(name), model.backbone, Classification.name)
-        for name in set(map(model.head_owner, blends))
-    }
+    owners = list(map(model.head_owner, blends))
+    tasks = {}
+    for name in dict.fromkeys(owners):
+        adapter = model.resident(name)
+        names = label_names(adapter, model.backbone, Classification.name)
+        tasks[name] = Classification(names, multi_label=multi_label(adapter))
     encoded = encode_texts(texts, model.backbone, 10**9)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     found: dict[int, dict[str, float]] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for names in set(labels.values()):
-            mine = [i for i in rows if labels[model.head_owner(blends[i])] == names]
-            if not mine:
-                continue
-            task = Classification(names)
+        for task in dict.fromkeys(tasks[owners[i]] for i in rows):
+            mine = [i for i in rows if tasks[owners[i]] == task]
             batch = task.collate([Example(encoded[i], Row(texts[i])) for i in mine], model.backbone)
             own = [blends[i] for i in mine]
             with model.bank.using(model.plan(own)):
                 logits = task.logits(model, batch, model.heads(own))
-            for i, scores in zip(mine, logits.float().softmax(-1).tolist(), strict=True):
-                ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
+            for i, scores in zip(mine, task.probabilities(logits).tolist(), strict=True):
+                pairs = zip(task.label_names, scores, strict=True)
+                ranked = sorted(pairs, key=lambda pair: -pair[1])
                 found[i] = dict(ranked)
     return [found[i] for i in range(len(texts))]

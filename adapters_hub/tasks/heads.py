@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from adapters_hub.errors import HeadError
+from adapters_hub.info import MULTI_LABEL
 
 if TYPE_CHECKING:
     from adapters_hub.adapter import Adapter
@@ -77,6 +78,11 @@ def label_names(adapter: "Adapter", backbone: "Backbone", task: str) -> tuple[st
     return names
 
 
+def multi_label(adapter: "Adapter") -> bool:
+    """Whether a row may have any number of an adapter's labels."""
+    return adapter.info.problem_type == MULTI_LABEL
+
+
 def shell_of(adapter: "Adapter", backbone: "Backbone") -> "TaskShell":
     """The task class that an adapter's head belongs to."""
     task = task_of(adapter)
@@ -91,6 +97,7 @@ def plain_model(backbone: "Backbone", adapter: "Adapter") -> Any:
         labels = label_names(adapter, backbone, task)
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: number for number, name in enumerate(labels)}
+        config.problem_type = adapter.info.problem_type
     with torch.device("meta"):
         plain = getattr(transformers, CLASSES[task]).from_config(config)
     setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
