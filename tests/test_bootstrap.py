@@ -73,6 +73,13 @@ def classified():
     ]
 
 
+def several_labels():
+    task = make_task("classification", label_names=("a", "b", "c", "d"), multi_label=True)
+    gold = [["a", "b"], [], ["c"], ["a"]]
+    predicted = [["a"], [], ["b", "c"], ["d"]]
+    return task, [{"label": a, "predicted": b} for a, b in zip(gold, predicted, strict=True)]
+
+
 def modelled(size):
     generator = np.random.default_rng(5)
     return make_task("language-modeling"), [
@@ -113,7 +120,16 @@ def ranked():
 
 
 @pytest.mark.parametrize(
-    "made", [classified, lambda: modelled(10), lambda: modelled(None), tagged, asked, ranked]
+    "made",
+    [
+        classified,
+        several_labels,
+        lambda: modelled(10),
+        lambda: modelled(None),
+        tagged,
+        asked,
+        ranked,
+    ],
 )
 def test_the_score_of_all_tallies_is_the_metric(made):
     task, records = made()

@@ -194,16 +194,22 @@ class Classification(Task):
     def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
         """Of each label: hits, rows that have it, rows that were given it."""
         gold, predicted = (
-            np.array([[record[field] == label for label in self.label_names] for record in records])
-            for field in ("label", "predicted")
+            np.array([[label in own for label in self.label_names] for own in sets])
+            for sets in zip(*map(self._sets, records), strict=True)
         )
         return np.concatenate([gold & predicted, gold, predicted], axis=1).astype(float)
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         hits, gold, predicted = np.split(sums, 3, axis=-1)
-        occurs = gold > 0
-        scores = np.where(occurs, 2 * hits / np.maximum(gold + predicted, 1), 0.0)
-        return scores.sum(-1) / np.maximum(occurs.sum(-1), 1)
+        counts = (gold + predicted if self.multi_label else gold) > 0
+        scores = np.where(counts, 2 * hits / np.maximum(gold + predicted, 1), 0.0)
+        nothing = 1.0 if self.multi_label else 0.0
+        of = counts.sum(-1)
+        return np.where(of > 0, scores.sum(-1) / np.maximum(of, 1), nothing)
+
+    def _sets(self, record: dict[str, Any]) -> tuple[set[str], set[str]]:
+        gold, predicted = record["label"], record["predicted"]
+        return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
 
     def logits(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
         """(rows, labels), each row by its own head."""
