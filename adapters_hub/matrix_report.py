@@ -116,6 +116,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError:
         raise DataError("plots need matplotlib: pip install 'adapters-hub[plot]'") from None
+    Path(folder).mkdir(parents=True, exist_ok=True)
     written = []
     pictures = [(f"gain.{m}", _heat_map, (cells, m, "gain")) for m in methods_of(cells)]
     pictures += [

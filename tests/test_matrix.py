@@ -13,6 +13,7 @@ import adapters_hub as ah
 from adapters_hub.adapter import Adapter
 from adapters_hub.cli import main as adapters_hub_command
 from adapters_hub.compose import delta
+from adapters_hub.data import read_data
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import read_adapter
@@ -103,9 +104,8 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
         kept = read_adapter(finished / "adapters" / name, name)
         model.add(Adapter.load(kept, model.backbone))
     task = make_task("classification", label_names=("negative", "positive"), max_length=256)
-    rows = [json.loads(line) for line in (reviews / "test.jsonl").read_text().splitlines()]
-    rows = [Row(r["text"], r["label"], r["language"], r["domain"], r["id"]) for r in rows]
-    rows = [row for row in at_most(rows, 8) if (row.language, row.domain) == ("de", "phone")]
+    rows = at_most(read_data(reviews)["test"], 8)
+    rows = [row for row in rows if (row.language, row.domain) == ("de", "phone")]
     blends = {
         "bare": "phone.head.0", "language": "de + phone.head.0", "domain": "phone.task.0",
         "source kept": "en + phone.task.0", "sum": "de + phone.task.0",
