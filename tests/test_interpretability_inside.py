@@ -24,7 +24,7 @@ def load(tiny, tmp_path, lora_folder):
             library.add(lora_folder(kind, "one"), language="de")
             library.add(lora_folder(kind, "two", r=2, use_rslora=True), domain="hotel")
             if labels:
-                names = ["bad", "fair", "good"][:labels]
+                names = ["bad", "good", "fair"][:labels]
                 library.add(lora_folder(kind, "cls", labels=labels), name="mood", labels=names)
         return ah.load_backbone(str(tiny(kind)), library=library, **options)
 
@@ -104,12 +104,14 @@ def test_each_layer_is_transformers_hidden_state_through_norm_and_head(kind, loa
         logs.append([own[0].log_softmax(-1) for own in logits])
         for layer, guesses in zip(logs[-1], found, strict=True):
             got = torch.tensor([[p for _, p in own] for own in guesses], dtype=torch.float64)
-            torch.testing.assert_close(got, layer.exp().sort(descending=True).values)
+            want = layer.exp().sort(descending=True).values
+            torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)  # merged in float32
             best = [own[0][0] for own in guesses]
             assert best == [model.backbone.tokenizer.decode([n]) for n in layer.argmax(-1).tolist()]
     for one, two, found in zip(*logs, lens.divergence, strict=True):
         want = (one.exp() * (one - two)).sum(-1)
-        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), want)
+        got = torch.tensor(found, dtype=torch.float64)
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
     assert max(lens.divergence[0]) < 1e-12  # the embeddings have no adapter
     assert min(lens.divergence[-1]) > 1e-6
 
@@ -142,19 +144,19 @@ def test_there_is_no_lens_without_a_norm_and_a_head(load, monkeypatch):
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3", "gpt2"])
 def test_attributions_add_up_to_what_they_explain(kind, load):
     model = load(kind, labels=3)
-    found = attribute(model, TEXT, "de + mood", steps=256)
+    found = attribute(model, TEXT, "de + mood", steps=1024)  # random weights bend the path
     ids = encode(model)
     assert len(found.scores) == len(found.tokens) == ids.shape[1]
     best, _ = next(iter(model.classify([TEXT], "de + mood")[0].items()))
     assert found.target == best
-    task, names = Classification(("bad", "fair", "good")), ("bad", "fair", "good")
+    task, names = Classification(("bad", "good", "fair")), ("bad", "good", "fair")
     with torch.no_grad(), model.adapted(1, "de + mood"):
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         logits = task.logits(model, batch, model.heads(model.blends(1, "de + mood")))[0]
     assert found.logit == pytest.approx(logits[names.index(best)].item(), abs=1e-5)
     change = abs(found.logit - found.baseline)
     assert change > 1e-3
-    assert sum(found.scores) == pytest.approx(found.logit - found.baseline, abs=0.02 * change)
+    assert sum(found.scores) == pytest.approx(found.logit - found.baseline, abs=0.01 * change)
     special = [
         n for n, i in enumerate(ids[0].tolist()) if i in model.backbone.tokenizer.all_special_ids
     ]

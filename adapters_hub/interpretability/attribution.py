@@ -83,7 +83,7 @@ def attribute(
     batch = pad([Example(ids, Row(text))], backbone)
     given, mask = batch["input_ids"], batch["attention_mask"]
     filler = tokenizer.pad_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
-    special = torch.isin(given, torch.tensor(tokenizer.all_special_ids, device=given.device))
+    special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))
     empty = given.where(special, filler)
     task, heads, embeddings = (
         Classification(names),

@@ -133,10 +133,12 @@ def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) ->
     ]
     rest = [PREDICTORS[name] for name, own in shown.items() if not own.is_supported]
     text += f" Of {len(shown)} predictors measured against the gain of composing, "
-    text += f"these went with it: {'; '.join(held)}" if held else "none was shown to go with it"
-    if held and rest:
+    if not held:
+        return f"{text}none was shown to go with it, and no threshold is known."
+    text += f"these went with it: {'; '.join(held)}"
+    if rest:
         text += f"; not shown for {', '.join(rest)}"
-    return f"{text}. A tendency over those pairs, and no threshold for this one."
+    return f"{text}. That is a tendency over those pairs, and no threshold for this one."
 
 
 def _rho(values: np.ndarray) -> float | None:

@@ -85,11 +85,20 @@ def _share(norms: list[tuple[float, float | None]], total: float) -> Share:
     )
 
 
-def _weight_energy(module: nn.Module) -> float | None:
-    """‖W‖_F² of a frozen weight, None where it is packed in a way that PEFT does not know."""
-    from peft.utils.integrations import dequantize_module_weight
+def _weight_energy(module: Any) -> float | None:
+    """‖W‖_F² of a frozen weight, None where it is packed in a way that is not known here.
 
-    weight = dequantize_module_weight(module)
+    PEFT's own dequantisation is not used: on a CPU it puts an 8-bit weight back without its scale.
+    """
+    weight, packed = module.weight, type(module.weight).__name__
+    if packed == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    elif packed == "Int8Params":
+        scale = weight.SCB if module.state.SCB is None else module.state.SCB  # of rows, times 127
+        rows = weight.data.float().square().sum(1).double()
+        return (rows * (scale.to(rows) / 127) ** 2).sum().item()
     if not weight.is_floating_point():
         return None
     return torch.linalg.vector_norm(weight, dtype=torch.float64).square().item()
