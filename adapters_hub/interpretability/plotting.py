@@ -12,6 +12,7 @@ from adapters_hub.tensorfile import atomic_write
 
 FORMATS = (".png", ".svg")
 _BLUE, _ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, apart in grey too
+_LEAST = {"direction": 0.1, "signs": 0.05}  # half of an axis: less would blow up what is nothing
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
@@ -35,7 +36,7 @@ def plot(report: Comparison, path: str | os.PathLike[str]) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    panels: list[tuple[str, str, dict[str, str], float | None]] = [
+    panels: list[tuple[str, str, dict[str, str], float]] = [
         ("energy", "‖ΔW‖ (Frobenius norm)",
          {"energy_first": report.first, "energy_second": report.second}, 0.0),
         ("direction", "cosine of the deltas", {"cosine": ""}, 0.0),
@@ -57,8 +58,13 @@ def plot(report: Comparison, path: str | os.PathLike[str]) -> Path:
             values = [getattr(report.depths[depth], field) for depth in depths]
             heights = [float("nan") if value is None else value for value in values]
             axes.plot(heights, marker=marker, linestyle=style, color=colour, label=name or None)
-        if level is not None:
-            axes.axhline(level, color="0.6", linewidth=0.8, zorder=0)
+        axes.axhline(level, color="0.6", linewidth=0.8, zorder=0)
+        if title in _LEAST:
+            known = [
+                v for f in lines for d in depths if (v := getattr(report.depths[d], f)) is not None
+            ]
+            spread = 1.15 * max([_LEAST[title], *(abs(value - level) for value in known)])
+            axes.set_ylim(level - spread, level + spread)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_ylabel(label, fontsize=8)
         axes.tick_params(labelsize=8)
