@@ -85,11 +85,9 @@ def attribute(
     filler = tokenizer.pad_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
     special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))
     empty = given.where(special, filler)
-    task, heads, embeddings = (
-        Classification(names),
-        model.heads([blend]),
-        backbone.base.get_input_embeddings(),
-    )
+    task, heads = Classification(names), model.heads([blend])
+    whole: Any = backbone.base
+    embeddings: nn.Module = whole.get_input_embeddings()
 
     def logits(ids: Tensor, mask: Tensor) -> Tensor:
         return task.logits(model, {"input_ids": ids, "attention_mask": mask}, heads)

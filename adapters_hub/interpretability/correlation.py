@@ -90,7 +90,8 @@ def correlate(
             if (value := getattr(report.total, predictor)) is not None
         ]
         if len(known) >= 3:
-            found[predictor] = spearman(*zip(*known, strict=True), seed=seed)
+            values, own = zip(*known, strict=True)
+            found[predictor] = spearman(values, own, seed)
     return found
 
 

@@ -119,16 +119,24 @@ def compare_site(first: Piece | None, second: Piece | None, seed: str = "") -> S
     ``seed`` chooses the sample of rows: the site's path.
     """
     if first is None or second is None:
-        return SitePair(*(0.0 if own is None else energy(own) for own in (first, second)))
+        return SitePair(*_energies(first, second))
     one, two = spectrum(first), spectrum(second)
-    energies = [own.values.square().sum().item() for own in (one, two)]
     if not (len(one.values) and len(two.values)):
-        return SitePair(*energies)
+        return SitePair(*_energies(first, second))
     left, right = one.left @ two.left.mT, one.right @ two.right.mT
-    inner = (one.values[:, None] * left * right * two.values).sum().item()
     opposite, entries = opposite_signs(first, second, seed)
-    overlaps = _overlap(left, one.left.shape[1]), _overlap(right, one.right.shape[1])
-    return SitePair(*energies, inner, overlaps, entries, opposite)
+    return SitePair(
+        first=one.values.square().sum().item(),
+        second=two.values.square().sum().item(),
+        inner=(one.values[:, None] * left * right * two.values).sum().item(),
+        overlaps=(_overlap(left, one.left.shape[1]), _overlap(right, one.right.shape[1])),
+        entries=entries,
+        opposite=opposite,
+    )
+
+
+def _energies(first: Piece | None, second: Piece | None) -> tuple[float, float]:
+    return 0.0 if first is None else energy(first), 0.0 if second is None else energy(second)
 
 
 def _overlap(products: Tensor, dimensions: int) -> float:
