@@ -299,6 +299,19 @@ def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
     return data
 
 
+def read_factors(found: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, in) and B (out, r) of each module that a file adapts, for whom no backbone is at hand.
+
+    Raises `AdapterFileError` for numbers that are not finite.
+    """
+    data = read_data(found)
+    _check_finite(data, found)
+    return {
+        module: (_tensor(data, found, a), _tensor(data, found, b))
+        for module, (a, b) in found.modules.items()
+    }
+
+
 def _tensor(data: Tensor, found: AdapterFiles, key: str) -> Tensor:
     """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
     entry = found.header.tensors[key]

@@ -138,9 +138,16 @@ class Backbone:
         Only these go through the head, which for masked targets saves most of its cost.
         """
         hidden = self.base(**inputs, **self.call_options).last_hidden_state[at]
+        return self.head_logits(hidden, inputs["input_ids"])
+
+    def head_logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Language-model logits (n, vocabulary) of last hidden states (n, width).
+
+        ``input_ids`` (rows, tokens) are only there because the class wants some.
+        """
         head = copy.copy(self.model)
         head._modules = {**self.model._modules, self.prefix[:-1]: Given(hidden[None])}
-        return head(input_ids=inputs["input_ids"], **self.call_options).logits[0]
+        return head(input_ids=input_ids, **self.call_options).logits[0]
 
     def shell(self, auto_class: str, **config: Any) -> TaskShell:
         """A transformers task class (``AutoModelForSequenceClassification``, …) around ``base``."""

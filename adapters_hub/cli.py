@@ -92,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
     sub.add_argument("--name", help="the new adapter's name [a blend file's, else its terms']")
 
+    sub = command("compare", _compare, "two adapters side by side, before they are composed")
+    sub.add_argument("first", help='an adapter, such as de, or "0.5*de"')
+    sub.add_argument("second")
+    sub.add_argument("--texts", help="file of sentences, to measure the interference on")
+    sub.add_argument("--json", help="file to write the report to")
+    sub.add_argument("--plot", help="file to draw the profile by depth into, .png or .svg")
+    sub.add_argument("--backbone", help="run it, too [for --texts the one the first names]")
+
     sub = command("fit", _fit, "find a blend's weights on a few rows, and write a blend file")
     sub.add_argument("blend", help='such as "de + hotel"; its own weights are the start')
     sub.add_argument("-o", "--output", required=True, help="file to write, NAME.blend.json")
@@ -207,6 +215,26 @@ def _compose(options: argparse.Namespace) -> int:
         model = _model(options, *blend.terms[:1])
     folder = model.export(blend, options.output, method=options.method, name=options.name, **given)
     print(f"wrote {folder}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from adapters_hub import interpretability as look
+    from adapters_hub.interpretability.comparison import one_term
+    from adapters_hub.interpretability.plotting import check_plot
+
+    if options.plot:
+        check_plot(options.plot)  # now, rather than after the work
+    texts = look.read_texts(options.texts) if options.texts else None
+    source: Any = Library(options.library)
+    if texts is not None or options.backbone:
+        source = _model(options, one_term(options.first).terms[0])
+    report = look.compare(source, options.first, options.second, texts)
+    print(f"{look.describe(report)}\n\n{look.verdict(report)}")
+    if options.json:
+        print(f"wrote {report.write(options.json)}")
+    if options.plot:
+        print(f"wrote {look.plot(report, options.plot)}")
     return 0
 
 

@@ -1,0 +1,37 @@
+"""Looking at adapters: two before they are composed, one at work, what a decision hung on.
+
+Nothing here changes an adapter or a model.
+"""
+
+from adapters_hub.interpretability.attribution import Attribution, attribute
+from adapters_hub.interpretability.comparison import Comparison, compare, describe, read_texts
+from adapters_hub.interpretability.correlation import (
+    Correlation,
+    correlate,
+    correlation_table,
+    spearman,
+    verdict,
+)
+from adapters_hub.interpretability.geometry import Measures
+from adapters_hub.interpretability.inside import LogitLens, Whereabouts, logit_lens, where_it_acts
+from adapters_hub.interpretability.plotting import plot
+
+__all__ = [
+    "Attribution",
+    "Comparison",
+    "Correlation",
+    "LogitLens",
+    "Measures",
+    "Whereabouts",
+    "attribute",
+    "compare",
+    "correlate",
+    "correlation_table",
+    "describe",
+    "logit_lens",
+    "plot",
+    "read_texts",
+    "spearman",
+    "verdict",
+    "where_it_acts",
+]

@@ -1,0 +1,131 @@
+"""Which tokens a classification hung on: integrated gradients through captum.
+
+Knows one task, classification, and a backbone's embeddings; captum is imported when it is used.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
+from adapters_hub.model import AdaptedModel, Weights
+from adapters_hub.tasks.base import Example, Row, pad
+from adapters_hub.tasks.classification import Classification, encode_texts
+from adapters_hub.tasks.heads import label_names
+
+_TOGETHER = 16
+"""Points of the path that go through the model at once."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much each token of a text speaks for a label: the logit's change from the baseline.
+
+    ``scores`` has one number a token of ``tokens``; they add up to ``logit - baseline``, the
+    label's logit for the text and for the baseline, but for ``missing`` (a sum over the path stands
+    for an integral: more steps make it smaller).
+    """
+
+    adapters: str
+    target: str
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    logit: float
+    baseline: float
+
+    @property
+    def missing(self) -> float:
+        """Logit - baseline - Σ scores."""
+        return self.logit - self.baseline - sum(self.scores)
+
+
+def attribute(
+    model: AdaptedModel,
+    text: str,
+    adapters: Weights = None,
+    target: str | None = None,
+    *,
+    steps: int = 64,
+) -> Attribution:
+    """Integrated gradients (arXiv:1703.01365) of a label's logit by the input embeddings.
+
+    ``adapters``: a blend with a classification head, else the active one. ``target`` is a label,
+    the most probable one unless said otherwise. The baseline has the embedding of the mask token,
+    else of padding, in place of every token but special ones. ``steps`` points of the path
+    (Gauss-Legendre). Needs captum. Raises `HeadError` for a blend with no such head or label,
+    `BackboneError` for an encoder-decoder, whose two stacks share their embeddings.
+    """
+    try:
+        from captum.attr import LayerIntegratedGradients
+    except ImportError:
+        raise SettingsError(
+            "attribution needs captum: pip install 'adapters-hub[interpret]'"
+        ) from None
+    backbone, tokenizer = model.backbone, model.backbone.tokenizer
+    if backbone.kind == "encoder-decoder":
+        raise BackboneError(
+            f"{backbone.name} is an encoder-decoder: a change of its embeddings would reach both "
+            "stacks, so no token has a score of its own"
+        )
+    if steps < 1:
+        raise SettingsError(f"steps={steps}: must be 1 or more")
+    blend = model.active if adapters is None else model.resolve(adapters)
+    names = label_names(model.resident(model.head_owner(blend)), backbone, Classification.name)
+    if target is not None and target not in names:
+        raise HeadError(f"the head of {blend} has no label {target!r} (it has {', '.join(names)})")
+    ids = encode_texts([text], backbone, 10**9)[0]
+    if not ids:
+        raise DataError(f"the text {text!r} has no tokens")
+    batch = pad([Example(ids, Row(text))], backbone)
+    given, mask = batch["input_ids"], batch["attention_mask"]
+    filler = tokenizer.pad_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))
+    empty = given.where(special, filler)
+    task, heads = Classification(names), model.heads([blend])
+    whole: Any = backbone.base
+    embeddings: nn.Module = whole.get_input_embeddings()
+
+    def logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return task.logits(model, {"input_ids": ids, "attention_mask": mask}, heads)
+
+    with torch.inference_mode(False), model.bank.using(model.plan([blend])):
+        with torch.no_grad():
+            own = logits(given, mask)[0]
+            with _embedded(embeddings, embeddings(empty)):
+                bare = logits(given, mask)[0]
+        number = int(own.argmax()) if target is None else names.index(target)
+        gradients = LayerIntegratedGradients(logits, embeddings)
+        found = gradients.attribute(
+            given,
+            baselines=empty,
+            target=number,
+            additional_forward_args=(mask,),
+            n_steps=steps,
+            internal_batch_size=_TOGETHER,
+        )
+    return Attribution(
+        adapters=str(blend),
+        target=names[number],
+        tokens=tuple(tokenizer.decode([number]) for number in ids),
+        scores=tuple(found.detach().double().sum(-1)[0].tolist()),
+        logit=own[number].item(),
+        baseline=bare[number].item(),
+    )
+
+
+@contextmanager
+def _embedded(embeddings: nn.Module, instead: Tensor) -> Iterator[None]:
+    """A forward inside the block sees these embeddings (1, tokens, width) in place of its own."""
+
+    def replaced(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return instead
+
+    hook = embeddings.register_forward_hook(replaced)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,285 @@
+"""Two adapters side by side: by site, by depth, in all; a look before they are composed.
+
+Knows adapters as factors at sites, and a model as something whose sites see inputs. What the
+numbers say about the gain of a composition is in `correlation`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from adapters_hub.adapter import read_factors
+from adapters_hub.blend import Blend
+from adapters_hub.blendfile import layer_of
+from adapters_hub.compose import locate
+from adapters_hub.corespace import Piece
+from adapters_hub.data import SUFFIXES, read_data
+from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
+from adapters_hub.evaluation import table
+from adapters_hub.info import AdapterInfo, read_adapter
+from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
+from adapters_hub.library import Library
+from adapters_hub.model import AdaptedModel, Weights
+from adapters_hub.tasks.base import Example, Row, pad
+from adapters_hub.tasks.classification import encode_texts
+from adapters_hub.tensorfile import atomic_write
+
+OUTSIDE = "no layer"
+"""The depth of sites that are in no layer, such as an LM head."""
+
+Deltas = dict[str, Piece]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`Measures` of two adapters: at each site, over each depth (layer) in order, over all sites.
+
+    ``first`` and ``second`` are the terms as they were resolved, with their weights; ``texts``:
+    how many the interference was measured on.
+    """
+
+    first: str
+    second: str
+    sites: dict[str, Measures]
+    depths: dict[str, Measures]
+    total: Measures
+    texts: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return asdict(self)
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write `to_json` to a file, complete or not at all; `SettingsError` where that fails."""
+        path = Path(path)
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be written ({error.strerror or error})") from None
+        return path
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Comparison":
+        """The report that `to_json` gave; `DataError` for what is none."""
+        try:
+            groups = {
+                name: {place: Measures(**own) for place, own in data[name].items()}
+                for name in ("sites", "depths")
+            }
+            return cls(**{**data, **groups, "total": Measures(**data["total"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"no report of a comparison ({error!r}): give what `adapters-hub compare --json` "
+                "wrote"
+            ) from None
+
+
+def compare(
+    source: AdaptedModel | Library,
+    first: Weights,
+    second: Weights,
+    texts: Sequence[str] | None = None,
+    *,
+    max_length: int = 256,
+) -> Comparison:
+    """Compare two adapters (blends of one term each); see `Measures` for what is measured.
+
+    From a library the factors alone are read, and no backbone. ``texts``, a few sentences of the
+    kind the blend is for, add the interference, and need a model; each is cut at ``max_length``
+    tokens. It is of the second adapter on the first: swap them for the other. Raises
+    `BackboneMismatchError` for adapters of two backbones, `BlendError` for a blend of several
+    terms, `NotFoundError`, `AmbiguousTermError`, `DataError` for texts that are empty.
+    """
+    if isinstance(source, Library):
+        if texts is not None:
+            raise SettingsError("texts need a model to run: give load_backbone(…), not a library")
+        names, deltas = _from_library(source, (one_term(first), one_term(second)))
+    else:
+        resolved = [source.resolve(one_term(blend)) for blend in (first, second)]
+        names = [str(blend) for blend in resolved]
+        deltas = [deltas_of(source, blend) for blend in resolved]
+    pairs = _compare_sites(names, deltas)
+    if texts is not None and isinstance(source, AdaptedModel):
+        norms = interference(source, resolved[0], deltas, texts, max_length)
+        pairs = {site: replace(pair, moved=norms[site]) for site, pair in pairs.items()}
+    groups: dict[str, list[SitePair]] = {}
+    for site, pair in pairs.items():
+        groups.setdefault(layer_of(site) or OUTSIDE, []).append(pair)
+    return Comparison(
+        first=names[0],
+        second=names[1],
+        sites={site: Measures.of([pair]) for site, pair in pairs.items()},
+        depths={depth: Measures.of(own) for depth, own in groups.items()},
+        total=Measures.of(pairs.values()),
+        texts=len(texts or ()),
+    )
+
+
+def one_term(blend: Weights) -> Blend:
+    """The blend, if it has just one term; `BlendError` otherwise."""
+    found = Blend.of(blend)
+    if len(found.weights) != 1:
+        raise BlendError(f"{str(found)!r} has {len(found.weights)} terms: give one adapter here")
+    return found
+
+
+def deltas_of(model: AdaptedModel, blend: Blend) -> Deltas:
+    """What a resolved blend of one term adds at each site, the scaling folded into the weight."""
+    ((name, weight),) = blend.weights
+    adapter = model.resident(name)
+    return {
+        site: (weight * adapter.scaling[site], *factors)
+        for site, factors in adapter.factors.items()
+    }
+
+
+def _from_library(library: Library, blends: Sequence[Blend]) -> tuple[list[str], list[Deltas]]:
+    """Names and deltas of two blends of one term, by modules as files name them, made alike."""
+    infos: list[AdapterInfo] = []
+    for blend in blends:
+        known = infos[0].fingerprint if infos else None
+        infos.append(library.find(blend.terms[0], known))
+    names, deltas = [], []
+    for blend, info in zip(blends, infos, strict=True):
+        weight = blend.weights[0][1]
+        files = read_adapter(Path(info.path or ""), info.name)
+        names.append(str(Blend(((info.name, weight),))))
+        deltas.append(
+            {
+                module: (weight * files.spec.scaling(module, len(a)), a, b)
+                for module, (a, b) in read_factors(files).items()
+            }
+        )
+    return names, _alike(*deltas)
+
+
+def _alike(first: Deltas, second: Deltas) -> list[Deltas]:
+    """Two adapters' deltas by the same names: a class with a head names its body (``model.``)."""
+    for one, two in ((first, second), (_body(first), second), (first, _body(second))):
+        if {layer_of(site) for site in one} & {layer_of(site) for site in two} - {None}:
+            return [one, two]
+    return [first, second]
+
+
+def _body(deltas: Deltas) -> Deltas:
+    """By paths below the body, as far as they are in a layer."""
+    return {s if layer_of(s) is None else s.partition(".")[2]: p for s, p in deltas.items()}
+
+
+def _compare_sites(names: Sequence[str], deltas: Sequence[Deltas]) -> dict[str, SitePair]:
+    first, second = deltas
+    pairs = {}
+    for site in in_depth(first.keys() | second.keys()):
+        own = first.get(site), second.get(site)
+        if own[0] and own[1]:
+            shapes = [(a.shape[1], b.shape[0]) for _, a, b in (own[0], own[1])]
+            if shapes[0] != shapes[1]:
+                raise BackboneMismatchError(
+                    f"{names[0]!r} and {names[1]!r} are for different backbones: at {site} one has "
+                    f"{shapes[0][0]} inputs and {shapes[0][1]} outputs, the other {shapes[1][0]} "
+                    f"and {shapes[1][1]}"
+                )
+        pairs[site] = compare_site(*own, seed=site)
+    return pairs
+
+
+def in_depth(sites: Iterable[str]) -> list[str]:
+    """Sites by stack (an encoder before its decoder), layer and name; those in no layer last."""
+    found = locate(sites)
+
+    def place(site: str) -> tuple[Any, ...]:
+        own = found[site]
+        return own.layer is None, "decoder" in own.stack, own.stack, own.layer or 0, site
+
+    return sorted(found, key=place)
+
+
+@torch.no_grad()
+def interference(
+    model: AdaptedModel,
+    first: Blend,
+    deltas: Sequence[Deltas],
+    texts: Sequence[str],
+    max_length: int = 256,
+) -> dict[str, tuple[float, float]]:
+    """For each site Σ‖ΔW₁·h₁‖² and Σ‖ΔW₂·h₁‖² over all tokens, h₁ the inputs under ``first``.
+
+    Texts go one by one, so that no input is padding. An encoder-decoder gets each text on both
+    sides.
+    """
+    backbone = model.backbone
+    sums: dict[str, list[float]] = {site: [0.0, 0.0] for own in deltas for site in own}
+
+    def watch(site: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = (*inputs, *named.values())[0]
+        for number, own in enumerate(deltas):
+            sums[site][number] += moved(own.get(site), x)
+
+    encoded = encode_texts(texts, backbone, max_length)
+    if not encoded or not all(encoded):
+        empty = f"text {encoded.index([]) + 1} has no tokens" if encoded else "there are no texts"
+        raise DataError(f"nothing to measure interference on: {empty}")
+    hooks = [
+        backbone.sites[site].register_forward_pre_hook(partial(watch, site), with_kwargs=True)
+        for site in sums
+    ]
+    try:
+        for ids in tqdm(encoded, desc="interference", unit="text", disable=None):
+            batch = pad([Example(ids, Row(""))], backbone)
+            if backbone.kind == "encoder-decoder":
+                batch["decoder_input_ids"] = batch["input_ids"]
+            model(adapters=first, **batch, **backbone.call_options)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {site: (own[0], own[1]) for site, own in sums.items()}
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[str]:
+    """The texts of a data file (JSON Lines, CSV, …), or the lines of any other text file.
+
+    Raises `DataError` where there is none.
+    """
+    path = Path(path)
+    if path.suffix.lower() in SUFFIXES or path.is_dir():
+        return [row.text for rows in read_data(path).values() for row in rows]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if texts := [line.strip() for line in lines if line.strip()]:
+        return texts
+    raise DataError(f"{path}: empty, no text in it; give a sentence a line")
+
+
+def describe(report: Comparison) -> str:
+    """The report by depth and in all, as a Markdown table."""
+    heads = {
+        "energy_first": f"‖ΔW₁‖ {report.first}",
+        "energy_second": f"‖ΔW₂‖ {report.second}",
+        "log2_energy_ratio": "log2 ratio",
+        "cosine": "cosine",
+        "overlap_left": "overlap left",
+        "overlap_right": "overlap right",
+        "sign_conflict": "opposite signs",
+        "interference": "interference",
+    }
+    assert list(heads) == [field.name for field in fields(Measures)]
+    rows = {**report.depths, "all": report.total}
+    columns: dict[str, dict[str, Any]] = {
+        head: {place: getattr(own, name) for place, own in rows.items()}
+        for name, head in heads.items()
+        if name != "interference" or report.texts
+    }
+    return table(columns, "layer", {})
