@@ -38,11 +38,13 @@ from adapters_hub.evaluation import collect_records
 from adapters_hub.experiment import Experiment
 from adapters_hub.exporting import composed
 from adapters_hub.info import read_adapter
+from adapters_hub.interpretability import compare, predictors_of
 from adapters_hub.languages import canonical
 from adapters_hub.settings import MatrixSettings, Resolved
 from adapters_hub.tasks import Example, Row
 
 FORMAT_VERSION = 1
+_CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
          "name", "save_every", "library", "data", "license", "save_precision"}  # fmt: skip
 """Settings that may differ between a run and its continuation."""
@@ -241,6 +243,9 @@ class Matrix:
             "transfer": asdict(drawn.estimate("domain", "bare", sign)),
             "composed": {},
         }
+        if "language" in tallies:
+            texts = [example.row.text for example in dev[:_CALIBRATION]]
+            result["predictors"] = self._predictors(cell, trained, texts)
         for method in self.methods:
             if method in tallies:
                 result["composed"][method] = self._judged(method, best, drawn, sign)
@@ -248,6 +253,20 @@ class Matrix:
             drawn = self._resampled(elsewhere)
             result["forgetting"] = asdict(drawn.estimate(*reversed(_ONLY_THERE), sign))
         return result
+
+    def _predictors(
+        self, cell: Cell, trained: Sequence[Mapping[str, str]], texts: Sequence[str]
+    ) -> dict[str, float | None]:
+        """What can be seen of language and task adapter before they are composed, mean of seeds."""
+        own = self._below(cell.language)
+        found = [
+            predictors_of(compare(self.model, own, names["domain"], texts)) for names in trained
+        ]
+        means: dict[str, float | None] = {}
+        for name in found[0]:
+            known = [value for seen in found if (value := seen[name]) is not None]
+            means[name] = float(np.mean(known)) if known else None
+        return means
 
     def _columns(self, cell: Cell, names: Mapping[str, str], seed: int) -> dict[str, Blend]:
         """Column → the blend of adapters that it is, all resident."""

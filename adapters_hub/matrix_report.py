@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_hub.bootstrap import Correlation, spearman
 from adapters_hub.errors import DataError
 
 FORMAT_VERSION = 1
@@ -62,6 +63,16 @@ def tables(cells: Cells) -> str:
             markdown(_SUMMARY, [summary(cells, method) for method in methods]),
             _EXPLAINED,
         ]
+        if known := correlations(cells, methods[0]):
+            parts += [
+                f"Does what can be seen before composing go with the composition gain ({methods[0]}"
+                ", other languages than the source)? Spearman's rank correlation over cells, "
+                "bootstrap interval; cells share adapters, so it is too narrow:",
+                markdown(
+                    ("of language and task adapter", "cells", "rho", "95% from", "to"),
+                    [_correlated(name, own) for name, own in known.items()],
+                ),
+            ]
     return "\n\n".join(parts)
 
 
@@ -83,7 +94,7 @@ def methods_of(cells: Cells) -> list[str]:
 
 def summary(cells: Cells, method: str) -> list[str]:
     """One row of the methods' table, over the cells in languages that are not the source."""
-    own = [c for c in cells if method in c["composed"] and c["language"] != c["source"]]
+    own = _elsewhere(cells, method)
     if not own:
         return [method, "0", *[""] * (len(_SUMMARY) - 2)]
     found = [cell["composed"][method] for cell in own]
@@ -103,6 +114,24 @@ def summary(cells: Cells, method: str) -> list[str]:
         _mean(cell["forgetting"] for cell in own if "forgetting" in cell),
         f"{own[worst]['domain'] or '-'} {own[worst]['language']} {_interval(gains[worst])}",
     ]
+
+
+def correlations(cells: Cells, method: str) -> dict[str, Correlation]:
+    """Predictor → its rank correlation with a method's composition gain, over the cells that are
+    not the source; those with fewer than 3 cells are left out.
+    """
+    own = [cell for cell in _elsewhere(cells, method) if "predictors" in cell]
+    found = {}
+    for name in own[0]["predictors"] if own else ():
+        pairs = [
+            (cell["predictors"][name], cell["composed"][method]["composition_gain"]["mean"])
+            for cell in own
+            if cell["predictors"][name] is not None
+        ]
+        if len(pairs) >= 3:
+            seen, gains = zip(*pairs, strict=True)
+            found[name] = spearman(seen, gains)
+    return found
 
 
 def draw(cells: Cells, folder: str | Path) -> list[Path]:
@@ -214,6 +243,19 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         + " |"
         for line in ruled
     )
+
+
+def _elsewhere(cells: Cells, method: str) -> Cells:
+    """The cells of a method in other languages than the source."""
+    return [c for c in cells if method in c["composed"] and c["language"] != c["source"]]
+
+
+def _correlated(name: str, own: Correlation) -> list[str]:
+    return [name.replace("_", " "), str(own.n), *map(_signed, (own.rho, own.low, own.high))]
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
 
 
 def _mean(estimates: Iterable[Mapping[str, float]]) -> str:

@@ -16,37 +16,19 @@ per byte, lower is better:
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
 from report import report, table
 
 import adapters_hub as ah
-from adapters_hub.adapter import Adapter
 from adapters_hub.data import read_data, select
 from adapters_hub.evaluation import collect_records
+from adapters_hub.matrix import random_like
 from adapters_hub.tasks import Row, make_task
 
 Measure = Callable[[ah.Blend], float]
-
-
-def random_like(adapter: Adapter, seed: int) -> Adapter:
-    """Random factors with the norm of ``B A`` at every site."""
-    generator = torch.Generator().manual_seed(seed)
-    factors = {}
-    for site, (a, b) in adapter.factors.items():
-        new_a, new_b = (torch.randn(t.shape, generator=generator) for t in (a, b))
-        factors[site] = (new_a, new_b * (norm(a.float(), b.float()) / norm(new_a, new_b)))
-    info = replace(adapter.info, name=f"{adapter.name}.random")
-    return replace(adapter, info=info, factors=factors)
-
-
-def norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The Frobenius norm of ``b @ a`` without forming it."""
-    return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
 
 
 def main() -> None:
@@ -99,7 +81,7 @@ def main() -> None:
             if other != info
         }
         best = min(others, key=others.__getitem__) if others else info.name
-        random = model.add(random_like(model.resident(info.name), seed=number))
+        random = model.add(random_like(model.resident(info.name), number, f"{info.name}.random"))
         results[info.name] = {
             "texts": len({id(example.row) for example in examples}),
             "bare": measure(ah.Blend()),

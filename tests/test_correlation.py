@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from adapters_hub.bootstrap import Correlation, spearman
 from adapters_hub.errors import DataError
 from adapters_hub.interpretability import (
     Comparison,
-    Correlation,
     Measures,
     correlate,
     correlation_table,
-    spearman,
     verdict,
 )
 

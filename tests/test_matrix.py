@@ -18,7 +18,7 @@ from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import read_adapter
 from adapters_hub.matrix import at_most, random_like
-from adapters_hub.matrix_report import draw, read_cells, summary, tables
+from adapters_hub.matrix_report import correlations, draw, read_cells, summary, tables
 from adapters_hub.settings import MatrixSettings, parse_settings
 from adapters_hub.tasks import Row, make_task
 
@@ -90,6 +90,8 @@ def test_every_cell_has_every_column(finished):
         assert cell["columns"].keys() == (every if source else {*every, "source kept"})
         assert cell["rows"] == {"test": 8, "dev": 6}
         assert ("forgetting" in cell) is not source
+        assert cell["predictors"]["cosine"] is not None
+        assert cell["predictors"]["interference"] > 0
         for column in cell["columns"].values():
             assert len(column["test"]) == 2
             assert column["mean"] == pytest.approx(np.mean(column["test"]))
@@ -274,6 +276,19 @@ def test_the_summary_leaves_out_the_source():
     row = summary(CELLS, "sum")
     assert row[:8] == ["sum", "3", "+0.100", "+0.100", "+0.010", "1/3", "1/3", "25%"]
     assert row[8:] == ["", "+0.200", "-0.050", "hotel da -0.020 [-0.030, -0.010]"]
+
+
+def test_predictors_are_held_against_the_gains():
+    gains = [-0.02, 0.0, 0.05, 0.1]
+    tags = ["de", "da", "sv", "uk"]
+    cells = [cell("en", 0.4, 9.0)] + [cell(t, 0.1, g) for t, g in zip(tags, gains, strict=True)]
+    for place, own in enumerate(cells):
+        own["predictors"] = {"cosine": -float(place), "interference": None}
+    found = correlations(cells, "sum")
+    assert found.keys() == {"cosine"}
+    assert (found["cosine"].n, found["cosine"].rho) == (4, pytest.approx(-1.0))
+    assert "| cosine" in tables(cells)
+    assert correlations(CELLS, "sum") == {}
 
 
 def test_recovery_counts_bits_the_right_way_round():

@@ -6,10 +6,9 @@ Nothing here changes an adapter or a model.
 from adapters_hub.interpretability.attribution import Attribution, attribute
 from adapters_hub.interpretability.comparison import Comparison, compare, describe, read_texts
 from adapters_hub.interpretability.correlation import (
-    Correlation,
     correlate,
     correlation_table,
-    spearman,
+    predictors_of,
     verdict,
 )
 from adapters_hub.interpretability.geometry import Measures
@@ -19,7 +18,6 @@ from adapters_hub.interpretability.plotting import plot
 __all__ = [
     "Attribution",
     "Comparison",
-    "Correlation",
     "LogitLens",
     "Measures",
     "Whereabouts",
@@ -30,8 +28,8 @@ __all__ = [
     "describe",
     "logit_lens",
     "plot",
+    "predictors_of",
     "read_texts",
-    "spearman",
     "verdict",
     "where_it_acts",
 ]

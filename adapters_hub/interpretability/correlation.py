@@ -1,14 +1,12 @@
 """Whether what is seen before a composition goes with what it gains: rank correlations, a verdict.
 
-Knows reports and plain numbers; does not know how a gain is measured. numpy only.
+Knows reports and plain numbers; does not know how a gain is measured.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from adapters_hub.bootstrap import Correlation, spearman
 from adapters_hub.errors import DataError
 from adapters_hub.evaluation import table
 from adapters_hub.interpretability.comparison import Comparison
@@ -24,52 +22,13 @@ PREDICTORS = {
 """The measures of two adapters that might predict a gain, and what to call them."""
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's ρ over ``n`` pairs of values, and its 95% interval; None where not defined."""
-
-    rho: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def is_supported(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low is not None and self.high is not None and self.low * self.high > 0
-
-
 SUPPORT: Mapping[str, Correlation] = {}
 """What measurements on record say of each predictor. None has been recorded yet."""
 
 
-def spearman(
-    predictors: Sequence[float], gains: Sequence[float], seed: int = 0, draws: int = 2000
-) -> Correlation:
-    """Spearman's rank correlation, ranks of ties averaged, with a bootstrap 95% interval.
-
-    The interval has the 2.5 and 97.5 percentiles of ρ over ``draws`` resamples of the pairs
-    (percentile bootstrap, Efron 1979), those with one value only left out. It takes pairs for
-    independent: where they share adapters, as the cells of a matrix do, it is too narrow; below
-    some ten pairs it is rough. Raises `DataError` for fewer than 3 pairs, lists of different
-    lengths, and numbers that are not finite.
-    """
-    if len(predictors) != len(gains) or len(gains) < 3:
-        raise DataError(
-            f"{len(predictors)} predictions for {len(gains)} gains: a correlation needs as many of "
-            "both, 3 or more"
-        )
-    values = np.array([predictors, gains], dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise DataError("a prediction or a gain is not a finite number")
-    rho, count = _rho(values), values.shape[1]
-    random = np.random.default_rng(seed)
-    drawn = (_rho(values[:, random.integers(count, size=count)]) for _ in range(draws))
-    known = [value for value in drawn if value is not None]
-    if rho is None or not known:
-        return Correlation(rho, None, None, count)
-    low, high = np.percentile(known, [2.5, 97.5])
-    return Correlation(rho, float(low), float(high), count)
+def predictors_of(report: Comparison) -> dict[str, float | None]:
+    """What a report has of each of `PREDICTORS`, over the whole model."""
+    return {name: getattr(report.total, name) for name in PREDICTORS}
 
 
 def correlate(
@@ -87,7 +46,7 @@ def correlate(
         known = [
             (value, gain)
             for report, gain in zip(reports, gains, strict=True)
-            if (value := getattr(report.total, predictor)) is not None
+            if (value := predictors_of(report)[predictor]) is not None
         ]
         if len(known) >= 3:
             values, own = zip(*known, strict=True)
@@ -140,18 +99,3 @@ def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) ->
     if rest:
         text += f"; not shown for {', '.join(rest)}"
     return f"{text}. That is a tendency over those pairs, and no threshold for this one."
-
-
-def _rho(values: np.ndarray) -> float | None:
-    """Pearson's correlation of the ranks of two rows; None if one has a single value."""
-    one, two = (_ranks(row) for row in values)
-    one, two = one - one.mean(), two - two.mean()
-    size = float(np.sqrt((one @ one) * (two @ two)))
-    return float(one @ two) / size if size else None
-
-
-def _ranks(row: np.ndarray) -> np.ndarray:
-    """Ranks from 1, the mean of them where values are equal."""
-    _, places, counts = np.unique(row, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    return ranks
