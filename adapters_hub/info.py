@@ -67,7 +67,7 @@ class AdapterInfo:
     task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
     labels: tuple[str, ...] | None = None  # classification: in the order of the logits
     pooling: str | None = None  # retrieval: how hidden states become one vector
-    prompts: dict[str, str] = field(default_factory=dict)  # retrieval: before "query", "document"
+    prompts: dict[str, str] = field(default_factory=dict)  # put before or around texts, by kind
     backbone: str | None = None  # hub id, folder, or "starter"
     fingerprint: str | None = None
     over: tuple[str, ...] = ()  # frozen adapters it was trained over
