@@ -53,17 +53,15 @@ def code_for(tag: str, backbone: "Backbone") -> str:
     return found
 
 
-def surround(ids: list[int], tag: str, backbone: "Backbone", limit: int | None = None) -> list[int]:
-    """A text's tokens between the special tokens of a language, as the tokenizer sets them."""
+def special_tokens(tag: str, backbone: "Backbone") -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text in a language."""
     codes, tokenizer = codes_of(backbone), backbone.tokenizer
     own, every = codes[code_for(tag, backbone)], set(codes.values())
     before, after = (
         [own if token in every else token for token in tokens]
         for tokens in (tokenizer.prefix_tokens, tokenizer.suffix_tokens)
     )
-    if limit is not None:
-        ids = ids[: limit - len(before) - len(after)]
-    return [*before, *ids, *after]
+    return before, after
 
 
 def decoder_start(tag: str, backbone: "Backbone", start: int) -> list[int]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adapters_hub import languages
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.prompting import check_writes, prompt_of
+from adapters_hub.prompting import check_writes, cut, prompt_of
 from adapters_hub.tasks.base import Example, Row, Shown
 from adapters_hub.tasks.generation import Generation, start_token, target_of
-from adapters_hub.tasks.language_codes import codes_of, decoder_start, surround
+from adapters_hub.tasks.language_codes import codes_of, decoder_start, special_tokens
 from adapters_hub.tasks.pairs import translations
 from adapters_hub.tasks.text_scores import (
     bleu,
@@ -91,17 +91,22 @@ class Translation(Generation):
             return super().sources(rows, backbone, limits)
         prompt = self.prompting(backbone)
         texts = [prompt.fill(self.fields(row), row.where) for row in rows]
-        most = limits or [None] * len(rows)
-        return [
-            surround(ids, source_language(row), backbone, limit)
-            for ids, row, limit in zip(_bare(texts, backbone), rows, most, strict=True)
-        ]
+        tags = [source_language(row) for row in rows]
+        around = {tag: special_tokens(tag, backbone) for tag in set(tags)}
+        found = []
+        for number, ids in enumerate(_bare(texts, backbone)):
+            before, after = around[tags[number]]
+            if limits is not None:
+                ids = cut(ids, limits[number] - len(before) - len(after), backbone)
+            found.append([*before, *ids, *after])
+        return found
 
     def starts(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
         if not codes_of(backbone):
             return super().starts(rows, backbone)
-        start = start_token(backbone)
-        return [decoder_start(target_language(row), backbone, start) for row in rows]
+        start, tags = start_token(backbone), [target_language(row) for row in rows]
+        known = {tag: decoder_start(tag, backbone, start) for tag in set(tags)}
+        return [known[tag] for tag in tags]
 
     def targets(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
         if not codes_of(backbone):
