@@ -276,7 +276,7 @@ class AdaptedModel:
 
     def generate(
         self,
-        texts: Sequence[str | Mapping[str, Any]] | str,
+        texts: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any],
         adapters: Adapters = None,
         **options: Any,
     ) -> list[str]:
@@ -288,8 +288,8 @@ class AdaptedModel:
         """
         from adapters_hub.generation import generate
 
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return generate(self, texts, adapters, options) if texts else []
+        rows = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        return generate(self, rows, adapters, options) if rows else []
 
     def stream(
         self, text: str | Mapping[str, Any], adapters: Adapters = None, **options: Any

@@ -149,6 +149,7 @@ def test_training_lowers_bits_and_what_is_saved_writes_the_same(kind, load):
         [f"the {row.text}" for row in rows], adapters="hotel", max_new_tokens=128
     )
     assert plain == asked
+    assert model.generate(fields[0], adapters="hotel", max_new_tokens=128) == asked[:1]
     model.library.add(adapter.save(model.library.root.parent / "kept"), name="again")
     fresh = load(kind)
     assert fresh.library.get("again").prompts == {"prompt": "the {text}"}
@@ -310,14 +311,20 @@ def streams():
     return [thread for thread in threading.enumerate() if thread.name == "adapters_hub.stream"]
 
 
+def unspoken(model):
+    """Tokens that have no text: special ones, and those beyond the tokenizer's."""
+    tokenizer, size = model.backbone.tokenizer, model.backbone.config.vocab_size
+    return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), size)})
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("blend", [None, "one - 0.5*two"])
 def test_streamed_pieces_are_what_is_generated(kind, blend, load):
     model = load(kind)
     for name in ("one", "two"):
         moved(model, name)
+    options = {"max_new_tokens": 24, "suppress_tokens": unspoken(model)}
     for text in (TEXTS[0], TEXTS[4], {"text": TEXTS[1]}):
-        options = {"max_new_tokens": 24, "min_new_tokens": 24}
         (want,) = model.generate([text], adapters=blend, **options)
         pieces = list(model.stream(text, adapters=blend, **options))
         assert "".join(pieces) == want
@@ -329,7 +336,7 @@ def test_a_stream_has_its_own_plan_and_leaves_ours_alone(load):
     """The thread that writes follows the blend, the one that reads stays as it was."""
     model = load("qwen3")
     moved(model, "one")
-    options = {"max_new_tokens": 16, "min_new_tokens": 16}
+    options = {"max_new_tokens": 16, "suppress_tokens": unspoken(model)}
     (bare,) = model.generate([TEXTS[0]], **options)
     (want,) = model.generate([TEXTS[0]], adapters="one", **options)
     assert bare != want
@@ -344,11 +351,12 @@ def test_a_stream_that_is_left_stops(load):
     model = load("qwen3")
     steps = []
     hook = model.backbone.model.register_forward_hook(lambda *_: steps.append(1))
-    for _ in model.stream(TEXTS[0], max_new_tokens=20_000, min_new_tokens=20_000):
+    options = {"max_new_tokens": 20_000, "suppress_tokens": unspoken(model)}
+    for _ in model.stream(TEXTS[0], **options):
         break
     assert not streams()
     assert 0 < len(steps) < 20_000
-    read = model.stream(TEXTS[0], max_new_tokens=20_000, min_new_tokens=20_000)
+    read = model.stream(TEXTS[0], **options)
     assert not streams()  # it begins when it is read
     next(read)
     assert len(streams()) == 1
