@@ -97,13 +97,20 @@ def _encoded(
     model: "AdaptedModel", texts: Sequence[Text], blends: Sequence[Blend]
 ) -> list[list[int]]:
     """Token ids of texts as they stand, and of rows' fields in their blend's own prompt."""
-    found = []
-    for number, (text, blend) in enumerate(zip(texts, blends, strict=True), 1):
-        chat = False
+    filled: list[str] = []
+    chats: dict[bool, list[int]] = {}
+    for number, (text, blend) in enumerate(zip(texts, blends, strict=True)):
+        prompt = Prompt("{text}")
         if not isinstance(text, str):
-            prompt = prompt_of(model, blend) or Prompt("{text}")
-            text, chat = prompt.fill(text, f"text {number}"), prompt.chat
-        found += prompt_ids(model.backbone, [text], chat)
+            prompt = prompt_of(model, blend) or prompt
+            text = prompt.fill(text, f"text {number + 1}")
+        filled.append(text)
+        chats.setdefault(prompt.chat, []).append(number)
+    found: list[list[int]] = [[] for _ in filled]
+    for chat, numbers in chats.items():
+        own = prompt_ids(model.backbone, [filled[number] for number in numbers], chat)
+        for number, ids in zip(numbers, own, strict=True):
+            found[number] = ids
     return found
 
 

@@ -221,20 +221,22 @@ def translate(
         Row(text, language=own, fields={"target_language": tag}, where=f"text {number}")
         for number, (text, own, tag) in enumerate(zip(texts, sources, targets, strict=True), 1)
     ]
-    prompts = {blend: prompt_of(model, blend) for blend in set(blends)}
-    tasks = {
-        prompt: Translation(prompt=prompt.template, chat=prompt.chat) if prompt else Translation()
-        for prompt in prompts.values()
-    }
-    ids, found = [], []
-    for row, blend in zip(rows, blends, strict=True):
-        ids += tasks[prompts[blend]].sources([row], backbone)
+    known = {blend: prompt_of(model, blend) for blend in set(blends)}
+    prompts = [known[blend] for blend in blends]
+    ids: list[list[int]] = [[] for _ in rows]
+    for prompt in set(prompts):
+        own = [number for number, other in enumerate(prompts) if other == prompt]
+        task = Translation(prompt=prompt and prompt.template, chat=bool(prompt and prompt.chat))
+        encoded = task.sources([rows[number] for number in own], backbone)
+        for number, row_ids in zip(own, encoded, strict=True):
+            ids[number] = row_ids
     starts = Translation().starts(rows, backbone) if backbone.kind == "encoder-decoder" else None
+    found: list[str] = []
     for at in range(0, len(rows), batch_size):
-        own = slice(at, at + batch_size)
-        given = starts[own] if starts else None
+        batch = slice(at, at + batch_size)
+        given = starts[batch] if starts else None
         found += continuations(
-            model, blends[own], ids[own], options, given, Translation.max_new_tokens
+            model, blends[batch], ids[batch], options, given, Translation.max_new_tokens
         )
     finish = Translation().finish
     return [finish(text, row, backbone) for text, row in zip(found, rows, strict=True)]
