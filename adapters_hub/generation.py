@@ -219,11 +219,11 @@ class _Pieces(TextIteratorStreamer):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._last, self._given = "", 0
+        self._last, self._given, self._begun = "", 0, False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.next_tokens_are_prompt:
-            self.next_tokens_are_prompt = False
+        if not self._begun:  # the first are the prompt, or what a decoder starts from
+            self._begun = True
             return
         self.token_cache += value.flatten().tolist()
         text = self._text()

@@ -226,7 +226,7 @@ def translate(
     ids: list[list[int]] = [[] for _ in rows]
     for prompt in set(prompts):
         own = [number for number, other in enumerate(prompts) if other == prompt]
-        task = Translation(prompt=prompt and prompt.template, chat=bool(prompt and prompt.chat))
+        task = Translation(prompt=prompt.template, chat=prompt.chat) if prompt else Translation()
         encoded = task.sources([rows[number] for number in own], backbone)
         for number, row_ids in zip(own, encoded, strict=True):
             ids[number] = row_ids
