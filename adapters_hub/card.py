@@ -13,7 +13,10 @@ _TASK_TAG = {
     "retrieval": "feature-extraction",
     "question-answering": "question-answering",
     "token-classification": "token-classification",
+    "generation": "text-generation",
+    "translation": "translation",
 }
+_PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
 
 
 def write_card(info: AdapterInfo) -> str:
@@ -37,7 +40,7 @@ def write_card(info: AdapterInfo) -> str:
         "labels": ", ".join(info.labels or ()),
         "problem type": info.problem_type,
         "pooling": info.pooling,
-        **{f"before a {kind}": f"`{text}`" for kind, text in info.prompts.items()},
+        **{_PROMPT.get(kind, kind): _code(text) for kind, text in info.prompts.items()},
         "backbone": info.backbone,
         "backbone fingerprint": info.fingerprint,
         "trained over": ", ".join(info.over),
@@ -74,3 +77,12 @@ def read_front_matter(path: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
     return front if isinstance(front, dict) else {}
+
+
+def _code(text: str) -> str:
+    """A text as code in a table's cell: on one line, without a bar that would end the cell."""
+    return (
+        f"`{text.encode('unicode_escape').decode() if not text.isprintable() else text}`".replace(
+            "|", "\\|"
+        )
+    )

@@ -18,9 +18,11 @@ from adapters_hub.tasks.base import Row
 from adapters_hub.tasks.pairs import PAIR, is_text, language_tag
 
 FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
-TASK_FIELDS = ("question", "answers", "answer", "answer_start", "words", "tags")
+TASK_FIELDS = (
+    "question", "answers", "answer", "answer_start", "words", "tags", "target", "target_language",
+)  # fmt: skip
 """Fields of some tasks, which check them: `Row.fields` has them under these names."""
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _SPLITS = {
     "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
     "test": "test",
@@ -48,7 +50,9 @@ def read_data(
     ``columns`` maps these names to the file's own; ``label_separator`` stands between the labels of
     a text (an empty one is none of them). A file's split is the part of its name, else of the
     folders it is in, that says train, dev or test, else train; a language may be said by the file
-    name too (``de.train.jsonl``). Hidden files are left out. Raises `DataError`.
+    name too (``de.train.jsonl``). A text file has a text a line, whose ``id`` is the line's number,
+    so files of one folder are parallel line by line; in a folder only those are read whose name
+    says a language (``de.txt``). Hidden files are left out. Raises `DataError`.
     """
     columns = dict(columns or {})
     known = (*FIELDS, *TASK_FIELDS)
@@ -72,6 +76,9 @@ def read_data(
         numbered = list(_records(file))
         if not numbered:
             raise DataError(f"{file}: empty, no rows in it")
+        if file.suffix.lower() == ".txt" and path.is_dir():  # other folders have other lines
+            folder = file.parent.relative_to(path).as_posix()
+            numbered = [(n, {**record, "id": f"{folder}:{n}"}) for n, record in numbered]
         splits.setdefault(split, []).extend(
             _row(record, columns, label_separator, language, f"{file}:{line}")
             for line, record in numbered
@@ -114,13 +121,17 @@ def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The data files at any depth, but for hidden ones, which are tools' copies."""
+    """The data files at any depth, but for hidden ones, which are tools' copies.
+
+    Text files may be anything, such as a licence: only those named after a language are data.
+    """
     return sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
+        and (file.suffix.lower() != ".txt" or _said_by(file, folder)[1])
     )
 
 
@@ -150,6 +161,11 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield from enumerate(_parquet(file), 1)
         elif suffix in (".csv", ".tsv"):
             yield from _table(file, tabs=suffix == ".tsv")
+        elif suffix == ".txt":
+            with open(file, encoding="utf-8-sig") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield number, {"text": line.strip(), "id": number}
         else:
             with open(file, encoding="utf-8-sig") as stream:
                 for number, line in enumerate(stream, 1):

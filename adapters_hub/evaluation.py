@@ -76,20 +76,25 @@ def compare(
     examples: Sequence[Example],
     columns: Mapping[str, BlendOf],
     accelerator: Any = None,
-) -> dict[str, dict[str, float]]:
-    """Column → language → the task's metric, with the plain mean over languages as ``mean``.
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metric → column → language → value, with the plain mean over languages as ``mean``.
 
-    Raises `DataError` if there is nothing to compare on.
+    Metrics are those that the task has for tables, `Task.shown`; a language that one cannot be
+    measured in is left out of it. Raises `DataError` if there is nothing to compare on.
     """
     if not examples:
         raise DataError("no examples to compare on")
-    results = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for column, blend_of in columns.items():
         records = collect_records(model, task, examples, blend_of, accelerator=accelerator)
-        scores = metrics_by(task, examples, records, lambda row: row.language)
-        by_language = {language: score[task.metric] for language, score in scores.items()}
-        mean = sum(by_language.values()) / len(by_language)
-        results[column] = {**by_language, "mean": mean}
+        scores = metrics_by(task, examples, records, task.language)
+        for shown in task.shown(model.backbone):
+            own = {
+                tag: score[shown.metric] for tag, score in scores.items() if shown.metric in score
+            }
+            if own:
+                mean = sum(own.values()) / len(own)
+                results.setdefault(shown.metric, {})[column] = {**own, "mean": mean}
     return results
 
 

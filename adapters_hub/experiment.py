@@ -161,7 +161,10 @@ class Experiment:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
         batches = plan_batches(
             [len(example.input_ids) for example in examples],
-            [(own, example.row.language) for own, example in zip(owners, examples, strict=True)],
+            [
+                (own, self.task.language(example.row))
+                for own, example in zip(owners, examples, strict=True)
+            ],
             [example.row.domain for example in examples],
             batch_size=settings.batch_size,
             steps=settings.steps,
@@ -271,7 +274,7 @@ class Experiment:
 
     def _over_in_training(self) -> tuple[str, ...]:
         """The frozen adapters that train rows see."""
-        tags = {tag for row in self.splits["train"] for tag in row.languages}
+        tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
     def _read(self, other_languages: bool) -> Splits:
@@ -295,24 +298,36 @@ class Experiment:
             (tag,) = self.languages
             for name, rows in splits.items():
                 splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
+        if self.task_class.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
         have = sorted({str(row.language) for row in splits["train"]})
         for name in splits:
-            if name != "test" or not other_languages:
+            if name != "test" or not other_languages or self.task_class.across:
                 splits[name] = select(splits[name], self.languages or None)
         if not splits["train"]:
             raise DataError(
                 f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
                 f"(have: {', '.join(have) or 'none'})"
             )
-        prepare = self.task_class.prepare
-        return {name: prepare(rows, settings.columns) for name, rows in splits.items()}
+        if not self.task_class.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
+        return splits
+
+    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
+        targets = tuple(dict.fromkeys(map(languages.canonical, self.settings.target_language)))
+        return self.task_class.prepare(rows, self.settings.columns, targets)
+
+    def _tags(self, rows: Sequence[Row]) -> set[str]:
+        """The languages whose adapters would go below rows."""
+        texts = (text for row in rows for text in self.task.rows(Example([], row)))
+        return {text.language for text in texts if text.language}
 
     def _language_adapters(self) -> dict[str, AdapterInfo]:
         """The frozen adapter for each language of the data, as ``--over`` says."""
         asked = self.settings.over
         if asked in (("none",), ()):
             return {}
-        tags = {tag for rows in self.splits.values() for row in rows for tag in row.languages}
+        tags = {tag for rows in self.splits.values() for tag in self._tags(rows)}
         wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
         found = {}
         for tag in sorted(wanted):

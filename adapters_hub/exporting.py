@@ -17,6 +17,7 @@ from adapters_hub.errors import BackboneError, NotFoundError
 from adapters_hub.info import AdapterInfo
 from adapters_hub.library import check_name
 from adapters_hub.merging import merged_weight
+from adapters_hub.prompting import prompt_of
 
 if TYPE_CHECKING:
     from adapters_hub.model import AdaptedModel, Weights
@@ -54,6 +55,8 @@ def composed(
         raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
     embeds = any(part.info.pooling for part in parts)
     pooling, prompts = embedding_of(model, resolved) if embeds else (None, {})
+    if not embeds and (prompt := prompt_of(model, resolved)):
+        prompts = prompt.stored()
     how = ", ".join(f"{key}={value}" for key, value in options.items())
     info = AdapterInfo(
         name=check_name(name or "-".join(part.name for part in parts)),

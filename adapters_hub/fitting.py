@@ -27,6 +27,7 @@ from adapters_hub.blendfile import BlendFile, BlendTerm, Weight, layer_of, layer
 from adapters_hub.embedding import embedding_of
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.model import AdaptedModel, Weights
+from adapters_hub.prompting import prompt_of
 from adapters_hub.tasks import Example, Row, Task, make_task
 from adapters_hub.tasks.heads import label_names, multi_label, task_of
 
@@ -292,6 +293,8 @@ def _task(name: str | None, model: AdaptedModel, blend: Blend, max_length: int) 
             query_prompt=prompts.get("query", ""),
             document_prompt=prompts.get("document", ""),
         )
+    if name in ("generation", "translation") and (prompt := prompt_of(model, blend)):
+        return make_task(name, max_length=max_length, prompt=prompt.template, chat=prompt.chat)
     if name not in ("classification", "token-classification"):
         return make_task(name, max_length=max_length)
     owner = model.resident(model.head_owner(blend))

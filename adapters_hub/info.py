@@ -70,7 +70,7 @@ class AdapterInfo:
     labels: tuple[str, ...] | None = None  # classification: in the order of the logits
     problem_type: str | None = None  # classification: of PROBLEM_TYPES, as in transformers
     pooling: str | None = None  # retrieval: how hidden states become one vector
-    prompts: dict[str, str] = field(default_factory=dict)  # retrieval: before "query", "document"
+    prompts: dict[str, str] = field(default_factory=dict)  # put before or around texts, by kind
     backbone: str | None = None  # hub id, folder, or "starter"
     fingerprint: str | None = None
     over: tuple[str, ...] = ()  # frozen adapters it was trained over

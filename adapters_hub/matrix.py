@@ -79,7 +79,8 @@ class Matrix:
         self.task, self.model = experiment.task, experiment.model
         experiment.require_languages()
         for split in ("dev", "test"):
-            experiment.splits[split] = at_most(experiment.splits[split], settings.rows)
+            rows = experiment.splits[split]
+            experiment.splits[split] = at_most(rows, settings.rows, self._cell)
         self.cells = self._cells()
         self.results = Path(settings.results)
         self.methods = tuple(dict.fromkeys(settings.methods))
@@ -116,7 +117,7 @@ class Matrix:
         names: dict[str, str] = {}
 
         def from_source(row: Row) -> int | None:
-            return 0 if row.domain == domain and row.language == self.source else None
+            return 0 if self._cell(row) == Cell(self.source, domain) else None
 
         if self.task.needs_head():
             names["head"] = f"{word}.head.{seed}"
@@ -132,8 +133,9 @@ class Matrix:
             names |= {f"oracle {tag}": name for tag, name in own.items()}
 
             def from_cell(row: Row) -> int | None:
-                mine = row.domain == domain and row.language in own
-                return tags.index(str(row.language)) if mine else None
+                cell = self._cell(row)
+                mine = cell.domain == domain and cell.language in own
+                return tags.index(cell.language) if mine else None
 
             self._train([*own.values()], from_cell, domain, seed)
         return names
@@ -346,12 +348,15 @@ class Matrix:
         return self.experiment.language_blend(Row("", language=tag))
 
     def _examples(self, split: str, cell: Cell) -> list[Example]:
-        return [e for e in self.experiment.examples[split] if _cell(e.row) == cell]
+        return [e for e in self.experiment.examples[split] if self._cell(e.row) == cell]
+
+    def _cell(self, row: Row) -> Cell:
+        return Cell(str(self.task.language(row)), row.domain)
 
     def _cells(self) -> list[Cell]:
         """The cells that have rows to choose on and to measure on, and a source to learn from."""
         splits = self.experiment.splits
-        dev, test, train = ({_cell(r) for r in splits[name]} for name in ("dev", "test", "train"))
+        dev, test, train = ({*map(self._cell, splits[name])} for name in ("dev", "test", "train"))
         cells = sorted(dev & test, key=lambda cell: (cell.domain or "", cell.language))
         domains = {cell.domain for cell in cells}
         for domain in domains:
@@ -402,7 +407,7 @@ class Matrix:
 _MADE = "matrix."  # how names of adapters begin that are made for one cell
 
 
-def at_most(rows: Sequence[Row], count: int) -> list[Row]:
+def at_most(rows: Sequence[Row], count: int, cell_of: Callable[[Row], Cell]) -> list[Row]:
     """At most ``count`` rows of each cell (0: all), those of the same ids in every language."""
     if not count:
         return list(rows)
@@ -413,7 +418,7 @@ def at_most(rows: Sequence[Row], count: int) -> list[Row]:
     taken: dict[Cell, int] = {}
     chosen = []
     for number in ranked:
-        cell = _cell(rows[number])
+        cell = cell_of(rows[number])
         taken[cell] = taken.get(cell, 0) + 1
         if taken[cell] <= count:
             chosen.append(number)
@@ -436,10 +441,6 @@ def random_like(adapter: Adapter, seed: int, name: str) -> Adapter:
 def _norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The Frobenius norm of ``b @ a`` without forming it."""
     return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
-
-
-def _cell(row: Row) -> Cell:
-    return Cell(str(row.language), row.domain)
 
 
 def _exact(name: str) -> Blend:

@@ -275,17 +275,54 @@ class AdaptedModel:
             return self.backbone.model(**inputs)
 
     def generate(
-        self, texts: Sequence[str] | str, adapters: Adapters = None, **options: Any
+        self,
+        texts: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any],
+        adapters: Adapters = None,
+        **options: Any,
     ) -> list[str]:
         """Continue each text (decoder) or answer it (encoder-decoder); transformers' options.
 
-        Beams, sampling and the key-value cache work as in ``transformers``; ``max_new_tokens``
-        defaults to 32. Raises `BackboneError` for an encoder.
+        A text is taken as it stands; a mapping of a row's fields, ``{"text": …}``, is set into the
+        prompt that its blend was trained with. Beams, sampling and the key-value cache work as in
+        ``transformers``; ``max_new_tokens`` defaults to 32. Raises `BackboneError` for an encoder.
         """
         from adapters_hub.generation import generate
 
+        rows = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        return generate(self, rows, adapters, options) if rows else []
+
+    def stream(
+        self, text: str | Mapping[str, Any], adapters: Adapters = None, **options: Any
+    ) -> Iterator[str]:
+        """The pieces of what `generate` gives for one text, as they are written.
+
+        A thread writes; what it raises is raised here, and it stops when the iterator is left or
+        closed. Not with beams, which write no text from left to right.
+        """
+        from adapters_hub.generation import stream
+
+        return stream(self, text, adapters, options)
+
+    def translate(
+        self,
+        texts: Sequence[str] | str,
+        source: str | Sequence[str],
+        target: str | Sequence[str],
+        adapters: Adapters = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> list[str]:
+        """Each text, in language ``source`` (one, or one a row), in language ``target``.
+
+        An encoder-decoder with language tokens (M2M100, NLLB, mBART) gets them; others get the
+        prompt that the row's blend was trained with, which names the languages. Options are
+        transformers'; ``max_new_tokens`` defaults to 128. Raises `LanguageError`, or
+        `BackboneError` for a language that the tokenizer has no token for, and for an encoder.
+        """
+        from adapters_hub.tasks.translation import translate
+
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return generate(self, texts, adapters, options) if texts else []
+        return translate(self, texts, source, target, adapters, batch_size, options)
 
     def classify(
         self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32

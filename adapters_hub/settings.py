@@ -28,11 +28,12 @@ class TrainingSettings:
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id")
     task: str = _setting(
         "language-modeling",
-        "'language-modeling', 'classification', 'question-answering', 'token-classification' or "
-        "'retrieval'",
+        "'language-modeling', 'classification', 'question-answering', 'token-classification', "
+        "'retrieval', 'generation' or 'translation'",
     )
     data: str = _setting(
-        "recipes/data", "file, folder or Hub data set: text, label, language, domain, positive"
+        "recipes/data",
+        "file, folder or Hub data set: text, label, language, domain, positive, target",
     )
     columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars")
     label_separator: str | None = _setting(
@@ -70,6 +71,15 @@ class TrainingSettings:
     query_prompt: str = _setting("", "retrieval: put before each text")
     document_prompt: str = _setting("", "retrieval: put before each positive and negative")
     temperature: float = _setting(0.05, "retrieval: what cosines are divided by")
+    prompt: str | None = _setting(
+        None,
+        "generation, translation: a template over the row's fields, such as '{text} {question}'",
+    )
+    chat: bool = _setting(False, "generation, translation: the prompt in the chat template")
+    target_language: tuple[str, ...] = _setting(
+        (), "translation: languages to translate into; none given: all in the data"
+    )
+    max_new_tokens: int = _setting(128, "generation, translation: tokens written in the test")
     steps: int = _setting(300, "optimizer steps")
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces")
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in")
@@ -97,7 +107,7 @@ class TrainingSettings:
     resume: bool = _setting(True, "go on from this run's checkpoint if there is one")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "rank", "max_length"):
+        for name in ("steps", "batch_size", "accumulation", "rank", "max_length", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
         for name in ("dropout", "warmup", "over_share", "label_smoothing", "mask_probability"):

@@ -5,15 +5,19 @@
     accelerate launch recipes/lora_domain.py --task question-answering
     accelerate launch recipes/lora_domain.py --task token-classification --learning-rate 5e-3
     accelerate launch recipes/lora_domain.py --task retrieval
+    accelerate launch recipes/lora_domain.py --task generation
+    accelerate launch recipes/lora_domain.py --task translation --language en --target-language de
     accelerate launch recipes/lora_domain.py --domain bank clinic --name services --language de fr
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_domain.py --cpu
 
 The objective is the backbone's own (bits, lower is better), a labelled task (macro-F1, F1 of
-answers, F1 of spans), or retrieval (nDCG@10): a text finds its ``positive``, without one a
-translation of its ``id``; in the sample, a question finds the text that answers it. The one shared
-adapter learns from rows of many languages; below it each text has the frozen adapter of its own
-language, where the library has one (--over). At use time the language is swapped, also for
-languages that were not trained on. Everything else is a flag: see --help.
+answers, F1 of spans), retrieval (nDCG@10), where a text finds its ``positive``, without one a
+translation of its ``id`` (in the sample, a question its text), or writing a ``target`` (bits, then
+chrF of what is written): generation (in the sample, the answer to a question), and translation,
+without a target into the other texts of an ``id``. The one shared adapter learns from rows of many
+languages; below it each text has the frozen adapter of its own language, in translation of the
+language that is written, where the library has one (--over). At use time the language is swapped,
+also for languages that were not trained on. Everything else is a flag: see --help.
 On a CPU too it is --multi_gpu (or torchrun) that starts several processes; accelerate's own --cpu
 starts one.
 """
@@ -35,7 +39,12 @@ RECIPE = {
 # The sample text, unless told otherwise: two of its languages are kept for the test, and the
 # result goes beside the hotel adapter that ships, again and again.
 SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
-QUESTIONS = {"columns": {"text": "question", "positive": "text"}}
+OWN = {
+    "retrieval": {"columns": {"text": "question", "positive": "text"}},
+    "generation": {"columns": {"target": "answer"}, "prompt": "{text}\n{question}\n"},
+    "translation": {"language": ("en",)},  # into all of its languages
+}
+NAMES = {"generation": "my-hotel-answers", "translation": "my-hotel-translation"}
 DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
 # Tasks whose sample is another: its folder, beside the sample text, and what is trained on it.
 SAMPLES = {
@@ -54,9 +63,9 @@ def run() -> None:
             data = str(Path(__file__).parent / sample[0])
             resolved = replace(resolved, settings=resolved.settings.changed(data=data))
             demo = demo and {**demo, "name": sample[1]}
-        resolved = resolved.defaults(**SAMPLE, **demo)
-        if resolved.settings.task == "retrieval":
-            resolved = resolved.defaults(**QUESTIONS)
+        task = resolved.settings.task
+        demo = demo and {**demo, "name": NAMES.get(task, demo["name"])}
+        resolved = resolved.defaults(**{**SAMPLE, **OWN.get(task, {}), **demo})
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()
@@ -86,25 +95,28 @@ def run() -> None:
 
     saved = experiment.save(adapter)  # before anything else can fail
     if test := experiment.examples["test"]:
-        results = compare(model, task, test, columns, experiment.accelerator)
-        trained_on = {row.language or "-" for row in experiment.splits["train"]}
-        notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
-        notes["mean"] = ""
-        better = "higher" if task.higher_is_better else "lower"
-        metric = task.metric_name(model.backbone)
+        final = task.final()
+        found = compare(model, final, test, columns, experiment.accelerator)
+        trained_on = {task.language(row) or "-" for row in experiment.splits["train"]}
         texts = len(experiment.splits["test"])
-        experiment.print(f"\n{metric} on {texts} test texts ({better} is better):\n")
-        experiment.print(table(results, "language", notes))
-        saved = experiment.save(
-            adapter, {f"{metric}, {column}": scores["mean"] for column, scores in results.items()}
-        )
+        metrics = {}
+        for shown in (s for s in final.shown(model.backbone) if s.metric in found):
+            results = found[shown.metric]
+            notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
+            better = "higher" if shown.higher_is_better else "lower"
+            experiment.print(f"\n{shown.name} on {texts} test texts ({better} is better):\n")
+            experiment.print(table(results, "language", {**notes, "mean": ""}))
+            experiment.print(shown.note and f"\n{shown.note}")
+            metrics |= {f"{shown.name}, {column}": own["mean"] for column, own in results.items()}
+        saved = experiment.save(adapter, metrics)
     else:
         experiment.print("\nno test rows, so there is no table")
     if saved:
         rate = progress.tokens / max(progress.seconds, 1e-9)
         root = str(experiment.library.root)
-        shown = (experiment.splits["test"] or experiment.splits["train"])[0]
-        blend = f"{shown.language} + {name}" if shown.language in over else name
+        row = (experiment.splits["test"] or experiment.splits["train"])[0]
+        language = task.language(row)
+        blend = f"{language} + {name}" if language in over else name
         print(
             f"\nsaved {saved.path} ({saved.bytes / 1024:.0f} KiB); "
             f"{progress.steps} steps, {rate:,.0f} tokens a second. Use it:\n\n"
@@ -112,7 +124,7 @@ def run() -> None:
             f"    model = ah.load_backbone({settings.backbone!r}, library={root!r})\n"
             f"    model.use({blend!r})"
         )
-        if call := task.usage(shown, model.backbone):
+        if call := task.usage(row, model.backbone):
             print(f"    {call}")
     experiment.close()
 

@@ -57,7 +57,8 @@ def run() -> None:
             "bare backbone": lambda row: bare,
             "adapter": lambda row: resolve[names[owner(row)]],
         }
-        results = compare(model, experiment.task, examples, columns, experiment.accelerator)
+        found = compare(model, experiment.task, examples, columns, experiment.accelerator)
+        results = found[experiment.task.metric]
         unit = experiment.task.metric_name(model.backbone)
         texts = len(experiment.splits["test"])
         experiment.print(f"\n{unit} on {texts} test texts (lower is better):\n")

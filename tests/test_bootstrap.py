@@ -88,6 +88,11 @@ def modelled(size):
     ]
 
 
+def written():
+    task = make_task("generation")
+    return task, modelled(10)[1]
+
+
 def tagged():
     task = make_task("token-classification", label_names=("O", "B-X", "I-X"))
     tags = [["B-X", "I-X", "O"], ["O", "B-X", "B-X"], ["O"]]

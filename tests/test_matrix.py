@@ -17,10 +17,14 @@ from adapters_hub.data import read_data
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import read_adapter
-from adapters_hub.matrix import at_most, random_like
+from adapters_hub.matrix import Cell, at_most, random_like
 from adapters_hub.matrix_report import correlations, draw, read_cells, summary, tables
 from adapters_hub.settings import MatrixSettings, parse_settings
 from adapters_hub.tasks import Row, make_task
+
+
+def cell_of(row):
+    return Cell(row.language, row.domain)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +110,7 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
         kept = read_adapter(finished / "adapters" / name, name)
         model.add(Adapter.load(kept, model.backbone))
     task = make_task("classification", label_names=("negative", "positive"), max_length=256)
-    rows = at_most(read_data(reviews)["test"], 8)
+    rows = at_most(read_data(reviews)["test"], 8, cell_of)
     rows = [row for row in rows if (row.language, row.domain) == ("de", "phone")]
     blends = {
         "bare": "phone.head.0", "language": "de + phone.head.0", "domain": "phone.task.0",
@@ -221,11 +225,11 @@ def test_rows_are_the_same_items_in_every_language():
         for n in range(50)
         for language in ("en", "de")
     ]
-    found = at_most(rows, 7)
+    found = at_most(rows, 7, cell_of)
     keys = {tag: [row.key for row in found if row.language == tag] for tag in ("en", "de")}
     assert keys["en"] == keys["de"]
     assert len(keys["en"]) == 7
-    assert at_most(rows, 0) == rows
+    assert at_most(rows, 0, cell_of) == rows
 
 
 def test_a_random_adapter_has_the_norm_of_the_other(tiny, library):

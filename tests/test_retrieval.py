@@ -20,7 +20,7 @@ from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import AdapterInfo
 from adapters_hub.ranking import ranking_metrics, ranks
-from adapters_hub.tasks import Row, make_task
+from adapters_hub.tasks import Example, Row, make_task
 from adapters_hub.tasks.pairs import pair_rows
 from adapters_hub.tasks.retrieval import Retrieval, candidates, info_nce
 from adapters_hub.training import train
@@ -158,8 +158,6 @@ def test_loss_is_the_plain_formula_with_masks_and_negatives():
     vectors = torch.nn.functional.normalize(torch.randn(sum(lengths), 7), dim=-1)
     starts = [sum(lengths[:n]) for n in range(6)]
     rest = [n for n in range(sum(lengths)) if n not in starts]
-    from adapters_hub.tasks import Example
-
     examples = [Example([], row, (1,) * size) for row, size in zip(rows, lengths, strict=True)]
     got = task.coupled_loss(vectors, examples, [0] * 6)
     for number in range(6):
@@ -170,8 +168,6 @@ def test_loss_is_the_plain_formula_with_masks_and_negatives():
 
 
 def test_rows_of_another_adapter_are_no_candidates():
-    from adapters_hub.tasks import Example
-
     examples = [Example([], row, (1, 1)) for row in PAIRS[:4]]
     allowed = candidates(examples, [0, 1, 0, 1])
     assert allowed.tolist() == [[(a + b) % 2 == 0 for b in range(4)] for a in range(4)]
@@ -315,7 +311,7 @@ def test_pairs_from_files(tmp_path):
         {"other": 1, "positive": "e", "negatives": ["f"]},
         {"positive": "h"},
     ]
-    assert rows[0].languages == {"de"}
+    assert Retrieval().rows(Example([], rows[0]))[1].language == "de"
     (tmp_path / "pairs.csv").write_text("text,positive,negatives\na,b,c\n")
     (row,) = pair_rows(read_data(tmp_path / "pairs.csv")["train"])
     assert row.fields == {"positive": "b", "negatives": ["c"]}

@@ -12,6 +12,8 @@ _HOME = {
     "question-answering": ("question_answering", "QuestionAnswering"),
     "token-classification": ("tokens", "TokenClassification"),
     "retrieval": ("retrieval", "Retrieval"),
+    "generation": ("generation", "Generation"),
+    "translation": ("translation", "Translation"),
 }
 NAMES = tuple(_HOME)
 

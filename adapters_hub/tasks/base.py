@@ -44,12 +44,6 @@ class Row:
             return ()
         return (self.label,) if isinstance(self.label, str) else self.label
 
-    @property
-    def languages(self) -> set[str]:
-        """The languages of its texts, as far as they are said."""
-        said = {self.language, self.fields.get("positive_language")}
-        return {tag for tag in said if tag}
-
 
 @dataclass(frozen=True)
 class Example:
@@ -58,6 +52,16 @@ class Example:
     input_ids: list[int]
     row: Row
     target: Any = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A metric as tables show it: its key in `Task.metrics`, its name, and how it was computed."""
+
+    metric: str
+    name: str
+    higher_is_better: bool
+    note: str = ""
 
 
 class Task(ABC):
@@ -69,9 +73,17 @@ class Task(ABC):
     couples: ClassVar[bool] = False
     """Whether a row's loss depends on the batch's other rows; see `outputs` and `coupled_loss`."""
 
+    across: ClassVar[bool] = False
+    """Whether `prepare` pairs rows of different languages, before some languages are chosen."""
+
     @classmethod
-    def prepare(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
-        """A split's rows as the task takes them, such as paired; ``columns`` for messages."""
+    def prepare(
+        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+    ) -> list[Row]:
+        """A split's rows as the task takes them, such as paired; ``columns`` for messages.
+
+        ``targets``: the languages of what is to be written, where a task writes; none: any.
+        """
         return list(rows)
 
     @classmethod
@@ -125,8 +137,15 @@ class Task(ABC):
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
     def rows(self, example: Example) -> list[Row]:
-        """The row of each sequence of an example, in the order of `collate`'s batch."""
+        """The row of each sequence of an example, in the order of `collate`'s batch.
+
+        A row's ``language`` is the one whose frozen adapter goes below that sequence.
+        """
         return [example.row]
+
+    def language(self, row: Row) -> str | None:
+        """The language that a row is drawn and shown under."""
+        return row.language
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raise `DataError`, naming file and line, for one that can neither train nor measure."""
@@ -184,6 +203,14 @@ class Task(ABC):
     @abstractmethod
     def score(self, sums: np.ndarray) -> np.ndarray:
         """``metric`` from sums of tallies (…, k) → (…)."""
+
+    def final(self) -> "Task":
+        """The same task with what is too slow to be measured at each look at dev."""
+        return self
+
+    def shown(self, backbone: "Backbone") -> list[Shown]:
+        """What tables show of `metrics`, each a table."""
+        return [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
 
     def usage(self, row: Row, backbone: "Backbone") -> str | None:
         """The Python call that uses an adapter trained for this task on a row, to be shown."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
+from adapters_hub.prompting import surroundings
 from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adapters_hub.settings import TrainingSettings
 
 _IGNORED = -100
+_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class LanguageModeling(Task):
         if backbone.kind == "encoder-decoder":
             raise BackboneError(
                 f"{backbone.name} is an encoder-decoder: the language-model objective here is for "
-                "decoders (causal) and encoders (masked)"
+                "decoders (causal) and encoders (masked); train it on pairs of texts "
+                "(--task generation, or translation)"
             )
         tokenizer = backbone.tokenizer
         if backbone.kind == "encoder" and tokenizer.mask_token_id is None:
@@ -76,7 +79,7 @@ class LanguageModeling(Task):
         limit = min(self.max_length, backbone.max_tokens or self.max_length)
         end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
         end = [] if end == [None] else end
-        before, after = _surroundings(tokenizer)
+        before, after = surroundings(tokenizer)
         least = len(before) + len(after) + 1 if backbone.kind == "encoder" else 2
         if limit < least:
             raise SettingsError(f"max_length={limit}: must be {least} or more on {backbone.name}")
@@ -111,19 +114,7 @@ class LanguageModeling(Task):
         return (batch["labels"] != _IGNORED).sum(1).float()
 
     def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
-        """Only the positions that have a target go through the vocabulary-sized head."""
-        labels = batch["labels"]
-        if model.backbone.kind == "decoder":
-            labels = functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-        at = labels != _IGNORED
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        plan, outer = model.bank.current(), model.backbone.head_sites
-        if plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms):
-            logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
-        else:
-            logits = model.backbone.lm_logits(inputs, at)
-        nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
-        return per_row(nats, at.nonzero()[:, 0], len(labels))
+        return target_nats(model, batch)
 
     def records(
         self,
@@ -151,13 +142,7 @@ class LanguageModeling(Task):
         return {"bits": per_byte, "bits_per_byte": per_byte, **out}
 
     def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Bits, and what they are counted by: bytes, or masked tokens."""
-        return np.array(
-            [
-                (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
-                for r in records
-            ]
-        )
+        return bit_tallies(records)
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
@@ -189,9 +174,33 @@ class LanguageModeling(Task):
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
 
 
-def _surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens a tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:at], whole[at + len(bare) :]
+def bit_tallies(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(records, 2): bits, and what they are counted by: bytes, or masked tokens."""
+    pairs = [
+        (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
+        for r in records
+    ]
+    return np.array(pairs, dtype=float)
+
+
+def target_nats(model: "AdaptedModel", batch: dict[str, Tensor]) -> Tensor:
+    """Each row's nats summed over its targets (rows,), under the current plan.
+
+    ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those
+    that predict them. Only the positions with a target go through the vocabulary-sized head.
+    """
+    labels = batch["labels"]
+    inputs = {key: value for key, value in batch.items() if key in _INPUTS}
+    if model.backbone.kind == "decoder":
+        labels = functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
+    at = labels != _IGNORED
+    plan, outer = model.bank.current(), model.backbone.head_sites
+    adapted = plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms)
+    if model.backbone.kind == "encoder-decoder":  # whose targets are nearly all positions
+        logits = model.backbone.model(**inputs, use_cache=False).logits[at]
+    elif adapted:
+        logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
+    else:
+        logits = model.backbone.lm_logits(inputs, at)
+    nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
+    return per_row(nats, at.nonzero()[:, 0], len(labels))

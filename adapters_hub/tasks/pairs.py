@@ -41,6 +41,45 @@ def pair_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> 
     return found
 
 
+def translations(
+    rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+) -> list[Row]:
+    """The rows as translation takes them: ``fields`` have a ``target`` and a ``target_language``.
+
+    A row without a ``target`` becomes one for every text of its ``id`` in another language, of
+    ``targets`` if there are any; a row with one is kept if it is in them. Where just one is asked
+    for, targets that name no language are in it. A row with nothing to pair it with stays as it is.
+    Raises `DataError` for a pair that does not say both its languages.
+    """
+    items: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.key is not None and row.fields.get("target") is None:
+            items.setdefault(row.key, []).append(row)
+    said = columns.get("target_language", "target_language")
+    found = []
+    for row in rows:
+        if row.fields.get("target") is None:
+            others = [o for o in items.get(row.key or "", []) if o.language != row.language]
+            pairs = [(o.text, o.language) for o in others]
+            if not others:
+                found.append(row)
+        else:
+            tag = language_tag(row.fields.get("target_language"), said, row.where)
+            tag = targets[0] if tag is None and len(targets) == 1 else tag
+            pairs = [(row.fields["target"], tag)]
+        for text, tag in pairs:
+            own = {columns.get("language", "language"): row.language, said: tag}
+            if missing := [name for name, value in own.items() if value is None]:
+                raise DataError(
+                    f"{row.where}: field {missing[0]!r} is missing, and translation needs it; say "
+                    "it in every row, or ask for one (--language en, --target-language de)"
+                )
+            if not targets or tag in targets:
+                pair = {"target": text, "target_language": tag}
+                found.append(replace(row, fields={**row.fields, **pair}))
+    return found
+
+
 def language_tag(said: Any, name: str, where: str) -> str | None:
     """The canonical tag of what a field says; `DataError` naming it for no language."""
     try:

@@ -60,7 +60,9 @@ class Retrieval(Task):
             raise SettingsError(f"temperature={self.temperature}: must be above 0")
 
     @classmethod
-    def prepare(cls, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    def prepare(
+        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+    ) -> list[Row]:
         return pair_rows(rows, columns)
 
     @classmethod

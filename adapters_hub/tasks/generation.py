@@ -1,0 +1,312 @@
+"""Text generation: a row's text, set into a prompt, is answered by its target.
+
+The backbone's own head serves, frozen: causal in a decoder, whose loss is on the target alone, and
+in the decoder of an encoder-decoder.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters_hub.errors import BackboneError, DataError, SettingsError
+from adapters_hub.prompting import Prompt, check_writes, left_padded, prompt_ids, surroundings
+from adapters_hub.tasks.base import Example, Row, Shown, Task, pad
+from adapters_hub.tasks.language_modeling import bit_tallies, target_nats
+from adapters_hub.tasks.pairs import is_text
+from adapters_hub.tasks.text_scores import chrf, has_sacrebleu, signature
+
+if TYPE_CHECKING:
+    from adapters_hub.adapter import Adapter
+    from adapters_hub.backbone import Backbone
+    from adapters_hub.info import AdapterInfo
+    from adapters_hub.model import AdaptedModel, Heads
+    from adapters_hub.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a decoder reads and writes: token ids, of which the first ``given`` are not predicted
+    (a decoder's prompt, an encoder-decoder's start); ``bytes`` of the target's text as UTF-8.
+    """
+
+    ids: tuple[int, ...]
+    given: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Generation(Task):
+    """Cross-entropy of each row's ``target`` (a field), its end token included.
+
+    ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
+    behind it), with ``chat`` a user's turn in the tokenizer's chat template; an adapter keeps both.
+    A row longer than ``max_length`` loses a part of its prompt: the beginning in a decoder, the end
+    in an encoder-decoder, where the target has ``max_length`` tokens of its own. A target is never
+    cut: one that does not fit is an error. Bits per byte are over the bytes of targets; a task made
+    by `final` also measures chrF of what is written, greedily, in ``max_new_tokens``, if sacrebleu
+    is installed.
+    """
+
+    max_length: int = 256
+    prompt: str | None = None
+    chat: bool = False
+    max_new_tokens: int = 128
+    writes: bool = False
+    metric: str = "bits"
+    higher_is_better: bool = False
+    name: ClassVar[str] = "generation"
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and "target" in Prompt(self.prompt).names:
+            raise SettingsError(f"prompt={self.prompt!r}: the target is what is to be written")
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "Generation":
+        for row in (row for rows in splits.values() for row in rows):
+            target_of(row, settings.columns.get("target", "target"))
+        return cls(
+            max_length=settings.max_length,
+            prompt=settings.prompt,
+            chat=settings.chat,
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    def prefix(self, backbone: "Backbone") -> str:
+        return backbone.prefix
+
+    def peft_task_type(self, backbone: "Backbone") -> str:
+        check_writes(backbone)
+        return "CAUSAL_LM" if backbone.kind == "decoder" else "SEQ_2_SEQ_LM"
+
+    def metric_name(self, backbone: "Backbone") -> str:
+        return "bits per byte"
+
+    def default_prompt(self, backbone: "Backbone") -> str:
+        """The template where none was given."""
+        return "{text}\n" if backbone.kind == "decoder" else "{text}"
+
+    def prompting(self, backbone: "Backbone") -> Prompt:
+        """The prompt that rows are set into on a backbone."""
+        return Prompt(self.prompt or self.default_prompt(backbone), self.chat)
+
+    def new_adapter(
+        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
+    ) -> "Adapter":
+        prompts = self.prompting(backbone).stored()
+        return super().new_adapter(replace(info, prompts=prompts), backbone, lora, seed)
+
+    # ── rows to tokens ───────────────────────────────────────────────────────────────────────
+
+    def fields(self, row: Row) -> dict[str, Any]:
+        """What a prompt may name."""
+        own = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
+        return {name: value for name, value in own.items() if name != "target"}
+
+    def sources(
+        self, rows: Sequence[Row], backbone: "Backbone", limits: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Token ids of each row's prompt, cut at its limit."""
+        prompt = self.prompting(backbone)
+        texts = [prompt.fill(self.fields(row), row.where) for row in rows]
+        return prompt_ids(backbone, texts, prompt.chat, limits)
+
+    def starts(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+        """What the decoder of an encoder-decoder is given in each row, before it writes."""
+        return [[start_token(backbone)] for _ in rows]
+
+    def targets(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+        """Token ids of each row's target, with the end token behind it."""
+        texts = [target_of(row) for row in rows]
+        special = backbone.kind == "encoder-decoder"  # as its decoder was pretrained to write
+        found = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        end = backbone.tokenizer.eos_token_id
+        return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in found]
+
+    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+        check_writes(backbone)
+        if not rows:
+            return []  # which tokenizers do not take
+        limit = min(self.max_length, backbone.max_tokens or self.max_length)
+        decoder = backbone.kind == "decoder"
+        targets = self.targets(rows, backbone)
+        starts = [[] for _ in rows] if decoder else self.starts(rows, backbone)
+        least = 1 + (sum(map(len, surroundings(backbone.tokenizer))) if decoder else 0)
+        needs = [
+            len(own) + (least if decoder else len(given) - 1)
+            for own, given in zip(targets, starts, strict=True)
+        ]
+        self._check_room(rows, needs, limit, backbone)
+        limits = [limit - len(own) if decoder else limit for own in targets]
+        sources = self.sources(rows, backbone)
+        if cut := sum(len(ids) > most for ids, most in zip(sources, limits, strict=True)):
+            end = "beginning" if decoder else "end"
+            log.warning("%d of %d prompts lose their %s: max_length=%d", cut, len(rows), end, limit)
+            sources = self.sources(rows, backbone, limits)
+        examples = []
+        for row, source, given, own in zip(rows, sources, starts, targets, strict=True):
+            before = source if decoder else given
+            ids = (*before, *own)
+            target = Target(ids, len(before), len(target_of(row).encode()))
+            examples.append(Example(list(ids) if decoder else source, row, target))
+        return examples
+
+    def _check_room(
+        self, rows: Sequence[Row], needs: Sequence[int], limit: int, backbone: "Backbone"
+    ) -> None:
+        long = [number for number, need in enumerate(needs) if need > limit]
+        if not long:
+            return
+        first, most = rows[long[0]], max(needs)
+        room = backbone.max_tokens or most
+        advice = f"--max-length {most} takes all" if most <= room else f"{backbone.name} has {room}"
+        raise DataError(
+            f"{first.where}: field 'target' needs {needs[long[0]]} tokens, and max_length={limit} "
+            f"(so in {len(long)} rows of {len(rows)}); a target is never cut: {advice}, or shorten "
+            "or leave out these rows"
+        )
+
+    def collate(
+        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+    ) -> dict[str, Tensor]:
+        batch = pad(examples, backbone)
+        if backbone.kind == "decoder":
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, _IGNORED)
+            for row, example in enumerate(examples):
+                labels[row, : example.target.given] = _IGNORED
+            return {**batch, "labels": labels}
+        read = [Example(list(example.target.ids[:-1]), example.row) for example in examples]
+        decoded = pad(read, backbone)["input_ids"]
+        labels = torch.full_like(decoded, _IGNORED, device="cpu")
+        for row, example in enumerate(examples):
+            ids, given = example.target.ids, example.target.given
+            labels[row, given - 1 : len(ids) - 1] = torch.tensor(ids[given:])
+        return {**batch, "decoder_input_ids": decoded, "labels": labels.to(decoded.device)}
+
+    # ── loss and metrics ─────────────────────────────────────────────────────────────────────
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != _IGNORED).sum(1).float()
+
+    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        return target_nats(model, batch)
+
+    def records(
+        self,
+        model: "AdaptedModel",
+        batch: dict[str, Tensor],
+        heads: "Heads",
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
+        found: list[dict[str, Any]] = [
+            {"nats": n, "tokens": t, "bytes": example.target.bytes}
+            for n, t, example in zip(nats, tokens, examples, strict=True)
+        ]
+        if self.writes:
+            texts = self.written(model, examples)
+            for record, text, example in zip(found, texts, examples, strict=True):
+                record |= {"written": text, "target": target_of(example.row)}
+        return found
+
+    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        tokens = sum(record["tokens"] for record in records)
+        if not tokens:
+            raise DataError("no targets to measure")
+        bits = sum(record["nats"] for record in records) / math.log(2)
+        per_byte = bits / max(1, sum(record["bytes"] for record in records))
+        out = {"bits": per_byte, "bits_per_byte": per_byte, "perplexity": 2 ** (bits / tokens)}
+        return out | (self.text_metrics(records) if "written" in records[0] else {})
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        return bit_tallies(records)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+    def text_metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """What is measured on written texts."""
+        pairs = [(record["written"], record["target"]) for record in records]
+        return {"chrf": chrf(pairs)}
+
+    def final(self) -> "Generation":
+        return replace(self, writes=True) if has_sacrebleu() else self
+
+    def shown(self, backbone: "Backbone") -> list[Shown]:
+        found = super().shown(backbone)
+        if self.writes:
+            found.append(Shown("chrf", "chrF", True, signature("chrf")))
+        return found
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────
+
+    def written(self, model: "AdaptedModel", examples: Sequence[Example]) -> list[str]:
+        """What the model writes for each example, greedily, under the current plan."""
+        backbone, decoder = model.backbone, model.backbone.kind == "decoder"
+        given = [example.target.ids[: example.target.given] for example in examples]
+        inputs = left_padded(
+            given if decoder else [example.input_ids for example in examples], backbone
+        )
+        size = inputs["input_ids"].shape[1] if decoder else len(given[0])
+        if not decoder:
+            inputs |= decoder_inputs(given, backbone)
+        new = min(self.max_new_tokens, (backbone.max_tokens or 10**9) - size)
+        runner: Any = backbone.model
+        options = {"max_new_tokens": max(1, new), "do_sample": False, "num_beams": 1}
+        out = runner.generate(**inputs, **options)
+        texts = backbone.tokenizer.batch_decode(out[:, size:], skip_special_tokens=True)
+        rows = [example.row for example in examples]
+        return [self.finish(text, row, backbone) for text, row in zip(texts, rows, strict=True)]
+
+    def finish(self, text: str, row: Row, backbone: "Backbone") -> str:
+        """The answer in what was written."""
+        return text.strip()
+
+    def usage(self, row: Row, backbone: "Backbone") -> str:
+        names = self.prompting(backbone).names
+        own = {name: value for name, value in self.fields(row).items() if name in names}
+        return f"model.generate([{own!r}])"
+
+
+def target_of(row: Row, column: str = "target") -> str:
+    """A row's target; `DataError` where it is missing or no text."""
+    text = row.fields.get("target")
+    if text is None:
+        raise DataError(
+            f"{row.where}: field {column!r} is missing, the text to be written; name the column "
+            "(--columns target=answer)"
+        )
+    if not isinstance(text, str) or not text.strip() or not is_text(text):
+        raise DataError(f"{row.where}: field {column!r} has {text!r}, which is not text")
+    return text
+
+
+def start_token(backbone: "Backbone") -> int:
+    """The token an encoder-decoder's decoder starts from."""
+    model: Any = backbone.model
+    for said in (backbone.config, model.generation_config):
+        start = getattr(said, "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    raise BackboneError(f"{backbone.name}: its configuration has no decoder_start_token_id")
+
+
+def decoder_inputs(starts: Sequence[Sequence[int]], backbone: "Backbone") -> dict[str, Tensor]:
+    """What ``generate`` takes, so that each row's decoder starts from its own tokens, all as many.
+
+    The first of them is also given as the start token, before which transformers would else put
+    the configuration's.
+    """
+    ids = torch.tensor([list(start) for start in starts], device=backbone.device)
+    return {"decoder_input_ids": ids, "decoder_start_token_id": ids[:, 0]}

@@ -1,0 +1,252 @@
+"""Translation: text generation whose rows say from which language into which.
+
+Languages reach a backbone in its own way: as tokens of the encoder and the decoder (M2M100, NLLB,
+mBART), else by name in the prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adapters_hub import languages
+from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.prompting import check_writes, cut, prompt_of
+from adapters_hub.tasks.base import Example, Row, Shown
+from adapters_hub.tasks.generation import Generation, start_token, target_of
+from adapters_hub.tasks.language_codes import codes_of, decoder_start, special_tokens
+from adapters_hub.tasks.pairs import translations
+from adapters_hub.tasks.text_scores import (
+    bleu,
+    chrf_plus_plus,
+    require_scores,
+    signature,
+    wrong_language,
+)
+
+if TYPE_CHECKING:
+    from adapters_hub.backbone import Backbone
+    from adapters_hub.model import AdaptedModel, Adapters, Heads
+    from adapters_hub.settings import TrainingSettings
+
+_DECODER = "{source_language}: {text}\n{target_language}:\n"
+_ENCODER_DECODER = "translate {source_language} to {target_language}: {text}"  # T5's
+
+
+@dataclass(frozen=True)
+class Translation(Generation):
+    """`Generation` of the ``target`` in ``target_language`` from a text in the row's language.
+
+    A prompt may name ``source_language`` and ``target_language``, in English. A row is drawn and
+    shown under the language it is translated into, and that language's frozen adapter is the one
+    below, in both halves of an encoder-decoder: a row has one blend. ``languages`` are those that
+    a written text may turn out to be in.
+    """
+
+    languages: tuple[str, ...] = ()
+    name: ClassVar[str] = "translation"
+    across: ClassVar[bool] = True
+
+    @classmethod
+    def prepare(
+        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+    ) -> list[Row]:
+        return translations(rows, columns, targets)
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "Translation":
+        require_scores()
+        task = super().from_settings(settings, splits)
+        assert isinstance(task, Translation)
+        rows = [row for rows in splits.values() for row in rows]
+        tags = {row.language for row in rows} | {target_language(row) for row in rows}
+        return replace(task, languages=tuple(sorted(tag for tag in tags if tag)))
+
+    def default_prompt(self, backbone: "Backbone") -> str:
+        if codes_of(backbone):
+            return "{text}"
+        return _DECODER if backbone.kind == "decoder" else _ENCODER_DECODER
+
+    def rows(self, example: Example) -> list[Row]:
+        return [replace(example.row, language=target_language(example.row))]
+
+    def language(self, row: Row) -> str | None:
+        return target_language(row)
+
+    # ── rows to tokens ───────────────────────────────────────────────────────────────────────
+
+    def fields(self, row: Row) -> dict[str, Any]:
+        source, target = source_language(row), target_language(row)
+        own = {"source_language": languages.name(source), "target_language": languages.name(target)}
+        return {**super().fields(row), **own}
+
+    def sources(
+        self, rows: Sequence[Row], backbone: "Backbone", limits: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        if not codes_of(backbone):
+            return super().sources(rows, backbone, limits)
+        prompt = self.prompting(backbone)
+        texts = [prompt.fill(self.fields(row), row.where) for row in rows]
+        tags = [source_language(row) for row in rows]
+        around = {tag: special_tokens(tag, backbone) for tag in set(tags)}
+        found = []
+        for number, ids in enumerate(_bare(texts, backbone)):
+            before, after = around[tags[number]]
+            if limits is not None:
+                ids = cut(ids, limits[number] - len(before) - len(after), backbone)
+            found.append([*before, *ids, *after])
+        return found
+
+    def starts(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+        if not codes_of(backbone):
+            return super().starts(rows, backbone)
+        start, tags = start_token(backbone), [target_language(row) for row in rows]
+        known = {tag: decoder_start(tag, backbone, start) for tag in set(tags)}
+        return [known[tag] for tag in tags]
+
+    def targets(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+        if not codes_of(backbone):
+            return super().targets(rows, backbone)
+        end = [backbone.tokenizer.eos_token_id]
+        return [ids + end for ids in _bare([target_of(row) for row in rows], backbone)]
+
+    # ── metrics ──────────────────────────────────────────────────────────────────────────────
+
+    def records(
+        self,
+        model: "AdaptedModel",
+        batch: dict[str, Tensor],
+        heads: "Heads",
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        found = super().records(model, batch, heads, examples)
+        return [
+            {**record, "language": target_language(example.row)}
+            for record, example in zip(found, examples, strict=True)
+        ]
+
+    def text_metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """The plain mean over the languages written in, each of which has its own tokenizer."""
+        by_language: dict[str, list[tuple[str, str]]] = {}
+        for record in records:
+            pair = record["written"], record["target"]
+            by_language.setdefault(record["language"], []).append(pair)
+        scores: dict[str, list[float]] = {}
+        for tag, pairs in by_language.items():
+            scores.setdefault("chrf++", []).append(chrf_plus_plus(pairs))
+            scores.setdefault("bleu", []).append(bleu(pairs, tag))
+            wrong = wrong_language([text for text, _ in pairs], tag, self.languages)
+            if wrong is not None:
+                scores.setdefault("wrong_language", []).append(wrong)
+        return {name: sum(own) / len(own) for name, own in scores.items()}
+
+    def final(self) -> "Translation":
+        return replace(self, writes=True)
+
+    def shown(self, backbone: "Backbone") -> list[Shown]:
+        found = [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
+        if not self.writes:
+            return found
+        tokenizers = dict.fromkeys(signature("bleu", tag) for tag in self.languages)
+        among = f"taken for the likeliest of {' '.join(self.languages)}"
+        return [
+            *found,
+            Shown("chrf++", "chrF++", True, signature("chrf++")),
+            Shown("bleu", "BLEU", True, ", ".join(tokenizers)),
+            Shown("wrong_language", "share in the wrong language", False, among),
+        ]
+
+    def finish(self, text: str, row: Row, backbone: "Backbone") -> str:
+        """A decoder that was not trained to end goes on with other lines."""
+        text = text.strip()
+        lines = backbone.kind == "decoder" and "\n" not in row.text.strip()
+        return text.partition("\n")[0].strip() if lines else text
+
+    def usage(self, row: Row, backbone: "Backbone") -> str:
+        source, target = source_language(row), target_language(row)
+        return f"model.translate([{row.text!r}], source={source!r}, target={target!r})"
+
+
+def source_language(row: Row) -> str:
+    """The language a row is translated from; `DataError` where it does not say."""
+    return _said(row, row.language, "language")
+
+
+def target_language(row: Row) -> str:
+    """The language a row is translated into; `DataError` where it does not say."""
+    return _said(row, row.fields.get("target_language"), "target_language")
+
+
+def _said(row: Row, tag: str | None, field: str) -> str:
+    if tag is None:
+        raise DataError(
+            f"{row.where}: field {field!r} is missing, and translation needs it; or give the texts "
+            "that translate each other one id"
+        )
+    return tag
+
+
+def _bare(texts: Sequence[str], backbone: "Backbone") -> list[list[int]]:
+    """Token ids without special tokens."""
+    found: list[list[int]] = backbone.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return found
+
+
+@torch.no_grad()
+def translate(
+    model: "AdaptedModel",
+    texts: Sequence[str],
+    source: str | Sequence[str],
+    target: str | Sequence[str],
+    adapters: "Adapters",
+    batch_size: int,
+    options: dict[str, Any],
+) -> list[str]:
+    """See `AdaptedModel.translate`. Rows may go into different languages in one batch."""
+    from adapters_hub.generation import continuations
+
+    if batch_size < 1:
+        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
+    if (options.get("num_return_sequences") or 1) != 1:
+        raise SettingsError("num_return_sequences: a text has one translation here")
+    backbone = model.backbone
+    check_writes(backbone)
+    blends = model.blends(len(texts), adapters)
+    sources, targets = (_each(said, len(texts)) for said in (source, target))
+    rows = [
+        Row(text, language=own, fields={"target_language": tag}, where=f"text {number}")
+        for number, (text, own, tag) in enumerate(zip(texts, sources, targets, strict=True), 1)
+    ]
+    known = {blend: prompt_of(model, blend) for blend in set(blends)}
+    prompts = [known[blend] for blend in blends]
+    ids: list[list[int]] = [[] for _ in rows]
+    for prompt in set(prompts):
+        own = [number for number, other in enumerate(prompts) if other == prompt]
+        task = Translation(prompt=prompt.template, chat=prompt.chat) if prompt else Translation()
+        encoded = task.sources([rows[number] for number in own], backbone)
+        for number, row_ids in zip(own, encoded, strict=True):
+            ids[number] = row_ids
+    starts = Translation().starts(rows, backbone) if backbone.kind == "encoder-decoder" else None
+    found: list[str] = []
+    for at in range(0, len(rows), batch_size):
+        batch = slice(at, at + batch_size)
+        given = starts[batch] if starts else None
+        found += continuations(
+            model, blends[batch], ids[batch], options, given, Translation.max_new_tokens
+        )
+    finish = Translation().finish
+    return [finish(text, row, backbone) for text, row in zip(found, rows, strict=True)]
+
+
+def _each(said: str | Sequence[str], rows: int) -> list[str]:
+    """The canonical tag of each row's language, from one for all or one each."""
+    tags = [languages.canonical(tag) for tag in ([said] if isinstance(said, str) else said)]
+    if isinstance(said, str):
+        return tags * rows
+    if len(tags) != rows:
+        raise SettingsError(f"{len(tags)} languages for {rows} texts: give one, or one a text")
+    return tags
