@@ -131,6 +131,7 @@ def ranked():
         several_labels,
         lambda: modelled(10),
         lambda: modelled(None),
+        written,
         tagged,
         asked,
         ranked,
