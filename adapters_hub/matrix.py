@@ -253,7 +253,7 @@ class Matrix:
                 result["composed"][method] = self._judged(method, best, drawn, sign)
         if elsewhere:
             drawn = self._resampled(elsewhere)
-            result["forgetting"] = asdict(drawn.estimate(*reversed(_ONLY_THERE), sign))
+            result["forgetting"] = asdict(drawn.estimate("source there", "there", sign))
         return result
 
     def _predictors(

@@ -4,7 +4,8 @@ Knows the files that `adapters_hub.matrix` writes; no model, no torch.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +148,18 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
         raise DataError("plots need matplotlib: pip install 'adapters-hub[plot]'") from None
     Path(folder).mkdir(parents=True, exist_ok=True)
     written = []
-    pictures = [(f"gain.{m}", _heat_map, (cells, m, "gain")) for m in methods_of(cells)]
-    pictures += [
-        (f"composition_gain.{m}", _heat_map, (cells, m, "composition_gain"))
-        for m in methods_of(cells)
-    ]
-    pictures += [(f"cells.{m}", _intervals, (cells, m)) for m in methods_of(cells)]
+    pictures: list[tuple[str, Callable[[Any], None]]] = []
+    for method in methods_of(cells):
+        pictures += [
+            (f"{what}.{method}", partial(_heat_map, cells=cells, method=method, what=what))
+            for what in _WORDS
+        ]
+        pictures.append((f"cells.{method}", partial(_intervals, cells=cells, method=method)))
     with matplotlib.rc_context({"svg.hashsalt": "matrix", "font.size": 9, "svg.fonttype": "none"}):
-        for name, make, arguments in pictures:
+        for name, make in pictures:
             figure = Figure(layout="constrained")
             FigureCanvasAgg(figure)
-            make(figure, *arguments)
+            make(figure)
             for suffix in ("png", "svg"):
                 path = Path(folder) / f"{name}.{suffix}"
                 metadata = {"Date": None} if suffix == "svg" else {}
