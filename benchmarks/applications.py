@@ -18,7 +18,7 @@ from ways import OURS, Ways
 from adapters_hub.data import read_data, select, with_held_out
 from adapters_hub.ranking import ranking_metrics, ranks
 from adapters_hub.tasks import Row
-from adapters_hub.tasks.question_answering import QuestionAnswering
+from adapters_hub.tasks.question_answering import QuestionAnswering, gold_spans
 
 
 class Classifying(Ways):
@@ -102,8 +102,7 @@ class Answering(Ways):
 
     def features(self, row: Row, tokenizer: Any) -> list[dict[str, Any]]:
         """A question and its context, in overlapping pieces, with the tokens of the answer."""
-        answer = row.fields["answers"]
-        text, start = answer["text"][0], answer["answer_start"][0]
+        text, start = gold_spans(row)[0]
         end = start + len(text)
         encoded = tokenizer(
             row.fields["question"],
@@ -146,6 +145,7 @@ class Tagging(Ways):
 
     name = "token-classification"
     scores: ClassVar = {"f1": "span F1", "accuracy": "accuracy of tags"}
+    lora_options: ClassVar = {"exclude_modules": ["classifier"]}  # PEFT trains that as it is
 
     def plain(self) -> Any:
         auto_class = transformers.AutoModelForTokenClassification
