@@ -252,6 +252,7 @@ class Retrieving(Ways):
         return self.score(lambda texts: self.model.embed(texts, OURS))
 
     def score_plain(self, model: Any) -> dict[str, float]:
+        model.max_seq_length = self.model.backbone.max_tokens  # whole texts, as `embed` takes them
         return self.score(lambda texts: model.encode(texts, convert_to_tensor=True).cpu())
 
     def score(self, embed: Any) -> dict[str, float]:
