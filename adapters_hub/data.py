@@ -8,7 +8,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,40 @@ def select(
 def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
     """The same splits with a dev and a test split, cut from train where the data bring none.
 
-    Rows are cut by their ``id`` (else their text), so translations of an item stay on one side.
+    Rows with one ``id`` or one text are cut together, and so is what hangs on them through others:
+    translations of an item stay on one side, and all questions on a context in every language.
     """
     train = splits.get("train", [])
     missing = [name for name in ("dev", "test") if not splits.get(name)]
     if not missing:
         return splits
     out: Splits = {name: list(splits.get(name, [])) for name in ("dev", "test")} | {"train": []}
-    for row in train:
-        digest = hashlib.sha256((row.key or row.text).encode()).digest()
+    for row, digest in zip(train, _together(train), strict=True):
         place = int.from_bytes(digest[:4], "big") / 2**32
         slot = int(place / share)
         out[missing[slot] if slot < len(missing) else "train"].append(row)
     return out
+
+
+def _together(rows: Sequence[Row]) -> list[bytes]:
+    """A digest for each row, the same for rows that an id or a text joins: the least of theirs."""
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while (parent := parents.setdefault(node, node)) != node:
+            parents[node] = parents[parent]  # half the way for who asks next
+            node = parents[node]
+        return node
+
+    nodes = [("text", row.text) for row in rows]
+    for row, node in zip(rows, nodes, strict=True):
+        if row.key:
+            parents[root(node)] = root(("id", row.key))
+    least: dict[tuple[str, str], bytes] = {}
+    for row, node in zip(rows, nodes, strict=True):
+        digest = hashlib.sha256((row.key or row.text).encode()).digest()
+        least[root(node)] = min(digest, least.get(root(node), digest))
+    return [least[root(node)] for node in nodes]
 
 
 def _files(folder: Path) -> list[Path]:

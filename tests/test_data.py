@@ -359,3 +359,21 @@ def test_splits_that_the_data_bring_are_left_alone():
     assert cut["test"] == [Row("a test")]
     assert cut["dev"]
     assert len(cut["dev"]) + len(cut["train"]) == 600
+
+
+def test_questions_on_one_context_stay_together_in_every_language():
+    """XQuAD's ids are a question's, equal in all languages; its contexts hold several questions."""
+    rows = [
+        Row(f"context {context} in {language}", language=language, key=f"{context}-{question}")
+        for context in range(60)
+        for question in range(4)
+        for language in ("en", "de")
+    ]
+    splits = with_held_out({"train": rows}, share=0.2)
+    sides = defaultdict(set)
+    for name, own in splits.items():
+        assert own
+        for row in own:
+            sides[row.key.partition("-")[0]].add(name)
+    assert all(len(names) == 1 for names in sides.values())
+    assert len(sides) == 60
