@@ -114,65 +114,38 @@ class Matrix:
     def _trained(self, domain: str | None, seed: int) -> dict[str, str]:
         """What a domain's cells need of one seed: role → the name of a resident adapter."""
         word = domain or "all"
+        source = Cell(self.source, domain)
         names: dict[str, str] = {}
 
-        def from_source(row: Row) -> int | None:
-            return 0 if self._cell(row) == Cell(self.source, domain) else None
+        def learn(role: str, name: str, cell: Cell, **how: Any) -> None:
+            names[role] = f"{word}.{name}.{seed}"
+            self._train(names[role], cell, seed, **how)
 
         if self.task.needs_head():
-            names["head"] = f"{word}.head.{seed}"
-            self._train([names["head"]], from_source, domain, seed, over=False, head_only=True)
-        names["domain"] = f"{word}.task.{seed}"
-        self._train([names["domain"]], from_source, domain, seed)
-        if self.experiment.languages_with_adapters():
-            names["apart"] = f"{word}.apart.{seed}"
-            self._train([names["apart"]], from_source, domain, seed, over=False)
+            learn("head", "head", source, over=False, head_only=True)
+        learn("domain", "task", source)
+        if self._tags():
+            learn("apart", "apart", source, over=False)
         if self.settings.oracle:
-            tags = [cell.language for cell in self.cells if cell.domain == domain]
-            own = {tag: f"{word}.{tag}.{seed}" for tag in tags}
-            names |= {f"oracle {tag}": name for tag, name in own.items()}
-
-            def from_cell(row: Row) -> int | None:
-                cell = self._cell(row)
-                mine = cell.domain == domain and cell.language in own
-                return tags.index(cell.language) if mine else None
-
-            self._train([*own.values()], from_cell, domain, seed)
+            for cell in self.cells:
+                if cell.domain == domain:
+                    learn(f"oracle {cell.language}", cell.language, cell)
         return names
 
     def _train(
-        self,
-        names: Sequence[str],
-        owner: Callable[[Row], int | None],
-        domain: str | None,
-        seed: int,
-        *,
-        over: bool = True,
-        head_only: bool = False,
+        self, name: str, cell: Cell, seed: int, *, over: bool = True, head_only: bool = False
     ) -> None:
-        """Make adapters resident: those kept by an earlier run, or trained now, side by side."""
-        folders = [self.results / "adapters" / name for name in names]
-        if all(folder.is_dir() for folder in folders):
-            for name, folder in zip(names, folders, strict=True):
-                self.model.add(Adapter.load(read_adapter(folder, name), self.model.backbone))
+        """Make an adapter resident: one kept by an earlier run, or trained now on a cell's rows."""
+        folder, experiment = self.results / "adapters" / name, self.experiment
+        if folder.is_dir():
+            self.model.add(Adapter.load(read_adapter(folder, name), self.model.backbone))
             return
-        settings, experiment = self.settings, self.experiment
-        experiment.print(f"training {', '.join(names)}:")
-        fresh = [
-            experiment.new_adapter(name, domain=domain, head_only=head_only, seed=seed)
-            for name in names
-        ]
-        finished, _ = experiment.train(
-            fresh,
-            owner,
-            over=over,
-            seed=seed,
-            batch_size=settings.batch_size * len(names),
-            accumulation=settings.accumulation * len(names),
-        )
+        experiment.print(f"training {name}:")
+        fresh = experiment.new_adapter(name, domain=cell.domain, head_only=head_only, seed=seed)
+        mine = lambda row: 0 if self._cell(row) == cell else None
+        (trained,), _ = experiment.train([fresh], mine, over=over, seed=seed)
         if experiment.accelerator.is_main_process:
-            for adapter, folder in zip(finished, folders, strict=True):
-                self._keepable(adapter).save(folder)
+            self._keepable(trained).save(folder)
         experiment.accelerator.wait_for_everyone()
 
     def _keepable(self, adapter: Adapter) -> Adapter:
@@ -182,12 +155,8 @@ class Matrix:
         site = self.task.sites(self.model.backbone)[0]
         wide, tall = site_shape(self.model.backbone.sites[site])
         nothing = (torch.zeros(1, wide), torch.zeros(tall, 1))
-        return replace(
-            adapter,
-            factors={site: nothing},
-            scaling={site: 1.0},
-            prefix=self.task.prefix(self.model.backbone),
-        )
+        prefix = self.task.prefix(self.model.backbone)
+        return replace(adapter, factors={site: nothing}, scaling={site: 1.0}, prefix=prefix)
 
     # ── what is measured ─────────────────────────────────────────────────────────────────────
 
