@@ -340,11 +340,8 @@ class Matrix:
 
     def _claim(self) -> None:
         """Make the results' folder this run's; `SettingsError` where it is another's."""
-        facts = {
-            f.name: getattr(self.settings, f.name)
-            for f in fields(self.settings)
-            if f.name not in _FREE
-        }
+        asked = [f.name for f in fields(self.settings) if f.name not in _FREE]
+        facts = {name: getattr(self.settings, name) for name in asked}
         facts |= {
             "fingerprint": self.model.backbone.fingerprint,
             "rows": _digest(self.experiment.splits),
@@ -359,9 +356,8 @@ class Matrix:
                 self.results.mkdir(parents=True, exist_ok=True)
                 _write(path, facts)
             return
-        differ = sorted(
-            key for key in facts.keys() | kept.keys() if facts.get(key) != kept.get(key)
-        )
+        usual = json.loads(json.dumps(asdict(MatrixSettings())))  # of what the file is too old for
+        differ = sorted(key for key in facts if facts[key] != kept.get(key, usual.get(key)))
         if differ:
             raise SettingsError(
                 f"{self.results} holds a matrix of other settings ({', '.join(differ)}): choose "

@@ -139,7 +139,13 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
 
 
 def test_a_run_goes_on_where_it_stopped(finished, tiny, reviews, library, tmp_path, monkeypatch):
-    """Only the lost cell is measured, nothing is trained, and it is the same cell."""
+    """Only the lost cell is measured, nothing is trained, and it is the same cell; a setting that
+    the folder is too old to know had its default.
+    """
+    kept = finished / "settings.json"
+    facts = json.loads(kept.read_text())
+    del facts["chat"]
+    kept.write_text(json.dumps(facts))
     lost = finished / "hotel.da.json"
     before = lost.read_text()
     lost.unlink()
