@@ -423,7 +423,7 @@ def test_two_files_of_one_name_do_not_mix(model, inputs):
         ({"seed": -1}, SettingsError, "seed=-1"),
         ({"learning_rate": float("nan")}, SettingsError, "learning_rate=nan"),
         ({"l1": -1.0}, SettingsError, "l1=-1"),
-        ({"task": "translation"}, SettingsError, "task='translation'"),
+        ({"task": "telepathy"}, SettingsError, "task='telepathy'"),
         ({"task": "classification"}, HeadError, "has a task head"),
         ({"blend": None}, BlendError, "empty"),
         ({"blend": "three"}, NotFoundError, "three"),

@@ -373,12 +373,12 @@ def test_texts_are_lines_or_rows(tmp_path):
     rows.write_text('{"text": "a row"}\n')
     assert read_texts(rows) == ["a row"]
     lines.write_text("\n\n")
-    with pytest.raises(DataError, match="empty, no text in it"):
+    with pytest.raises(DataError, match="empty, no rows in it"):
         read_texts(lines)
     lines.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DataError, match="cannot be read as UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8"):
         read_texts(lines)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no such file"):
         read_texts(tmp_path / "none.txt")
 
 
@@ -420,7 +420,7 @@ def test_compare_refuses_on_the_command_line(run, tmp_path):
     for arguments, message in (
         (["de", "hotle"], "closest: hotel"),
         (["de + hotel", "en"], "2 terms"),
-        (["de", "hotel", "--texts", empty], "empty, no text in it"),
+        (["de", "hotel", "--texts", empty], "empty, no rows in it"),
         (["de", "hotel", "--plot", tmp_path / "plot.gif"], "ends with .png or .svg"),
         (["de", "hotel", "--json", tmp_path], "cannot be written"),
     ):

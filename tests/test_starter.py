@@ -54,9 +54,8 @@ def test_each_language_adapter_knows_its_language_better_than_the_bare_starter(m
     for language in ("da", "uk"):
         examples = task.encode([row for row in rows if row.language == language], model.backbone)
         blends = {name: model.resolve(name) for name in (language, None)}
-        bits = compare(
-            model, task, examples, {str(n): lambda row, b=b: b for n, b in blends.items()}
-        )
+        columns = {str(n): lambda row, b=b: b for n, b in blends.items()}
+        bits = compare(model, task, examples, columns)["bits"]
         assert bits[language]["mean"] < 0.95 * bits["None"]["mean"]
 
 

@@ -21,7 +21,7 @@ from adapters_hub.blend import Blend
 from adapters_hub.blendfile import layer_of
 from adapters_hub.compose import locate
 from adapters_hub.corespace import Piece
-from adapters_hub.data import SUFFIXES, read_data
+from adapters_hub.data import read_data
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
 from adapters_hub.evaluation import table
 from adapters_hub.info import AdapterInfo, read_adapter
@@ -247,20 +247,8 @@ def interference(
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """The texts of a data file (JSON Lines, CSV, …), or the lines of any other text file.
-
-    Raises `DataError` where there is none.
-    """
-    path = Path(path)
-    if path.suffix.lower() in SUFFIXES or path.is_dir():
-        return [row.text for rows in read_data(path).values() for row in rows]
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if texts := [line.strip() for line in lines if line.strip()]:
-        return texts
-    raise DataError(f"{path}: empty, no text in it; give a sentence a line")
+    """The texts of a data file or folder, such as a text file with one a line; see `read_data`."""
+    return [row.text.strip() for rows in read_data(path).values() for row in rows]
 
 
 def describe(report: Comparison) -> str:
