@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 _STATE_TENSORS = "state.safetensors"
 _STATE_FACTS = "state.json"
-_IRRELEVANT = {"resume", "run_folder", "tracker", "save_every", "replace", "accumulation"}
+_IRRELEVANT = {
+    "resume", "run_folder", "tracker", "save_every", "replace", "accumulation", "threads",
+}  # fmt: skip
 """Settings that may change between a run and its continuation."""
 
 

@@ -84,7 +84,7 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path):
     ):
         with pytest.raises(SettingsError, match=rf"settings or data \({changed}\); go on with"):
             Checkpoint(tmp_path, settings, facts).load([], [])
-    same = SETTINGS.changed(save_every=5, run_folder="elsewhere", accumulation=4)
+    same = SETTINGS.changed(save_every=5, run_folder="elsewhere", accumulation=4, threads=3)
     assert Checkpoint(tmp_path, same, {"examples": "abc", "over": {"de": "1"}}).load([], []) == 2
 
 
