@@ -248,7 +248,7 @@ def interference(
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
     """The texts of a data file or folder, such as a text file with one a line; see `read_data`."""
-    return [row.text.strip() for rows in read_data(path).values() for row in rows]
+    return [row.text.strip() for rows in read_data(Path(path)).values() for row in rows]
 
 
 def describe(report: Comparison) -> str:
