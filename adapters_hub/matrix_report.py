@@ -59,8 +59,7 @@ def tables(cells: Cells) -> str:
     ]
     if methods := methods_of(cells):
         parts += [
-            "Each method over the cells in other languages than the source (positive: it helps; "
-            "brackets: the cells' 95% intervals that exclude 0):",
+            "Each method over the cells in other languages than the source (positive: it helps):",
             markdown(_SUMMARY, [summary(cells, method) for method in methods]),
             _EXPLAINED,
         ]
@@ -83,6 +82,7 @@ _SUMMARY = (
 )  # fmt: skip
 _EXPLAINED = (
     "gain: composed - bare. composition gain: composed - the better single adapter, chosen on dev. "
+    "helps, hurts: cells in which its 95% interval, over rows and seeds, is above or below 0. "
     "recovery: sum of gains over sum of the in-cell adapter's gains. forgetting: what swapping the "
     "language costs on the source language's own rows. worst cell: lowest composition gain."
 )
