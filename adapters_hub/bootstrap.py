@@ -118,6 +118,29 @@ def spearman(
     return Correlation(rho, float(low), float(high), count)
 
 
+def correlate(
+    seen: Sequence[Mapping[str, float | None]], gains: Sequence[float], seed: int = 0
+) -> dict[str, Correlation]:
+    """Each predictor's rank correlation with the gains, one gain for each thing that was seen.
+
+    Where a predictor is not defined, the pair is left out for it; one with fewer than 3 pairs is
+    left out itself. Raises `DataError` for lists of different lengths.
+    """
+    if len(seen) != len(gains):
+        raise DataError(f"{len(seen)} reports for {len(gains)} gains: give one gain a report")
+    found = {}
+    for name in dict.fromkeys(name for values in seen for name in values):
+        pairs = [
+            (value, gain)
+            for values, gain in zip(seen, gains, strict=True)
+            if (value := values.get(name)) is not None
+        ]
+        if len(pairs) >= 3:
+            values, own = zip(*pairs, strict=True)
+            found[name] = spearman(values, own, seed)
+    return found
+
+
 def _rho(values: np.ndarray) -> float | None:
     """Pearson's correlation of the ranks of two rows; None if one has a single value."""
     one, two = (_ranks(row) for row in values)

@@ -15,7 +15,8 @@ Columns of a cell, all with one head each:
 - controls: ``wrong language`` (another language's adapter instead), ``random`` (one of random
   factors whose delta has the norm of the language adapter's at every layer), ``apart`` and ``apart
   + language`` (a task adapter trained without any language adapter below it).
-- ``there``: how the composed blend does on the source language's rows, beside ``source there``.
+- ``there``: how the sum with the cell's language does on the source language's rows, beside
+  ``source there``, the sum with the source's own.
 """
 
 import hashlib
@@ -40,10 +41,11 @@ from adapters_hub.exporting import composed
 from adapters_hub.info import read_adapter
 from adapters_hub.interpretability import compare, predictors_of
 from adapters_hub.languages import canonical
+from adapters_hub.matrix_report import FORMAT_VERSION
 from adapters_hub.settings import MatrixSettings, Resolved
 from adapters_hub.tasks import Example, Row
+from adapters_hub.tensorfile import atomic_write
 
-FORMAT_VERSION = 1
 _CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
          "name", "save_every", "library", "data", "license", "save_precision"}  # fmt: skip
@@ -85,6 +87,7 @@ class Matrix:
         self.results = Path(settings.results)
         self.methods = tuple(dict.fromkeys(settings.methods))
         self.seeds = range(settings.seed, settings.seed + settings.seeds)
+        self._there: dict[Blend, np.ndarray] = {}  # of the source's own sum, on its rows
         self._claim()
         self.todo = [cell for cell in self.cells if not (self.results / cell.file).exists()]
         experiment.accelerator.wait_for_everyone()  # before a process writes what another looks for
@@ -175,7 +178,11 @@ class Matrix:
         for own in columns:
             for name, blend in own.items():
                 found, rows = (elsewhere, there) if name in _ONLY_THERE else (tallies, test)
-                found.setdefault(name, []).append(self._tallies(rows, blend))
+                known = self._there.get(blend) if name == "source there" else None
+                counted = self._tallies(rows, blend) if known is None else known
+                if name == "source there":  # the same for every language of a domain
+                    self._there[blend] = counted
+                found.setdefault(name, []).append(counted)
                 if name in singles:
                     sums = self._tallies(dev, blend).sum(0)
                     on_dev.setdefault(name, []).append(float(self.task.score(sums)))
@@ -220,9 +227,9 @@ class Matrix:
         for method in self.methods:
             if method in tallies:
                 result["composed"][method] = self._judged(method, best, drawn, sign)
-        if elsewhere:
-            drawn = self._resampled(elsewhere)
-            result["forgetting"] = asdict(drawn.estimate("source there", "there", sign))
+        if elsewhere and "sum" in result["composed"]:
+            forgetting = self._resampled(elsewhere).estimate("source there", "there", sign)
+            result["composed"]["sum"]["forgetting"] = asdict(forgetting)
         return result
 
     def _predictors(
@@ -262,7 +269,7 @@ class Matrix:
             columns["random"] = _exact(self.model.add(random).name) + task
             columns["apart"] = _exact(names["apart"])
             columns["apart + language"] = own + columns["apart"]
-            if cell.language != self.source:
+            if cell.language != self.source and "sum" in self.methods:
                 columns["there"] = own + task
                 columns["source there"] = source + task
         if f"oracle {cell.language}" in names:
@@ -430,7 +437,5 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    """Beside, then renamed into place: a file is whole or not there."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with atomic_write(path) as file:
+        file.write((json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters_hub.bootstrap import Correlation, spearman
+from adapters_hub.bootstrap import Correlation, correlate
 from adapters_hub.errors import DataError
 
 FORMAT_VERSION = 1
@@ -83,8 +83,8 @@ _SUMMARY = (
 _EXPLAINED = (
     "gain: composed - bare. composition gain: composed - the better single adapter, chosen on dev. "
     "helps, hurts: cells in which its 95% interval, over rows and seeds, is above or below 0. "
-    "recovery: sum of gains over sum of the in-cell adapter's gains. forgetting: what swapping the "
-    "language costs on the source language's own rows. worst cell: lowest composition gain."
+    "recovery: sum of gains over sum of the in-cell adapter's gains. forgetting: what the sum with "
+    "another language costs on the source language's own rows. worst cell: lowest composition gain."
 )
 
 
@@ -112,7 +112,7 @@ def summary(cells: Cells, method: str) -> list[str]:
         _recovery(own, method),
         _mean(entry["over wrong language"] for entry in found if "over wrong language" in entry),
         _mean(entry["over random"] for entry in found if "over random" in entry),
-        _mean(cell["forgetting"] for cell in own if "forgetting" in cell),
+        _mean(entry["forgetting"] for entry in found if "forgetting" in entry),
         f"{own[worst]['domain'] or '-'} {own[worst]['language']} {_interval(gains[worst])}",
     ]
 
@@ -122,17 +122,8 @@ def correlations(cells: Cells, method: str) -> dict[str, Correlation]:
     not the source; those with fewer than 3 cells are left out.
     """
     own = [cell for cell in _elsewhere(cells, method) if "predictors" in cell]
-    found = {}
-    for name in own[0]["predictors"] if own else ():
-        pairs = [
-            (cell["predictors"][name], cell["composed"][method]["composition_gain"]["mean"])
-            for cell in own
-            if cell["predictors"][name] is not None
-        ]
-        if len(pairs) >= 3:
-            seen, gains = zip(*pairs, strict=True)
-            found[name] = spearman(seen, gains)
-    return found
+    gains = [cell["composed"][method]["composition_gain"]["mean"] for cell in own]
+    return correlate([cell["predictors"] for cell in own], gains)
 
 
 def draw(cells: Cells, folder: str | Path) -> list[Path]:

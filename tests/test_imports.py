@@ -73,8 +73,8 @@ ORDER = [
     "checkpoint",
     "training",
     "experiment",
-    "matrix",
     "matrix_report",
+    "matrix",
     "cli",
 ]
 HEAVY = {"torch", "transformers", "peft", "numpy", "accelerate", "datasets", "pyarrow"}

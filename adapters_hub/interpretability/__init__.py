@@ -7,7 +7,6 @@ from adapters_hub.interpretability.attribution import Attribution, attribute
 from adapters_hub.interpretability.comparison import Comparison, compare, describe, read_texts
 from adapters_hub.interpretability.correlation import (
     correlate,
-    correlation_table,
     predictors_of,
     verdict,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "attribute",
     "compare",
     "correlate",
-    "correlation_table",
     "describe",
     "logit_lens",
     "plot",

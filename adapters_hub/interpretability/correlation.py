@@ -4,11 +4,9 @@ Knows reports and plain numbers; does not know how a gain is measured.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from adapters_hub.bootstrap import Correlation, spearman
-from adapters_hub.errors import DataError
-from adapters_hub.evaluation import table
+from adapters_hub import bootstrap
+from adapters_hub.bootstrap import Correlation
 from adapters_hub.interpretability.comparison import Comparison
 
 PREDICTORS = {
@@ -43,41 +41,16 @@ def predictors_of(report: Comparison) -> dict[str, float | None]:
 def correlate(
     reports: Sequence[Comparison], gains: Sequence[float], seed: int = 0
 ) -> dict[str, Correlation]:
-    """Each predictor's correlation with the gains, one gain a report, over whole models.
-
-    Reports in which a predictor is not defined are left out for it; a predictor with fewer than 3
-    is left out itself. Raises `DataError` for lists of different lengths.
-    """
-    if len(reports) != len(gains):
-        raise DataError(f"{len(reports)} reports for {len(gains)} gains: give one gain a report")
-    found = {}
-    for predictor in PREDICTORS:
-        known = [
-            (value, gain)
-            for report, gain in zip(reports, gains, strict=True)
-            if (value := predictors_of(report)[predictor]) is not None
-        ]
-        if len(known) >= 3:
-            values, own = zip(*known, strict=True)
-            found[predictor] = spearman(values, own, seed)
-    return found
-
-
-def correlation_table(correlations: Mapping[str, Correlation]) -> str:
-    """A Markdown table: predictor, ρ, the interval's ends, and n beside the name."""
-    columns: dict[str, dict[str, Any]] = {
-        head: {PREDICTORS[name]: getattr(own, field) for name, own in correlations.items()}
-        for head, field in (("rho", "rho"), ("95% from", "low"), ("to", "high"))
-    }
-    notes = {PREDICTORS[name]: f" (n={own.n})" for name, own in correlations.items()}
-    return table(columns, "predictor", notes)
+    """Each predictor's correlation with the gains, one gain a report; see `bootstrap.correlate`."""
+    return bootstrap.correlate([predictors_of(report) for report in reports], gains, seed)
 
 
 def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) -> str:
     """What can be said of a pair in a few sentences, no more than ``support`` bears out.
 
     ``support``: predictor → its measured correlation with the gain of composing, as `correlate`
-    gives it. However strong, a correlation over pairs is no threshold, and none is named.
+    gives it, of a language adapter first and a domain adapter second. However strong, a correlation
+    over pairs is no threshold, and none is named.
     """
     total = report.total
     said = [f"‖ΔW‖ {total.energy_first:.3g} and {total.energy_second:.3g}"]
@@ -101,7 +74,10 @@ def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) ->
         if own.is_supported
     ]
     rest = [PREDICTORS[name] for name, own in shown.items() if not own.is_supported]
-    text += f" Of {len(shown)} predictors measured against the gain of composing, "
+    text += (
+        f" Of {len(shown)} predictors measured against the gain of composing, of a language "
+        "adapter first and a domain adapter second, "
+    )
     if not held:
         return f"{text}none was shown to go with it, and no threshold is known."
     text += f"these went with it: {'; '.join(held)}"

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -29,46 +28,15 @@ from pathlib import Path
 from assemble import Versions, write_mono, write_parallel, write_samples
 from clean import LANGUAGES, accept
 from extract import read_descriptions, read_man, read_markup, read_mo
+from fetch import download, prepare_apt
 from licences import classify, resolve
 
 CODES = {"c": "en", "en-us": "en", "pt-br": "pt", "pt-pt": "pt", "zh-cn": "zh", "zh-hans": "zh"}
 CODES |= {"es-es": "es", "en-gb": "", "zh-tw": "", "zh-hk": ""}
-APT_LANGUAGES = [*(code for code in LANGUAGES if code not in ("pt", "zh")), "pt", "pt_BR", "zh_CN"]
 _TEXT_FILE = re.compile(r"\.(mo|html|xml|page|docbook)(\.gz)?$|/man/.*\.gz$")
 STORIES = ("wesnoth", "freeciv")
 # Blocks: (item, language, text blocks, domain, package). Items are what is kept in one split.
 Blocks = tuple[str, str, list[str], str, str]
-
-
-def prepare_apt(folder: Path) -> dict[str, str]:
-    """Return an environment whose apt fetches the Translation indices into our own folder.
-
-    System images often switch these indices off, so the system's configuration parts are left
-    out; its sources and keys are used as they are.
-    """
-    for name in ("parts", "lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    languages = " ".join(f'"{code}";' for code in APT_LANGUAGES)
-    (folder / "apt.conf").write_text(
-        f'Dir::Etc::parts "{folder}/parts";\nDir::State::Lists "{folder}/lists";\n'
-        f'Dir::Cache "{folder}/cache";\nAcquire::Languages {{ {languages} }};\n'
-        'Acquire::Check-Valid-Until "false";\nAcquire::Check-Date "false";\n'
-    )
-    environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C.UTF-8"}
-    subprocess.run(["apt-get", "-qq", "update"], env=environment, check=True)
-    return environment
-
-
-def download(names: list[str], folder: Path, environment: dict[str, str]) -> list[Path]:
-    """Fetch the packages that are not in the folder yet and return all package files."""
-    folder.mkdir(exist_ok=True)
-    present = {path.name.split("_")[0] for path in folder.glob("*.deb")}
-    missing = [name for name in names if name not in present]
-    if missing:
-        subprocess.run(["apt-get", "-qq", "download", *missing],
-                       env=environment, cwd=folder, check=True)  # fmt: skip
-    wanted = set(names)
-    return sorted(path for path in folder.glob("*.deb") if path.name.split("_")[0] in wanted)
 
 
 def normal_code(code: str) -> str | None:
