@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adapters_hub.model import AdaptedModel, Adapters, Weights
 
 POOLINGS = ("mean", "cls", "last")
+_WORTH = 0.05  # the share of a batch's tokens that another forward must save
 
 
 def default_pooling(backbone: "Backbone") -> str:
@@ -59,6 +60,47 @@ def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:
     with torch.autocast(states.device.type, enabled=False):  # which would round the sum
         pooled = torch.einsum("rt,rtw->rw", weights, states.float())
     return functional.normalize(pooled, dim=-1)
+
+
+def unit_vectors(
+    model: "AdaptedModel", inputs: dict[str, Tensor], poolings: Sequence[str]
+) -> Tensor:
+    """Unit vectors (rows, width) of a batch, padded on the right, under the current plan.
+
+    Queries are short and documents long, so rows of one length go through the model together.
+    """
+    mask, plan = inputs["attention_mask"], model.bank.current()
+    lengths = mask.sum(1).cpu()
+    parts = by_length(lengths)
+    found = []
+    for rows in parts:
+        longest = int(lengths[rows].max())
+        at = rows.to(mask.device)
+        own = {name: tensor[at, :longest] for name, tensor in inputs.items()}
+        with model.bank.using(plan and plan.of(rows)):
+            states = hidden_states(model.backbone, own)
+        found.append(pool(states, own["attention_mask"], [poolings[row] for row in rows]))
+    return torch.cat(found)[torch.cat(parts).argsort().to(mask.device)]
+
+
+def by_length(lengths: Tensor) -> list[Tensor]:
+    """Rows, by their lengths (rows,) in tokens, in parts that are each padded to their longest.
+
+    A part, its rows in the batch's order, is cut in two where that saves most padding, as long as
+    that is a fair share of the batch.
+    """
+    ordered, rows = lengths.sort(stable=True)
+    worth = _WORTH * len(rows) * int(ordered[-1])
+
+    def cut(start: int, end: int) -> list[Tensor]:
+        own = ordered[start:end]
+        saved = torch.arange(1, len(own) + 1) * (own[-1] - own)  # by a cut after each row
+        best = int(saved.argmax())
+        if saved[best] <= worth:
+            return [rows[start:end].sort().values]
+        return cut(start, start + best + 1) + cut(start + best + 1, end)
+
+    return cut(0, len(rows))
 
 
 def embedding_of(model: "AdaptedModel", blend: "Blend") -> tuple[str, dict[str, str]]:
@@ -110,8 +152,7 @@ def embed(
         rows = order[start : start + batch_size]
         inputs = pad([Example(encoded[i], Row(texts[i])) for i in rows], backbone)
         with model.bank.using(model.plan([blends[i] for i in rows])):
-            states = hidden_states(backbone, inputs)
-        out[rows] = pool(states, inputs["attention_mask"], [poolings[i] for i in rows])
+            out[rows] = unit_vectors(model, inputs, [poolings[i] for i in rows])
     return out
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ways import OURS, Ways
 
 from adapters_hub.data import read_data, select, with_held_out
+from adapters_hub.embedding import by_length
 from adapters_hub.ranking import ranking_metrics, ranks
 from adapters_hub.tasks import Row
 from adapters_hub.tasks.question_answering import QuestionAnswering, gold_spans
@@ -247,6 +248,10 @@ class Retrieving(Ways):
             train_dataset=Dataset.from_list(rows),
             loss=MultipleNegativesRankingLoss(model, scale=1 / self.options.temperature),
         )
+
+    def padded(self, batch: dict[str, torch.Tensor]) -> int:
+        lengths = batch["attention_mask"].sum(1)
+        return sum(len(part) * int(lengths[part].max()) for part in by_length(lengths))
 
     def score_ours(self) -> dict[str, float]:
         return self.score(lambda texts: self.model.embed(texts, OURS))

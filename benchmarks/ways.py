@@ -156,6 +156,10 @@ class Ways(ABC):
         size, none = self.options.batch_size, [0] * len(sizes)
         return plan_batches(sizes, none, batch_size=size, steps=steps, alpha=1.0, seed=seed)
 
+    def padded(self, batch: dict[str, torch.Tensor]) -> int:
+        """How many tokens, padding included, this package gives the model for a batch."""
+        return batch["input_ids"].numel()
+
     def ours(self, steps: int, seed: int) -> Run:
         """One run of this package's training loop."""
         backbone, task = self.model.backbone, self.task
@@ -175,7 +179,7 @@ class Ways(ABC):
             seconds=progress.seconds,
             rows=sum(map(len, batches)),
             real=progress.tokens,
-            padded=sum(batch["input_ids"].numel() for batch in given),
+            padded=sum(map(self.padded, given)),
             score=self.score_ours,
         )
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import TEXTS, in_double
 from peft import PeftModel
-from test_retrieval import PAIRS, moved, new
+from test_retrieval import PAIRS, moved, new, pair
 
 import adapters_hub as ah
-from adapters_hub.embedding import Encoder, pool
+from adapters_hub import embedding
+from adapters_hub.embedding import Encoder, by_length, pool
 from adapters_hub.errors import HeadError, SettingsError
 from adapters_hub.evaluation import collect_records
 from adapters_hub.info import AdapterInfo, read_adapter
@@ -62,6 +63,51 @@ def test_a_mixed_batch_is_each_row_alone(load, kind):
     small = model.embed(TEXTS, adapters, batch_size=2, prompt_name="query")
     torch.testing.assert_close(mixed, small, atol=1e-6, rtol=1e-5)
     assert (model.embed(TEXTS, "first")[0] @ mixed[0]).abs() < 0.9999  # the prompt counts
+
+
+def test_a_batch_is_cut_by_length_where_that_pays():
+    parts = by_length(torch.tensor([3, 30, 4, 29, 3, 31]))
+    assert [part.tolist() for part in parts] == [[0, 2, 4], [1, 3, 5]]
+    assert [part.tolist() for part in by_length(torch.tensor([5, 4, 5, 5]))] == [[0, 1, 2, 3]]
+    assert [part.tolist() for part in by_length(torch.tensor([7]))] == [[0]]
+    lengths = torch.randint(1, 200, (64,), generator=torch.Generator().manual_seed(0))
+    parts = by_length(lengths)
+    assert sorted(torch.cat(parts).tolist()) == list(range(64))
+    padded = sum(len(part) * int(lengths[part].max()) for part in parts)
+    assert padded < 1.2 * int(lengths.sum()) < 64 * int(lengths.max())
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3", "mt5"])
+def test_a_batch_cut_by_length_has_the_vectors_and_gradients_of_the_whole(load, kind, monkeypatch):
+    model, task = in_double(load(kind)), Retrieval()
+    adapters = [moved(new(model, name)).map(torch.Tensor.double) for name in ("one", "two")]
+    model.add(adapters[0])
+    learning = model.add(adapters[1].trainable(), trained=True)
+    rows = [pair("the room", " ".join(TEXTS * 3)), pair(" ".join(TEXTS * 2), "staff", "quiet")]
+    examples = task.encode(rows, model.backbone)
+    batch = task.collate(examples, model.backbone)
+    blends = [model.resolve(b) for b in ("two", "one + two", None, "0.5*two", "one")]
+    forwards = []
+    whole = embedding.hidden_states
+    monkeypatch.setattr(
+        embedding, "hidden_states", lambda *given: forwards.append(1) or whole(*given)
+    )
+
+    def run():
+        with model.bank.using(model.plan(blends)):
+            outputs = task.outputs(model, batch, [])
+        weights = torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)
+        return outputs, torch.autograd.grad((outputs * weights).sum(), learning.parameters())
+
+    vectors, gradients = run()
+    assert len(forwards) > 1
+    forwards.clear()
+    monkeypatch.setattr(embedding, "_WORTH", 1.0)
+    expected, expected_gradients = run()
+    assert len(forwards) == 1
+    torch.testing.assert_close(vectors, expected, atol=1e-6, rtol=1e-5)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 
 
 def test_no_texts_and_empty_texts(load):

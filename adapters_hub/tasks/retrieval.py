@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.embedding import POOLINGS, default_pooling, hidden_states, pool, token_ids
+from adapters_hub.embedding import POOLINGS, default_pooling, token_ids, unit_vectors
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.tasks.base import Example, Row, Task, pad
@@ -150,9 +150,8 @@ class Retrieval(Task):
     def outputs(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
         """Unit vectors (sequences, width): each row's query, positive, negatives."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        states = hidden_states(model.backbone, inputs)
         pooling = self.pooling or default_pooling(model.backbone)
-        return pool(states, inputs["attention_mask"], [pooling] * len(states))
+        return unit_vectors(model, inputs, [pooling] * len(inputs["input_ids"]))
 
     def coupled_loss(
         self, outputs: Tensor, examples: Sequence[Example], owners: Sequence[int]
