@@ -11,6 +11,7 @@ import torch
 
 from adapters_hub.blend import Blend
 from adapters_hub.errors import DataError
+from adapters_hub.tables import markdown
 from adapters_hub.tasks import Example, Row, Task
 
 if TYPE_CHECKING:
@@ -107,17 +108,8 @@ def table(results: Mapping[str, Mapping[str, float]], corner: str, notes: Mappin
         [f"{name}{notes.get(name, '')}", *(_cell(results[column].get(name)) for column in columns)]
         for name in languages
     ]
-    wide = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(_fit(text, wide[i], i) for i, text in enumerate(row)) + " |"
-        for row in [head, ["-" * w for w in wide], *rows]
-    ]
-    return "\n".join(lines)
+    return markdown(head, rows)
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _fit(text: str, width: int, column: int) -> str:
-    return text.ljust(width) if column == 0 else text.rjust(width)

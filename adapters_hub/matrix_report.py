@@ -4,13 +4,14 @@ Knows the files that `adapters_hub.matrix` writes; no model, no torch.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapters_hub.bootstrap import Correlation, correlate
 from adapters_hub.errors import DataError
+from adapters_hub.tables import markdown
 
 FORMAT_VERSION = 1
 Cells = list[dict[str, Any]]
@@ -55,7 +56,7 @@ def tables(cells: Cells) -> str:
     parts = [
         f"{first['metric']} ({better} is better), mean of {seeds} "
         f"seed{'s' if seeds != 1 else ''}, task trained in {first['source']}:",
-        markdown(head, rows),
+        markdown(head, rows, names=2),
     ]
     if methods := methods_of(cells):
         parts += [
@@ -220,22 +221,6 @@ def _intervals(figure: Any, cells: Cells, method: str) -> None:
 
 
 _SIGNS = {1: ("#0072B2", "^"), 0: ("#666666", "o"), -1: ("#D55E00", "v")}  # Okabe and Ito's
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, names to the left and numbers to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    wide = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    ruled = [lines[0], ["-" * w for w in wide], *lines[1:]]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            text.ljust(w) if i < 2 else text.rjust(w)
-            for i, (text, w) in enumerate(zip(line, wide, strict=True))
-        )
-        + " |"
-        for line in ruled
-    )
 
 
 def _elsewhere(cells: Cells, method: str) -> Cells:

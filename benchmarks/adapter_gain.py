@@ -20,12 +20,13 @@ from functools import partial
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from report import report, table
+from report import report
 
 import adapters_hub as ah
 from adapters_hub.data import read_data, select
 from adapters_hub.evaluation import collect_records
 from adapters_hub.matrix import random_like
+from adapters_hub.tables import markdown
 from adapters_hub.tasks import Row, make_task
 
 Measure = Callable[[ah.Blend], float]
@@ -103,7 +104,7 @@ def main() -> None:
     ]
     head = ["", "texts", "bare", "own", "gain", "best other", "random"]
     title = f"What {options.kind} adapters bring, bits per byte on held-out text"
-    report(title, table(head, shown), {"results": results}, options.json)
+    report(title, markdown(head, shown), {"results": results}, options.json)
 
 
 if __name__ == "__main__":

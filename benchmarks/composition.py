@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from report import report, table
+from report import report
 from torch import Tensor, nn
 
 from adapters_hub.compose import Piece, compose_sites
+from adapters_hub.tables import markdown
 
 SHAPES = [(512, 512)] * 48 + [(2048, 512)] * 24 + [(512, 2048)] * 12
 RANK = 16
@@ -120,7 +121,7 @@ def main() -> None:
         data[method] = {"ours_s": ours, "peft_s": theirs, "errors": errors}
     title = f"Composing two adapters, {torch.get_num_threads()} threads, {options.rounds} rounds"
     head = ["", "ours (ms)", "PEFT (ms)", "PEFT / ours", "error", "PEFT's"]
-    report(title, table(head, rows), {"rounds": options.rounds, "methods": data}, options.json)
+    report(title, markdown(head, rows), {"rounds": options.rounds, "methods": data}, options.json)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ import subprocess
 import sys
 import time
 
-from report import report, table
+from report import report
+
+from adapters_hub.tables import markdown
 
 BARE = "pass"
 STATEMENTS = {
@@ -93,7 +95,7 @@ def main() -> None:
     )
     head = ["", "process - bare (ms)", "statement (ms)", "/ import adapters_hub"]
     data = {"rounds": options.rounds, "process_s": outside, "statement_s": inside}
-    report(title, table(head, rows), data, options.json)
+    report(title, markdown(head, rows), data, options.json)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from report import report, table
+from report import report
 from safetensors.numpy import save
 
 from adapters_hub import AdapterInfo, Library
 from adapters_hub.info import CONFIG_FILE, WEIGHTS_FILE, metadata
+from adapters_hub.tables import markdown
 from adapters_hub.tensorfile import read_header
 
 _LANGUAGES = "ar bg bn cs da de el en es et fa fi fr he hi hr hu id it ja ka ko lt lv nb nl pl pt"
@@ -188,7 +189,7 @@ def main() -> None:
     )
     head = ["", "median (ms)", "slowest (ms)", "found", "µs each"]
     data = {"adapters": options.adapters, "found": found, "seconds": seconds}
-    report(title, table(head, shown), data, options.json)
+    report(title, markdown(head, shown), data, options.json)
 
 
 if __name__ == "__main__":

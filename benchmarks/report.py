@@ -1,4 +1,4 @@
-"""What the benchmarks share: a Markdown table, a JSON file, and the facts a number depends on."""
+"""What the benchmarks share: a title, a JSON file, and the facts a number depends on."""
 
 import json
 import os
@@ -21,17 +21,6 @@ def facts() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = "source"
     return {**found, "cores": os.cpu_count()}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    wide = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    line = ["-" * wide[0], *("-" * (w - 1) + ":" for w in wide[1:])]
-    cells = [
-        [row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:], strict=True))]
-        for row in (head, *rows)
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (cells[0], line, *cells[1:]))
 
 
 def report(title: str, shown: str, data: dict[str, Any], path: str | None) -> None:

@@ -21,11 +21,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import transformers
-from report import report, table
+from report import report
 from torch import Tensor
 from torch.nn.functional import normalize
 
 import adapters_hub as ah
+from adapters_hub.tables import markdown
 
 
 @torch.inference_mode()
@@ -135,7 +136,7 @@ def main() -> None:
     ]
     count = len(lines[options.pivot])
     title = f"Retrieval of translations, accuracy@1 among {count} sentences, with {options.pivot}"
-    report(title, table(head, rows), {"results": results}, options.json)
+    report(title, markdown(head, rows), {"results": results}, options.json)
 
 
 if __name__ == "__main__":

@@ -41,13 +41,14 @@ import torch
 import transformers
 from composition import error as distance
 from peft import PeftModel
-from report import report, table
+from report import report
 from transformers import DynamicCache
 
 from adapters_hub import Library
 from adapters_hub.compose import compose_sites
 from adapters_hub.exporting import pieces_of
 from adapters_hub.generation import run as generate
+from adapters_hub.tables import markdown
 
 ROWS, PROMPT, CACHED, SLACK = 16, 128, 32, 1.15
 PARTS = ("decode", "prefill", "generate", "swap", "load", "svd", "bits")
@@ -356,7 +357,7 @@ def main() -> None:
             lines += getattr(bench, part)()
             gc.collect()
     title = f"Runtime, Qwen3 shape {options.shape}, rank {options.rank}, {options.threads} threads"
-    shown = table(["", "figure", "limit", "goal, met?"], lines)
+    shown = markdown(["", "figure", "limit", "goal, met?"], lines)
     used = {key: value for key, value in vars(options).items() if key != "json"}
     report(title, shown, {"options": used, "lines": lines, "times": bench.data}, options.json)
 

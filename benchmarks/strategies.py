@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from report import report, table
+from report import report
 from scipy.optimize import nnls
 from torch import nn
 
 from adapters_hub.bank import Bank, Run
 from adapters_hub.merging import MERGE_COST, merged_weight
 from adapters_hub.plan import COSTS, cost
+from adapters_hub.tables import markdown
 
 WIDTHS = (256, 512, 1024, 2048)
 
@@ -166,7 +167,7 @@ def main() -> None:
     prices = {"masked": masked, "grouped": grouped, "whole": whole, "merge": merge}
     package = {"masked": COSTS.masked, "grouped": COSTS.grouped, "whole": COSTS.whole}
     data = {"prices": prices, "package": package | {"merge": MERGE_COST}, "found": found}
-    report(title, table(["", "right", "loss", "at worst"], shown), data, options.json)
+    report(title, markdown(["", "right", "loss", "at worst"], shown), data, options.json)
     for name, own in prices.items():
         values = own if isinstance(own, list) else [own]
         print(f"{name}: {', '.join(f'{value:.4g}' for value in values)}")

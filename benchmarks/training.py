@@ -57,8 +57,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 import transformers
 from applications import APPLICATIONS
-from report import report, spread, table
+from report import report, spread
 from ways import Run, Ways
+
+from adapters_hub.tables import markdown
 
 
 def speed(ways: Ways) -> tuple[str, str, dict[str, Any]]:
@@ -107,7 +109,7 @@ def speed(ways: Ways) -> tuple[str, str, dict[str, Any]]:
         )
     head = ["", "tokens/s", "padded/s", "padding", "rows/s", "x", "wall-clock"]
     title = f"Training speed, {options.rounds} rounds of {options.steps} steps"
-    return title, table(head, shown), {"runs": runs}
+    return title, markdown(head, shown), {"runs": runs}
 
 
 def quality(ways: Ways) -> tuple[str, str, dict[str, Any]]:
@@ -133,7 +135,7 @@ def quality(ways: Ways) -> tuple[str, str, dict[str, Any]]:
             shown[-1].append(f"{statistics.mean(values):{sign}.3f} ± {spread(values):.3f}")
     title = f"Quality after {options.steps} steps on {len(ways.test_rows)} test rows, seeds "
     title += f"{' '.join(map(str, options.seeds))}; the Trainer took {faster:.2f} x our seconds"
-    return title, table(["", *ways.scores.values()], shown), {"runs": runs}
+    return title, markdown(["", *ways.scores.values()], shown), {"runs": runs}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ ORDER = [
     "patterns",
     "info",
     "card",
+    "tables",
     "fingerprint",
     "paths",
     "lookup",

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.prompting import Prompt, check_writes, left_padded, prompt_ids, surroundings
-from adapters_hub.tasks.base import Example, Row, Shown, Task, pad
-from adapters_hub.tasks.language_modeling import bit_tallies, target_nats
+from adapters_hub.tasks.base import Example, Row, Shown, pad
+from adapters_hub.tasks.language_modeling import IGNORED, BitsTask
 from adapters_hub.tasks.pairs import is_text
 from adapters_hub.tasks.text_scores import chrf, has_sacrebleu, signature
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from adapters_hub.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Generation(Task):
+class Generation(BitsTask):
     """Cross-entropy of each row's ``target`` (a field), its end token included.
 
     ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
@@ -82,9 +79,6 @@ class Generation(Task):
             chat=settings.chat,
             max_new_tokens=settings.max_new_tokens,
         )
-
-    def prefix(self, backbone: "Backbone") -> str:
-        return backbone.prefix
 
     def peft_task_type(self, backbone: "Backbone") -> str:
         check_writes(backbone)
@@ -182,25 +176,19 @@ class Generation(Task):
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, _IGNORED)
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
             for row, example in enumerate(examples):
-                labels[row, : example.target.given] = _IGNORED
+                labels[row, : example.target.given] = IGNORED
             return {**batch, "labels": labels}
         read = [Example(list(example.target.ids[:-1]), example.row) for example in examples]
         decoded = pad(read, backbone)["input_ids"]
-        labels = torch.full_like(decoded, _IGNORED, device="cpu")
+        labels = torch.full_like(decoded, IGNORED, device="cpu")
         for row, example in enumerate(examples):
             ids, given = example.target.ids, example.target.given
             labels[row, given - 1 : len(ids) - 1] = torch.tensor(ids[given:])
         return {**batch, "decoder_input_ids": decoded, "labels": labels.to(decoded.device)}
 
     # ── loss and metrics ─────────────────────────────────────────────────────────────────────
-
-    def count(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != _IGNORED).sum(1).float()
-
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
-        return target_nats(model, batch)
 
     def records(
         self,
@@ -228,12 +216,6 @@ class Generation(Task):
         per_byte = bits / max(1, sum(record["bytes"] for record in records))
         out = {"bits": per_byte, "bits_per_byte": per_byte, "perplexity": 2 ** (bits / tokens)}
         return out | (self.text_metrics(records) if "written" in records[0] else {})
-
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        return bit_tallies(records)
-
-    def score(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
     def text_metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
         """What is measured on written texts."""

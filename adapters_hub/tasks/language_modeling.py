@@ -19,12 +19,36 @@ if TYPE_CHECKING:
     from adapters_hub.model import AdaptedModel, Heads
     from adapters_hub.settings import TrainingSettings
 
-_IGNORED = -100
+IGNORED = -100
 _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 
+class BitsTask(Task):
+    """A task that predicts target tokens by the backbone's own head, measured in bits."""
+
+    def prefix(self, backbone: "Backbone") -> str:
+        return backbone.prefix
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != IGNORED).sum(1).float()
+
+    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+        return target_nats(model, batch)
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """(records, 2): bits, and what they are counted by: bytes, or masked tokens."""
+        pairs = [
+            (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
+            for r in records
+        ]
+        return np.array(pairs, dtype=float)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
 @dataclass(frozen=True)
-class LanguageModeling(Task):
+class LanguageModeling(BitsTask):
     """Predict the text itself; the backbone's own language-model head serves, frozen.
 
     A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
@@ -43,9 +67,6 @@ class LanguageModeling(Task):
         cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
     ) -> "LanguageModeling":
         return cls(max_length=settings.max_length, mask_probability=settings.mask_probability)
-
-    def prefix(self, backbone: "Backbone") -> str:
-        return backbone.prefix
 
     def peft_task_type(self, backbone: "Backbone") -> str | None:
         return "CAUSAL_LM" if backbone.kind == "decoder" else None
@@ -105,16 +126,10 @@ class LanguageModeling(Task):
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, _IGNORED)
-            labels[:, 0] = _IGNORED
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+            labels[:, 0] = IGNORED
             return {**batch, "labels": labels}
         return {**batch, **self._mask(batch, examples, backbone, seed)}
-
-    def count(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != _IGNORED).sum(1).float()
-
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
-        return target_nats(model, batch)
 
     def records(
         self,
@@ -141,18 +156,12 @@ class LanguageModeling(Task):
         per_byte = bits / max(1, sum(record["bytes"] for record in records))
         return {"bits": per_byte, "bits_per_byte": per_byte, **out}
 
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        return bit_tallies(records)
-
-    def score(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / np.maximum(sums[..., 1], 1)
-
     def _mask(
         self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: "Backbone", seed: int
     ) -> dict[str, Tensor]:
         """BERT's masking, drawn a row at a time, so that it does not depend on the batch."""
         ids = batch["input_ids"].cpu()
-        labels = torch.full_like(ids, _IGNORED)
+        labels = torch.full_like(ids, IGNORED)
         special = set(backbone.tokenizer.all_special_ids)
         for row, example in enumerate(examples):
             generator = torch.Generator().manual_seed(
@@ -174,15 +183,6 @@ class LanguageModeling(Task):
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
 
 
-def bit_tallies(records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(records, 2): bits, and what they are counted by: bytes, or masked tokens."""
-    pairs = [
-        (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
-        for r in records
-    ]
-    return np.array(pairs, dtype=float)
-
-
 def target_nats(model: "AdaptedModel", batch: dict[str, Tensor]) -> Tensor:
     """Each row's nats summed over its targets (rows,), under the current plan.
 
@@ -192,8 +192,8 @@ def target_nats(model: "AdaptedModel", batch: dict[str, Tensor]) -> Tensor:
     labels = batch["labels"]
     inputs = {key: value for key, value in batch.items() if key in _INPUTS}
     if model.backbone.kind == "decoder":
-        labels = functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-    at = labels != _IGNORED
+        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    at = labels != IGNORED
     plan, outer = model.bank.current(), model.backbone.head_sites
     adapted = plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms)
     if model.backbone.kind == "encoder-decoder":  # whose targets are nearly all positions
