@@ -14,7 +14,8 @@ Columns of a cell, all with one head each:
 - ``oracle``: an adapter trained in the cell itself, over the cell's language adapter.
 - controls: ``wrong language`` (another language's adapter instead), ``random`` (one of random
   factors whose delta has the norm of the language adapter's at every layer), ``apart`` and ``apart
-  + language`` (a task adapter trained without any language adapter below it).
+  + language`` (a task adapter trained without the source's language adapter below it, if it has
+  one).
 - ``there``: how the sum with the cell's language does on the source language's rows, beside
   ``source there``, the sum with the source's own.
 """
@@ -127,7 +128,7 @@ class Matrix:
         if self.task.needs_head():
             learn("head", "head", source, over=False, head_only=True)
         learn("domain", "task", source)
-        if self._tags():
+        if self._below(self.source):  # else the task's adapter is that already
             learn("apart", "apart", source, over=False)
         if self.settings.oracle:
             for cell in self.cells:
@@ -267,8 +268,9 @@ class Matrix:
             (term,) = own.terms
             random = random_like(self.model.resident(term), seed, f"{_MADE}random.{term}.{seed}")
             columns["random"] = _exact(self.model.add(random).name) + task
-            columns["apart"] = _exact(names["apart"])
-            columns["apart + language"] = own + columns["apart"]
+            if "apart" in names:
+                columns["apart"] = _exact(names["apart"])
+                columns["apart + language"] = own + columns["apart"]
             if cell.language != self.source and "sum" in self.methods:
                 columns["there"] = own + task
                 columns["source there"] = source + task

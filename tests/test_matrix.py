@@ -226,6 +226,27 @@ def test_a_language_without_an_adapter_has_the_columns_that_need_none(
     assert draw(read_cells(tmp_path / "results"), tmp_path) == []
 
 
+def test_a_source_without_an_adapter_has_no_task_adapter_apart(
+    tiny, reviews, tmp_path, lora_folder, monkeypatch
+):
+    """The task's adapter is trained without a language adapter then, so there is one of them."""
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("qwen3", "de", task_type="CAUSAL_LM"), name="de", language="de",
+                backbone=str(tiny("qwen3")))  # fmt: skip
+    run(
+        "evaluate_matrix.py", "--backbone", tiny("qwen3"), "--data", reviews, "--cpu",
+        "--library", library.root, "--language", "en", "de", "--domain", "hotel", "--no-oracle",
+        "--steps", 1, "--batch-size", 2, "--seeds", 1, "--resamples", 20,
+        "--results", tmp_path / "results", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    source, cell = read_cells(tmp_path / "results")
+    assert source["columns"].keys() == {"bare", "domain"}
+    assert cell["columns"].keys() == {"bare", "language", "domain", "sum", "random"}
+    assert cell["columns"]["sum"]["blend"].startswith("de + ")
+    assert "forgetting" in cell["composed"]["sum"]
+    assert not (tmp_path / "results" / "adapters" / "hotel.apart.0").exists()
+
+
 def test_rows_are_the_same_items_in_every_language():
     rows = [
         Row(f"{language} {n}", language=language, domain="hotel", key=str(n))
