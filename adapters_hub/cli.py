@@ -68,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("add", _add, "copy a PEFT LoRA folder, or a lone .safetensors, into the library")
     sub.add_argument("source")
-    for flag in ("name", "language", "domain", "task", "backbone", "license"):
+    for flag in ("name", "language", "task", "backbone", "license"):
         sub.add_argument(f"--{flag}")
+    sub.add_argument("--domain", help="'' for none, whatever the files say")
     sub.add_argument("--labels", nargs="+", help="label names, in the order of the logits")
     sub.add_argument("--problem-type", choices=PROBLEM_TYPES, help="of a classification head")
     sub.add_argument("--replace", action="store_true", help="replace one of the same name")

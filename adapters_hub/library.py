@@ -191,11 +191,12 @@ class Library:
     ) -> AdapterInfo:
         """Copy a PEFT LoRA folder, or a lone ``.safetensors`` of ours, into the library.
 
-        What is not given is taken from the files; plain PEFT's do not say the ``problem_type`` of a
-        classification head, which is transformers'. The name defaults to the language and domain
-        (``pt-BR``, ``hotel``, ``pt-BR-hotel``), else the source's name. ``backbone`` (a folder or
-        ``starter``) stores that backbone's fingerprint. The files are checked, down to NaN, before
-        anything is written; the library holds the old state or the new one, never between.
+        What is not given is taken from the files, and ``domain=""`` drops theirs; plain PEFT's do
+        not say the ``problem_type`` of a classification head, which is transformers'. The name
+        defaults to the language and domain (``pt-BR``, ``hotel``, ``pt-BR-hotel``), else the
+        source's name. ``backbone`` (a folder or ``starter``) stores that backbone's fingerprint.
+        The files are checked, down to NaN, before anything is written; the library holds the old
+        state or the new one, never between.
         """
         if problem_type not in (None, *PROBLEM_TYPES):
             raise SettingsError(
@@ -215,6 +216,7 @@ class Library:
             "license": license,
         }
         info = replace(info, **{key: value for key, value in given.items() if value is not None})
+        info = replace(info, domain=info.domain or None)
         if info.domain is not None:
             check_name(info.domain)
         fingerprint = _local_fingerprint(info.backbone)

@@ -3,9 +3,12 @@
     accelerate launch recipes/lora_language.py --language da --data my/danish.jsonl
     accelerate launch recipes/lora_language.py --language da uk --steps 500     # two at once
     accelerate launch recipes/lora_language.py --language da sv --name nordic   # one for both
+    accelerate launch recipes/lora_language.py --language da --task retrieval --data my/pairs.jsonl
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_language.py --language da --cpu
 
-The objective is the backbone's own: the next token for a decoder, masked tokens for an encoder.
+The objective is the backbone's own: the next token for a decoder, masked tokens for an encoder. An
+encoder of sentences, whose checkpoint has no head for that, learns from pairs instead (--task
+retrieval): a text finds its ``positive``, such as its translation into a language it knows.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
 adapter learns from all, drawn with p ~ n^alpha. Where just one language is asked for, rows that
 name none are in it. Everything else is a flag: see --help.
@@ -28,6 +31,7 @@ RECIPE = {
     "steps": 300,
     "learning_rate": 2e-3,
 }
+TASKS = ("language-modeling", "retrieval")  # which leave the language without a head
 
 
 def run() -> None:
@@ -35,8 +39,11 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
-    if resolved.settings.task != RECIPE["task"]:
-        raise SettingsError("a language adapter learns from text alone; lora_domain.py takes tasks")
+    if resolved.settings.task not in TASKS:
+        raise SettingsError(
+            f"task={resolved.settings.task!r}: a language adapter is trained by one of "
+            f"{', '.join(TASKS)}; lora_domain.py takes the others"
+        )
     experiment = Experiment(resolved)
     settings, model, tags = experiment.settings, experiment.model, experiment.languages
     experiment.require_languages()
@@ -61,7 +68,8 @@ def run() -> None:
         results = found[experiment.task.metric]
         unit = experiment.task.metric_name(model.backbone)
         texts = len(experiment.splits["test"])
-        experiment.print(f"\n{unit} on {texts} test texts (lower is better):\n")
+        better = "higher" if experiment.task.higher_is_better else "lower"
+        experiment.print(f"\n{unit} on {texts} test texts ({better} is better):\n")
         experiment.print(table(results, "language", {}))
         for number, adapter in enumerate(adapters):
             own = adapter.info.language or "mean"

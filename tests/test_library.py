@@ -117,6 +117,16 @@ def test_every_sound_name_is_a_folder_a_term_and_its_own(library, add):
     assert "con" not in library.names()
 
 
+def test_a_domain_that_the_files_name_can_be_dropped(library, add):
+    """Such as one that was trained as a domain's and is a language's."""
+    add(domain="hotel", name="first")
+    folder = library.get("first").path
+    library.add(folder, name="de", language="de", domain="")
+    assert (library.get("de").language, library.get("de").domain) == ("de", None)
+    assert library.resolve("de").info.name == "de"
+    assert library.add(folder, name="kept").domain == "hotel"
+
+
 def test_a_list_is_filtered_by_what_is_given(library, add, tmp_path):
     checkpoint = write_checkpoint(tmp_path / "base", site_weights())
     add(language="de")

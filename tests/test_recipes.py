@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -78,6 +79,24 @@ def fresh_accelerate():
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
+
+
+def test_a_language_is_learnt_from_pairs_too(tiny, tmp_path, monkeypatch, capsys):
+    """For sentence encoders, whose checkpoints have no language-model head."""
+    pairs = [{"text": f"{a} {b}", "positive": f"{b} the", "language": "de"}
+             for a in WORDS for b in WORDS[:6]]  # fmt: skip
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run(
+        "lora_language.py", "--backbone", tiny("bert"), "--data", data, "--library", "library",
+        "--language", "de", "--task", "retrieval", "--steps", 3, "--batch-size", 8, "--rank", 2,
+        "--cpu", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert re.search(r"nDCG@10 on \d+ test texts \(higher is better\)", out)
+    info = ah.Library(tmp_path / "library").resolve("de").info
+    assert (info.name, info.language, info.domain, info.task) == ("de", "de", None, "retrieval")
+    assert set(info.metrics) == {"nDCG@10, bare", "nDCG@10, adapted"}
 
 
 def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypatch, capsys):
@@ -460,7 +479,7 @@ def test_a_domain_adapter_needs_a_domain_or_a_name(tiny, tmp_path, monkeypatch, 
         run("lora_domain.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
     run("lora_domain.py", *common, "--name", "rooms", monkeypatch=monkeypatch, cwd=tmp_path)
     assert ah.Library(tmp_path / "library").get("rooms").domain == "rooms"
-    with pytest.raises(SystemExit, match=r"lora_domain\.py takes tasks"):
+    with pytest.raises(SystemExit, match=r"lora_domain\.py takes the others"):
         run(
             "lora_language.py", *common, "--language", "en", "--task", "classification",
             monkeypatch=monkeypatch, cwd=tmp_path,

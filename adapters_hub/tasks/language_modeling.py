@@ -83,8 +83,8 @@ class LanguageModeling(BitsTask):
         if not backbone.has_lm_head:
             raise BackboneError(
                 f"{backbone.name} has no language-model head in its checkpoint, so there is no "
-                "language-model objective on it; train a labelled task, or take a backbone whose "
-                "checkpoint has one"
+                "language-model objective on it; train a task, or a language on pairs of texts "
+                "(--task retrieval), or take a backbone whose checkpoint has one"
             )
         if backbone.kind == "encoder-decoder":
             raise BackboneError(
