@@ -12,19 +12,19 @@ from torch.nn import functional
 
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.info import MULTI_LABEL
-from adapters_hub.tasks.base import Example, Row, Task, pad
-from adapters_hub.tasks.heads import label_names, multi_label, row_logits, task_shell
+from adapters_hub.tasks.base import Example, Row, pad
+from adapters_hub.tasks.heads import HeadTask, label_names, multi_label, row_logits
 
 if TYPE_CHECKING:
     from adapters_hub.adapter import Adapter
-    from adapters_hub.backbone import Backbone, TaskShell
+    from adapters_hub.backbone import Backbone
     from adapters_hub.info import AdapterInfo
     from adapters_hub.model import AdaptedModel, Adapters, Heads
     from adapters_hub.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(HeadTask):
     """Cross-entropy over ``label_names``; accuracy and macro-F1 (of the labels that occur).
 
     With ``multi_label`` a row has any number of them, or none: the mean of the labels' binary
@@ -40,6 +40,7 @@ class Classification(Task):
     metric: str = "macro_f1"
     higher_is_better: bool = True
     name: ClassVar[str] = "classification"
+    task_type: ClassVar[str] = "SEQ_CLS"
 
     def __post_init__(self) -> None:
         if len(set(self.label_names)) < 2:
@@ -76,19 +77,6 @@ class Classification(Task):
     def labels(self) -> tuple[str, ...]:
         return self.label_names
 
-    def shell(self, backbone: "Backbone") -> "TaskShell":
-        """The classification class around the backbone."""
-        return task_shell(backbone, self.name, len(self.label_names))
-
-    def prefix(self, backbone: "Backbone") -> str:
-        return self.shell(backbone).prefix
-
-    def sites(self, backbone: "Backbone") -> list[str]:
-        return self.shell(backbone).sites
-
-    def peft_task_type(self, backbone: "Backbone") -> str:
-        return "SEQ_CLS"
-
     def metric_name(self, backbone: "Backbone") -> str:
         return "macro-F1"
 
@@ -97,9 +85,6 @@ class Classification(Task):
     ) -> "Adapter":
         kept = replace(info, problem_type=MULTI_LABEL if self.multi_label else None)
         return super().new_adapter(kept, backbone, lora, seed)
-
-    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
-        return self.shell(backbone).initial_head(seed)
 
     def usage(self, row: Row, backbone: "Backbone") -> str:
         return f"model.classify([{row.text!r}])"

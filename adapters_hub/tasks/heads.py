@@ -5,7 +5,7 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapters_hub.errors import HeadError
 from adapters_hub.info import MULTI_LABEL
+from adapters_hub.tasks.base import Task
 
 if TYPE_CHECKING:
     from adapters_hub.adapter import Adapter
@@ -25,6 +26,37 @@ CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
 }
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class HeadTask(Task):
+    """A task whose adapters bring the head of one of transformers' task classes."""
+
+    task_type: ClassVar[str]
+    """PEFT's name for the class."""
+
+    @property
+    def head_size(self) -> int:
+        """How many outputs the head has."""
+        return len(self.labels or ())
+
+    def shell(self, backbone: "Backbone") -> "TaskShell":
+        """The task's class around the backbone; `BackboneError` where there is none."""
+        return task_shell(backbone, self.name, self.head_size)
+
+    def prefix(self, backbone: "Backbone") -> str:
+        return self.shell(backbone).prefix
+
+    def sites(self, backbone: "Backbone") -> list[str]:
+        return self.shell(backbone).sites
+
+    def peft_task_type(self, backbone: "Backbone") -> str:
+        return self.task_type
+
+    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
+        return self.shell(backbone).initial_head(seed)
+
+    def needs_head(self) -> bool:
+        return True
 
 
 def task_shell(backbone: "Backbone", task: str, outputs: int) -> "TaskShell":

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.tasks.base import Example, Row, Task, pad
-from adapters_hub.tasks.heads import outputs_of, row_logits, task_shell
+from adapters_hub.tasks.base import Example, Row, pad
+from adapters_hub.tasks.heads import HeadTask, outputs_of, row_logits
 from adapters_hub.tasks.squad import exact_match, f1
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone, TaskShell
+    from adapters_hub.backbone import Backbone
     from adapters_hub.model import AdaptedModel, Adapters, Heads
     from adapters_hub.settings import TrainingSettings
 
@@ -64,7 +64,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class QuestionAnswering(Task):
+class QuestionAnswering(HeadTask):
     """The mean cross-entropy of start and end; exact match and F1 as SQuAD and MLQA count them.
 
     Row: ``text`` is the context, ``fields`` hold ``question`` and ``answers`` (see `gold_spans`).
@@ -82,6 +82,7 @@ class QuestionAnswering(Task):
     metric: str = "f1"
     higher_is_better: bool = True
     name: ClassVar[str] = "question-answering"
+    task_type: ClassVar[str] = "QUESTION_ANS"
 
     def __post_init__(self) -> None:
         if self.stride < 0:
@@ -100,27 +101,12 @@ class QuestionAnswering(Task):
             no_answer=0.0 if unanswerable else None,
         )
 
-    def shell(self, backbone: "Backbone") -> "TaskShell":
-        """The question-answering class around the backbone."""
-        return task_shell(backbone, self.name, 2)
-
-    def prefix(self, backbone: "Backbone") -> str:
-        return self.shell(backbone).prefix
-
-    def sites(self, backbone: "Backbone") -> list[str]:
-        return self.shell(backbone).sites
-
-    def peft_task_type(self, backbone: "Backbone") -> str:
-        return "QUESTION_ANS"
+    @property
+    def head_size(self) -> int:
+        return 2  # start and end
 
     def metric_name(self, backbone: "Backbone") -> str:
         return "F1"
-
-    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
-        return self.shell(backbone).initial_head(seed)
-
-    def needs_head(self) -> bool:
-        return True
 
     def usage(self, row: Row, backbone: "Backbone") -> str:
         return f"model.answer({row.fields['question']!r}, {row.text!r})"

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
-from adapters_hub.tasks.heads import label_names, row_logits, task_shell
+from adapters_hub.tasks.base import Example, Row, pad, per_row
+from adapters_hub.tasks.heads import HeadTask, label_names, row_logits
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone, TaskShell
+    from adapters_hub.backbone import Backbone
     from adapters_hub.model import AdaptedModel, Adapters, Heads
     from adapters_hub.settings import TrainingSettings
 
@@ -52,7 +52,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class TokenClassification(Task):
+class TokenClassification(HeadTask):
     """Cross-entropy over ``label_names``, a word at a time; F1 of whole spans as CoNLL counts it.
 
     Row: ``fields`` hold ``words`` and ``tags`` (see `words_of`). Words and tokens meet by their
@@ -65,6 +65,7 @@ class TokenClassification(Task):
     metric: str = "f1"
     higher_is_better: bool = True
     name: ClassVar[str] = "token-classification"
+    task_type: ClassVar[str] = "TOKEN_CLS"
 
     def __post_init__(self) -> None:
         if len(set(self.label_names)) < 2:
@@ -82,24 +83,8 @@ class TokenClassification(Task):
     def labels(self) -> tuple[str, ...]:
         return self.label_names
 
-    def shell(self, backbone: "Backbone") -> "TaskShell":
-        """The token-classification class around the backbone."""
-        return task_shell(backbone, self.name, len(self.label_names))
-
-    def prefix(self, backbone: "Backbone") -> str:
-        return self.shell(backbone).prefix
-
-    def sites(self, backbone: "Backbone") -> list[str]:
-        return self.shell(backbone).sites
-
-    def peft_task_type(self, backbone: "Backbone") -> str:
-        return "TOKEN_CLS"
-
     def metric_name(self, backbone: "Backbone") -> str:
         return "span F1"
-
-    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
-        return self.shell(backbone).initial_head(seed)
 
     def usage(self, row: Row, backbone: "Backbone") -> str:
         return f"model.tag([{row.text!r}])"
