@@ -5,6 +5,7 @@ function that scores them; `Answering` and `Tagging` prepare their own token ids
 are those of this package.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional
 from ways import OURS, Ways
 
+from adapters_hub import languages
 from adapters_hub.data import read_data, select, with_held_out
 from adapters_hub.embedding import by_length
 from adapters_hub.ranking import ranking_metrics, ranks
@@ -198,6 +201,57 @@ class Tagging(Ways):
         return self.task.metrics(records)
 
 
+class Translating(Ways):
+    """A decoder writes a line of one language in another; ``--language`` says which two."""
+
+    name = "translation"
+    scores: ClassVar = {"bits": "bits per byte", "perplexity": "perplexity"}
+
+    def read(self) -> tuple[list[Row], list[Row]]:
+        return lines(self.options, "target", "target_language")
+
+    def plain(self) -> Any:
+        return self.peft_model(transformers.AutoModelForCausalLM)
+
+    def plain_trainer(self, model: Any, arguments: dict[str, Any]) -> transformers.Trainer:
+        tokenizer = self.tokenizer()
+        features = [self.feature(row, tokenizer) for row in self.train_rows]
+        own = [(e.input_ids, e.target.given) for e in self.examples]
+        if own != [(f["input_ids"], f["labels"].count(-100)) for f in features]:
+            raise SystemExit("the plain features are not those of adapters_hub: raise --max-length")
+        return transformers.Trainer(
+            model,
+            transformers.TrainingArguments(**arguments),
+            data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
+            train_dataset=features,
+        )
+
+    def feature(self, row: Row, tokenizer: Any) -> dict[str, Any]:
+        """A line under the names of both languages, and labels on its translation alone."""
+        tags = row.language, row.fields["target_language"]
+        source, target = map(languages.name, tags)
+        prompt = tokenizer(f"{source}: {row.text}\n{target}:\n")["input_ids"]
+        answer = tokenizer(row.fields["target"], add_special_tokens=False)["input_ids"]
+        answer.append(tokenizer.eos_token_id)
+        return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+    @torch.no_grad()
+    def score_plain(self, model: Any) -> dict[str, float]:
+        records = []
+        for start in range(0, len(self.test), 32):
+            chosen = self.test[start : start + 32]
+            batch = self.task.collate(chosen, self.model.backbone)
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            logits, labels = model(**inputs).logits[:, :-1].mT, batch["labels"][:, 1:]
+            nats = functional.cross_entropy(logits, labels, reduction="none").sum(1)
+            tokens = (labels != -100).sum(1)
+            records += [
+                {"nats": n, "tokens": t, "bytes": example.target.bytes}
+                for n, t, example in zip(nats.tolist(), tokens.tolist(), chosen, strict=True)
+            ]
+        return self.task.metrics(records)
+
+
 class Retrieving(Ways):
     """A line of one language finds the same line of another; ``--language`` says which two."""
 
@@ -209,15 +263,7 @@ class Retrieving(Ways):
     }  # which no embedding goes through
 
     def read(self) -> tuple[list[Row], list[Row]]:
-        """Lines of ``LANGUAGE.txt``; the last 400 are the test's."""
-        data = Path(self.options.data)
-        one, two = self.options.language or ("en", "de")
-        files = [(data / f"{name}.txt").read_text("utf-8").splitlines() for name in (one, two)]
-        rows = [
-            Row(text, None, one, key=str(n), fields={"positive": other, "positive_language": two})
-            for n, (text, other) in enumerate(zip(*files, strict=True))
-        ]
-        return rows[:-400], rows[-400:]
+        return lines(self.options, "positive", "positive_language")
 
     def plain(self) -> Any:
         from sentence_transformers import SentenceTransformer
@@ -267,6 +313,19 @@ class Retrieving(Ways):
         return ranking_metrics(ranks(queries, documents, [[n] for n in range(len(queries))]))
 
 
+def lines(options: argparse.Namespace, other: str, language: str) -> tuple[list[Row], list[Row]]:
+    """Lines of ``LANGUAGE.txt`` of two languages, side by side; the last 400 are the test's."""
+    one, two = options.language or ("en", "de")
+    files = [
+        (Path(options.data) / f"{name}.txt").read_text("utf-8").splitlines() for name in (one, two)
+    ]
+    rows = [
+        Row(text, None, one, key=str(n), fields={other: again, language: two})
+        for n, (text, again) in enumerate(zip(*files, strict=True))
+    ]
+    return rows[:-400], rows[-400:]
+
+
 APPLICATIONS: dict[str, type[Ways]] = {
-    ways.name: ways for ways in (Classifying, Answering, Tagging, Retrieving)
+    ways.name: ways for ways in (Classifying, Answering, Tagging, Translating, Retrieving)
 }

@@ -5,11 +5,13 @@
     python benchmarks/training.py --part speed --backbone minilm --data my/reviews --domain hotel
     python benchmarks/training.py --task question-answering --backbone minilm --data my/squad.jsonl
     python benchmarks/training.py --task retrieval --backbone minilm --data my/lines
+    python benchmarks/training.py --task translation --data my/lines --language en fr
 
 For retrieval the plain side is `SentenceTransformerTrainer` with its in-batch InfoNCE
 (MultipleNegativesRankingLoss, scale 1 / temperature): pip install sentence-transformers; the data
-are files of parallel lines, LANGUAGE.txt, of which the last 400 are the test. For question
-answering they are SQuAD-like rows, all answerable, cut into train and test by context.
+are files of parallel lines, LANGUAGE.txt, of which the last 400 are the test, as in translation
+(by a decoder; lower is better). For question answering they are SQuAD-like rows, all answerable,
+cut into train and test by context.
 
 Four ways train one adapter: ``adapters_hub.training.train``; the Trainer with its defaults,
 ``random`` sampling; (speed only) the Trainer with ``group_by_length``, which retrieval's has not;
