@@ -112,6 +112,27 @@ class Stack:
     b: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A `Stack` of adapters that learn, all as one of rank R at a site: put together whenever it is
+    used, so that gradients reach their own parameters.
+    """
+
+    factors: Sequence[tuple[Tensor, Tensor]]
+    site: str
+
+    @property
+    def a(self) -> Tensor:
+        """(R, in)."""
+        return torch.cat([a for a, _ in self.factors]) if self.factors[1:] else self.factors[0][0]
+
+    @property
+    def b(self) -> Mapping[str, Tensor]:
+        """The site's (R, out)."""
+        own = [b.t() for _, b in self.factors]
+        return {self.site: torch.cat(own) if own[1:] else own[0]}
+
+
 @dataclass(frozen=True)
 class Part:
     """A piece of the delta: S atoms of rank r, k rows each.
@@ -121,14 +142,14 @@ class Part:
     (S, k, tokens, r), and ``unused`` its zeros.
     """
 
-    stack: Stack
+    stack: Stack | Live
     sites: Sites
     rank: int
     rows: slice | Tensor | None
     scale: float | Tensor
+    unused: Tensor | None = None
     trained: bool = False
     back: Tensor | None = None
-    unused: Tensor | None = None
 
     def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
         """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
@@ -157,7 +178,7 @@ class Part:
 
     def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
         """Y (units · tokens, out) with the part's delta added; in place without gradients."""
-        b = self.stack.b[site].t() if self.trained else self.stack.b[site]
+        b = self.stack.b[site]
         alpha = self.scale if isinstance(self.scale, float) else 1.0
         in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
         if in_place and not isinstance(self.rows, Tensor):
@@ -277,9 +298,7 @@ class Plan:
             columns, scale = self._mask(tuple(frozen), self._scalings(frozen, sites[0]), sites[0])
             rank = sum(self._rank(n, sites[0]) for n in columns)
             stack = self._stack(sites, columns, x, apart=False)
-            scale = _on(scale, x)
-            unused = scale == 0 if isinstance(scale, Tensor) and (scale == 0).any() else None
-            parts.append(Part(stack, sites, rank, None, scale, unused=unused))
+            parts.append(Part(stack, sites, rank, None, *_with_unused(scale, x)))
         elif frozen:
             for members, rows in self._buckets(frozen, sites[0]):
                 scale = self._scale(members, rows, sites[0])
@@ -287,23 +306,26 @@ class Plan:
                 rank = self._rank(members[0], sites[0])
                 where, back = _placed(rows, self._units(), x.device)
                 parts.append(Part(stack, sites, rank, where, _on(scale, x), back=back))
-        for n in present:
-            if self.atoms[n].trained:
-                parts += self._trained(n, sites[0], x)
-        return parts
+        learning = [n for n in present if self.atoms[n].trained]
+        if self.index is not None:
+            learning = [n for n in learning if len(self._users()[n])]
+        return parts + self._learning(learning, sites[0], x) if learning else parts
 
-    def _trained(self, n: int, site: str, x: Tensor) -> list[Part]:
-        """The part of an adapter that learns: its own parameters, not copies."""
-        a, b = self.atoms[n].factors[site]
-        stack = Stack(a, {site: b})  # transposed when it is used, so that gradients reach it
-        if self.index is None:
-            scale: float | Tensor = float(self.weights[0, n]) * self.atoms[n].scaling[site]
-            return [Part(stack, (site,), len(a), None, scale, True)]
-        rows = self._users()[n]
-        if not len(rows):
-            return []
-        where, _ = _placed(rows, self._units(), x.device)
-        return [Part(stack, (site,), len(a), where, _on(self._scale((n,), rows, site), x), True)]
+    def _learning(self, members: Sequence[int], site: str, x: Tensor) -> list[Part]:
+        """The parts of adapters that learn: one product masked by M, or one an adapter."""
+        own = [self.atoms[n].factors[site] for n in members]
+        if self._masked_pays((site,), x, learning=True):
+            _, scale = self._mask(tuple(members), self._scalings(members, site), site)
+            rank = sum(self._rank(n, site) for n in members)
+            return [Part(Live(own, site), (site,), rank, None, *_with_unused(scale, x), True)]
+        parts = []
+        for n, factors in zip(members, own, strict=True):
+            rows = self._users()[n]
+            where, _ = _placed(rows, self._units(), x.device)
+            scale = _on(self._scale((n,), rows, site), x)
+            rank = self._rank(n, site)
+            parts.append(Part(Live([factors], site), (site,), rank, where, scale, trained=True))
+        return parts
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────
 
@@ -318,9 +340,15 @@ class Plan:
             self._known["users"] = [used[:, n].nonzero()[:, 0] for n in range(len(self.atoms))]
         return self._known["users"]
 
-    def _buckets(self, members: Sequence[int], site: str) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Atoms of one rank that as many rows use, with these rows, atom after atom."""
+    def _buckets(
+        self, members: Sequence[int], site: str, apart: bool = False
+    ) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Atoms of one rank that as many rows use, or each ``apart``, with these rows, atom after
+        atom.
+        """
         users = self._users()
+        if apart:
+            return [((n,), users[n]) for n in members if len(users[n])]
         found: dict[tuple[int, int], list[int]] = defaultdict(list)
         for n in members:
             if len(users[n]):
@@ -384,34 +412,37 @@ class Plan:
 
     # ── the rule ─────────────────────────────────────────────────────────────────────────────
 
-    def amounts(self, sites: Sites, x: Tensor) -> tuple[Amounts, Amounts]:
-        """What masked and grouped parts for x (positions, in) amount to.
+    def amounts(self, sites: Sites, x: Tensor, learning: bool = False) -> tuple[Amounts, Amounts]:
+        """What masked and grouped parts for x (positions, in) amount to, of adapters that are
+        frozen, or of those that learn, which are never grouped with each other.
 
         For both: parts, multiply-adds, numbers read from factors. For grouped ones further: parts
         whose rows must be brought together, and numbers moved for that.
         """
         assert self.index is not None
         each = len(x) // self.index.numel()
-        frozen = [n for n in self._present(sites) if not self.atoms[n].trained]
-        out = sum(len(self.atoms[n].factors[s][1]) for n in frozen[:1] for s in sites)
+        members = [n for n in self._present(sites) if self.atoms[n].trained == learning]
+        out = sum(len(self.atoms[n].factors[s][1]) for n in members[:1] for s in sites)
         width = x.shape[-1] * len(sites) + out
-        ranks = sum(self._rank(n, sites[0]) for n in frozen)
+        ranks = sum(self._rank(n, sites[0]) for n in members)
         grouped = [0.0] * 5
-        for members, rows in self._buckets(frozen, sites[0]):
-            rank, positions = self._rank(members[0], sites[0]), len(rows) * each
-            own = [1, positions * rank * width, len(members) * rank * width, 0, 0]
-            if isinstance(_simplest(rows, self._units()), Tensor):
-                own[3:] = [1, positions * (x.shape[-1] + out)]
-            grouped = [total + more for total, more in zip(grouped, own, strict=True)]
+        for own, rows in self._buckets(members, sites[0], apart=learning):
+            rank, positions = self._rank(own[0], sites[0]), len(rows) * each
+            more = [1, positions * rank * width, len(own) * rank * width, 0, 0]
+            if learning:  # gradients need the site's whole output a second time
+                more[3:] = [1, positions * (x.shape[-1] + out) + len(x) * out]
+            elif isinstance(_simplest(rows, self._units()), Tensor):
+                more[3:] = [1, positions * (x.shape[-1] + out)]
+            grouped = [total + one for total, one in zip(grouped, more, strict=True)]
         return (1, len(x) * ranks * width, ranks * width), grouped
 
-    def _masked_pays(self, sites: Sites, x: Tensor) -> bool:
+    def _masked_pays(self, sites: Sites, x: Tensor, learning: bool = False) -> bool:
         """Whether one product masked by M costs less than a part for each kind of atom."""
         if self.index is None:
             return True
-        key = ("masked", sites, len(x))
+        key = ("masked", sites, len(x), learning)
         if key not in self._known:
-            masked, grouped = self.amounts(sites, x)
+            masked, grouped = self.amounts(sites, x, learning)
             self._known[key] = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
         return self._known[key]
 
@@ -448,6 +479,12 @@ def _number(scale: Tensor) -> float | Tensor:
     """A tensor of one value as that value."""
     value = scale.flatten()[0]
     return float(value) if bool((scale == value).all()) else scale
+
+
+def _with_unused(scale: float | Tensor, x: Tensor) -> tuple[float | Tensor, Tensor | None]:
+    """A part's ``scale`` and ``unused``."""
+    scale = _on(scale, x)
+    return scale, scale == 0 if isinstance(scale, Tensor) and (scale == 0).any() else None
 
 
 def _on(value: Any, x: Tensor) -> Any:

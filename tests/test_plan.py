@@ -142,6 +142,55 @@ def test_gradients_of_the_input_agree_too(ranks, missing, blends, tokens, dtype,
     torch.testing.assert_close(got, want)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, 4), min_size=5, max_size=5),
+    missing=st.sets(st.tuples(st.integers(0, 4), st.sampled_from(sorted(OUTS))), max_size=6),
+    blends=st.lists(blend, min_size=1, max_size=8),
+    way=st.booleans(),
+    whole=st.booleans(),
+)
+def test_adapters_that_learn_have_the_gradients_of_the_plain_sum(
+    ranks, missing, blends, way, whole
+):
+    """As one masked product, and as one an adapter; beside a frozen one, the first."""
+    model, bank = make(ranks, missing, torch.float64)
+    for name in NAMES[1:]:
+        slot = bank._slots[name]
+        own = {
+            site: (a.clone().requires_grad_(), b.clone().requires_grad_())
+            for site, (a, b) in slot.factors.items()
+        }
+        bank.put(name, own, slot.scaling, trained=True)
+    learning = [
+        tensor
+        for name in NAMES[1:]
+        for pair in bank._slots[name].factors.values()
+        for tensor in pair
+    ]
+    blends = blends[:1] * 3 if whole else blends
+    x = torch.randn(len(blends), 3, IN, dtype=torch.float64)
+    want = torch.autograd.grad(
+        sum(y.square().sum() for y in dense(model, bank, x, blends).values()),
+        learning,
+        allow_unused=True,
+        materialize_grads=True,
+    ) if any(blends) else None  # fmt: skip
+    unique, index = distinct(blends)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Plan, "_masked_pays", lambda plan, *_, learning=False: way or plan.index is None
+        )
+        with bank.using(bank.plan(unique, None if whole else index)):
+            loss = sum(y.square().sum() for y in model(x).values())
+    if not loss.requires_grad:
+        used = {name for blend in blends for name in blend} - {NAMES[0]}
+        assert not any(bank._slots[name].factors for name in used)
+        return
+    got = torch.autograd.grad(loss, learning, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(got, want)
+
+
 def test_sites_of_one_input_are_found_and_share_the_first_product(monkeypatch):
     from adapters_hub.plan import Part
 
