@@ -30,12 +30,6 @@ def default_pooling(backbone: "Backbone") -> str:
     return "last" if backbone.kind == "decoder" else "mean"
 
 
-def token_ids(backbone: "Backbone", texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_length`` or the backbone's limit; one if it has none."""
-    filler = [backbone.tokenizer.pad_token_id]  # there must be something to pool
-    return [ids or filler for ids in encode_texts(texts, backbone, max_length)]
-
-
 def hidden_states(backbone: "Backbone", inputs: dict[str, Tensor]) -> Tensor:
     """The last hidden states (rows, tokens, width); an encoder-decoder's are its encoder's."""
     whole: Any = backbone.base
@@ -106,10 +100,12 @@ def by_length(lengths: Tensor) -> list[Tensor]:
 def embedding_of(model: "AdaptedModel", blend: "Blend") -> tuple[str, dict[str, str]]:
     """The pooling and the prompts of a resolved blend: those of its adapters that have them.
 
-    Raises `HeadError` for two that differ: each was trained for its own.
+    A language adapter's count only where no other has any: a domain's was trained over it. Raises
+    `HeadError` for two that differ: each was trained for its own.
     """
-    infos = [model.resident(name).info for name in blend.terms]
-    found = {info.name: (info.pooling, info.prompts) for info in infos if info.pooling}
+    infos = [info for name in blend.terms if (info := model.resident(name).info).pooling]
+    infos = [info for info in infos if info.domain or not info.language] or infos
+    found = {info.name: (info.pooling, info.prompts) for info in infos}
     if not found:
         return default_pooling(model.backbone), {}
     (pooling, prompts), *others = found.values()
@@ -142,9 +138,12 @@ def embed(
     blends = model.blends(len(texts), adapters)
     known = {blend: embedding_of(model, blend) for blend in set(blends)}
     poolings = [pooling or known[blend][0] for blend in blends]
+    names = sorted({"query", "document"}.union(*(own for _, own in known.values())))
+    if prompt_name is not None and prompt_name not in names:
+        raise SettingsError(f"prompt_name={prompt_name!r}: choose one of {', '.join(names)}")
     prompts = [prompt or known[blend][1].get(prompt_name or "", "") for blend in blends]
     prompted = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    encoded = token_ids(backbone, prompted, max_length=10**9)
+    encoded = encode_texts(prompted, backbone, max_length=10**9)
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     out = torch.empty(len(texts), backbone.width, device=backbone.device)
     starts = range(0, len(order), batch_size)

@@ -14,7 +14,7 @@ from adapters_hub.blend import Blend
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.exporting import pieces_of
 from adapters_hub.merging import merging_pays
-from adapters_hub.prompting import Prompt, check_writes, left_padded, prompt_ids, prompt_of
+from adapters_hub.prompting import Prompt, check_writes, padded, prompt_ids, prompt_of
 from adapters_hub.tasks.generation import decoder_inputs
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _inputs(
 ) -> tuple[dict[str, Any], int]:
     """What transformers' ``generate`` takes, and how many tokens of what it returns were given."""
     backbone = model.backbone
-    inputs: dict[str, Any] = left_padded(prompts, backbone)
+    inputs: dict[str, Any] = padded(prompts, backbone)
     size, limit = inputs["input_ids"].shape[1], backbone.max_tokens
     options = {name: value for name, value in options.items() if value is not None}
     decoder = backbone.kind == "decoder"
@@ -114,6 +114,10 @@ def _encoded(
     return found
 
 
+_BY_ROW = ("prefix_allowed_tokens_fn", "logits_processor", "stopping_criteria")
+"""Options that may know rows by their number."""
+
+
 def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) -> torch.Tensor:
     """Token ids (rows, tokens) by transformers' ``generate``, from its inputs and options.
 
@@ -121,7 +125,7 @@ def run(model: "AdaptedModel", blends: Sequence[Blend], inputs: dict[str, Any]) 
     deltas in every step would, and fits into the memory that the resident adapters leave.
     """
     order = sorted(range(len(blends)), key=lambda row: str(blends[row]))
-    sorts = order != list(range(len(blends)))
+    sorts = order != list(range(len(blends))) and not any(inputs.get(name) for name in _BY_ROW)
     if sorts:  # rows of one blend lie together, so that nothing is moved in each step
         inputs = {key: _taken(value, order) for key, value in inputs.items()}
         blends = [blends[row] for row in order]

@@ -76,9 +76,9 @@ class Matrix:
             raise TypeError(f"a matrix has MatrixSettings, not {type(settings).__name__}")
         if unknown := set(settings.methods) - METHODS.keys():
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
-        self.settings = settings
         self.source = canonical(settings.source)
         self.experiment = experiment = Experiment(resolved)
+        self.settings = settings.changed(**vars(experiment.settings))  # with what launched it
         self.task, self.model = experiment.task, experiment.model
         experiment.require_languages()
         for split in ("dev", "test"):
@@ -132,7 +132,7 @@ class Matrix:
             learn("apart", "apart", source, over=False)
         if self.settings.oracle:
             for cell in self.cells:
-                if cell.domain == domain:
+                if cell.domain == domain and cell in self.trainable:
                     learn(f"oracle {cell.language}", cell.language, cell)
         return names
 
@@ -345,7 +345,8 @@ class Matrix:
                 )
         if not cells:
             raise DataError(f"{self.settings.data}: no cell has both dev and test rows")
-        return [c for c in cells if not self.settings.oracle or c in train]
+        self.trainable = train
+        return cells
 
     def _claim(self) -> None:
         """Make the results' folder this run's; `SettingsError` where it is another's."""

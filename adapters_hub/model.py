@@ -374,18 +374,21 @@ class AdaptedModel:
         *,
         no_answer: float | None = 0.0,
         max_answer_tokens: int = 30,
+        max_length: int = 256,
+        stride: int = 64,
         batch_size: int = 32,
     ) -> list["Answer"]:
         """The `Answer` to each question in its context: text, score, start and end in characters.
 
         One text stands for all rows. ``no_answer``: by how much the null score has to beat the best
-        span's for an empty answer; None always gives a span. Raises `HeadError` where a row's blend
+        span's for an empty answer; None always gives a span. A long context is read in windows of
+        ``max_length`` tokens that share ``stride``. Raises `HeadError` where a row's blend
         has no head for it.
         """
-        from adapters_hub.tasks.question_answering import answer
+        from adapters_hub.tasks.question_answering import QuestionAnswering, answer
 
-        options = {"no_answer": no_answer, "max_answer_tokens": max_answer_tokens}
-        return answer(self, question, context, adapters, batch_size, **options)
+        task = QuestionAnswering(max_length, stride, max_answer_tokens, no_answer)
+        return answer(self, task, question, context, adapters, batch_size)
 
     def tag(
         self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32

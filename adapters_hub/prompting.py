@@ -4,6 +4,7 @@ Knows templates, tokenizers, and that adapters keep the template they were train
 know training, targets or generation.
 """
 
+import operator
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from adapters_hub.model import AdaptedModel
 
 _KEY, _CHAT = "prompt", "chat"
+_TURN = "<what the user says>"  # to find the place of in a chat template
 
 
 @dataclass(frozen=True)
@@ -120,23 +122,38 @@ def prompt_ids(
         return []  # which tokenizers do not take
     tokenizer = backbone.tokenizer
     if chat:
-        if not tokenizer.chat_template:
-            raise BackboneError(
-                f"{backbone.name}: its tokenizer has no chat template; leave --chat out"
-            )
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
+        texts = [_chat(text, backbone) for text in texts]
     found = tokenizer(list(texts), add_special_tokens=not chat)["input_ids"]
-    before, after = ([], []) if chat else surroundings(tokenizer)
-    for row, limit in enumerate(limits or ()):
-        if len(found[row]) > limit:
-            bare = found[row][len(before) : len(found[row]) - len(after)]
-            found[row] = [*before, *cut(bare, limit - len(before) - len(after), backbone), *after]
-    return found
+    if limits is not None and any(map(operator.gt, map(len, found), limits)):
+        before, after = _around_chat(backbone) if chat else surroundings(tokenizer)
+        for row, limit in enumerate(limits):
+            if len(found[row]) > limit:
+                bare = found[row][len(before) : len(found[row]) - len(after)]
+                room = limit - len(before) - len(after)
+                found[row] = [*before, *cut(bare, room, backbone), *after]
+    return [ids or filler(tokenizer) for ids in found]
+
+
+def _chat(text: str, backbone: "Backbone") -> str:
+    """A text as a user's turn in the chat template, up to where the answer begins."""
+    if not backbone.tokenizer.chat_template:
+        raise BackboneError(
+            f"{backbone.name}: its tokenizer has no chat template; leave --chat out"
+        )
+    turn = [{"role": "user", "content": text}]
+    return backbone.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def _around_chat(backbone: "Backbone") -> list[list[int]]:
+    """The token ids that the chat template puts before and after a user's turn."""
+    head, _, tail = _chat(_TURN, backbone).rpartition(_TURN)
+    return backbone.tokenizer([head, tail], add_special_tokens=False)["input_ids"]
+
+
+def filler(tokenizer: Any) -> list[int]:
+    """The token that stands for a text without any, since there must be one to compute with."""
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [next((token for token in known if token is not None), 0)]
 
 
 def cut(ids: list[int], room: int, backbone: "Backbone") -> list[int]:
@@ -149,14 +166,17 @@ def cut(ids: list[int], room: int, backbone: "Backbone") -> list[int]:
     return ids[-room:] if backbone.kind == "decoder" else ids[:room]
 
 
-def left_padded(rows: Sequence[Sequence[int]], backbone: "Backbone") -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` (rows, tokens), padded on the left, to go on from."""
+def padded(rows: Sequence[Sequence[int]], backbone: "Backbone") -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` (rows, tokens) of prompts: a decoder's are padded on the
+    left, to go on from; an encoder's on the right, since some (BART's kind) count positions so.
+    """
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), backbone.tokenizer.pad_token_id or 0, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[number, longest - len(row) :] = 1
+        start = longest - len(row) if backbone.kind == "decoder" else 0
+        ids[number, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[number, start : start + len(row)] = 1
     return {"input_ids": ids.to(backbone.device), "attention_mask": mask.to(backbone.device)}
 
 

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from adapters_hub.errors import DataError
+
 _SCORES = 2**24  # similarities in memory at a time, unless one query has more
 
 
@@ -32,6 +34,8 @@ def ranks(
     chunk = max(1, _SCORES // max(1, len(documents)))
     for start in range(0, len(queries), chunk):
         scores = (queries[start : start + chunk].double() @ corpus).float()
+        if scores.isnan().any():
+            raise DataError("a vector to rank holds NaN or infinity")
         for number, row in enumerate(scores, start):
             if left_out:
                 row[list(left_out[number])] = -torch.inf

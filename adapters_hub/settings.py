@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from adapters_hub.errors import SettingsError
 
@@ -133,7 +133,7 @@ class TrainingSettings:
             if choices and value not in choices and not (value is None and _is_optional(hint)):
                 raise SettingsError(f"{setting.name}={value!r}: choose one of {', '.join(choices)}")
 
-    def changed(self, **values: Any) -> "TrainingSettings":
+    def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""
         return replace(self, **values)
 

@@ -122,7 +122,10 @@ def train(
     accelerator.wait_for_everyone()
     if checkpoint and accelerator.is_main_process:
         checkpoint.remove()
-    return finished, Progress(done, run.tokens, time.perf_counter() - started, history)
+    seconds, tokens = time.perf_counter() - started, run.tokens
+    if accelerator.num_processes > 1:
+        tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
+    return finished, Progress(done, tokens, seconds, history)
 
 
 def check_accelerator(accelerator: Any) -> None:

@@ -33,6 +33,7 @@ from adapters_hub.training import train
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 DROPOUTS += ("classifier_dropout", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop")
+DROPOUTS += ("attn_pdrop", "embd_pdrop", "qa_dropout", "seq_classif_dropout", "dropout_rate")
 OURS = Blend((("bench", 1.0),))
 
 

@@ -58,14 +58,17 @@ def run() -> None:
     )
     saved = [experiment.save(adapter) for adapter in adapters]  # before anything else can fail
     if examples := experiment.examples["test"]:
-        resolve = {name: model.resolve(name) for name in names}
-        bare = model.resolve(None)
-        columns = {
-            "bare backbone": lambda row: bare,
-            "adapter": lambda row: resolve[names[owner(row)]],
-        }
-        found = compare(model, experiment.task, examples, columns, experiment.accelerator)
-        results = found[experiment.task.metric]
+        results: dict[str, dict[str, float]] = {"bare backbone": {}, "adapter": {}}
+        for number, name in enumerate(names):  # each on its own rows, all of their texts under it
+            own = [example for example in examples if owner(example.row) == number]
+            blends = dict(zip(results, (model.resolve(None), model.resolve(name)), strict=True))
+            columns = {column: lambda row, blend=blend: blend for column, blend in blends.items()}
+            if own:
+                found = compare(model, experiment.task, own, columns, experiment.accelerator)
+                for column, scores in found[experiment.task.metric].items():
+                    results[column] |= {tag: scores[tag] for tag in scores if tag != "mean"}
+        for scores in results.values():
+            scores["mean"] = sum(scores.values()) / len(scores)
         unit = experiment.task.metric_name(model.backbone)
         texts = len(experiment.splits["test"])
         better = "higher" if experiment.task.higher_is_better else "lower"

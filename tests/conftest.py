@@ -95,6 +95,11 @@ def tiny_config(kind):
             decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
             max_position_embeddings=128, decoder_start_token_id=3, **ids,
         ),
+        "bart": lambda: t.BartConfig(
+            d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+            max_position_embeddings=128, decoder_start_token_id=3, **ids,
+        ),
     }[kind]()  # fmt: skip
 
 
@@ -103,7 +108,7 @@ def auto_class(kind):
 
     if kind in ENCODERS:
         return t.AutoModelForMaskedLM
-    return t.AutoModelForSeq2SeqLM if kind in SEQ2SEQ else t.AutoModelForCausalLM
+    return t.AutoModelForSeq2SeqLM if kind in (*SEQ2SEQ, "bart") else t.AutoModelForCausalLM
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,25 @@ def test_no_texts_and_empty_texts(load):
     assert model.embed("the room").shape == (1, 32)
 
 
+def test_a_domain_adapter_says_how_to_embed_over_a_language_adapter(load):
+    model = load("bert")
+    model.add(moved(new(model, "de", Retrieval(pooling="cls"), language="de")))
+    task = Retrieval(pooling="mean", query_prompt="the ")
+    model.add(moved(new(model, "law", task, domain="law")))
+    both = model.embed(TEXTS, "de + law", prompt_name="query")
+    torch.testing.assert_close(both, model.embed(TEXTS, "de + law", prompt="the ", pooling="mean"))
+    assert not torch.allclose(both, model.embed(TEXTS, "de + law"))
+    alone = model.embed(TEXTS, "de")
+    torch.testing.assert_close(alone, model.embed(TEXTS, "de", pooling="cls"))
+
+
+def test_a_name_of_no_prompt_is_refused(load):
+    model = load("bert")
+    model.embed(TEXTS, prompt_name="query")
+    with pytest.raises(SettingsError, match="'qurey': choose one of document, query"):
+        model.embed(TEXTS, prompt_name="qurey")
+
+
 def test_two_ways_to_embed_in_one_blend_are_refused(load):
     model = load("bert")
     model.add(moved(new(model, "one", Retrieval(pooling="cls"))))

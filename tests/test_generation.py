@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from conftest import TEXTS
+from conftest import TEXTS, in_double
+from tokenizers import processors
 
 import adapters_hub as ah
 from adapters_hub import generation, merging
 from adapters_hub.errors import BackboneError
 from adapters_hub.exporting import pieces_of
+from adapters_hub.prompting import padded
 
 
 @pytest.fixture
@@ -93,6 +95,42 @@ def test_a_mixed_batch_is_the_same_in_any_order(make):
     both = model.generate(TEXTS, adapters=adapters, **several)
     for row, (text, blend) in enumerate(zip(TEXTS, adapters, strict=True)):
         assert model.generate(text, adapters=blend, **several) == both[2 * row : 2 * row + 2]
+
+
+@pytest.mark.parametrize("kind", ["bart", "mt5", "m2m100"])
+def test_an_encoder_sees_a_short_text_beside_a_long_one_as_alone(make, kind):
+    """BART counts positions from the first token, padding included."""
+    model = in_double(make(kind))
+    prompts = model.backbone.tokenizer([TEXTS[0], TEXTS[3]])["input_ids"]
+    encoder = model.backbone.base.get_encoder()
+    with torch.no_grad(), model.adapted(2, ["one", "two"]):
+        both = encoder(**padded(prompts, model.backbone)).last_hidden_state
+    with torch.no_grad(), model.adapted(1, ["two"]):
+        (alone,) = encoder(**padded(prompts[1:], model.backbone)).last_hidden_state
+    torch.testing.assert_close(both[1, : len(prompts[1])], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_options_that_know_rows_by_number_see_them_in_order(make):
+    model = make("qwen3")
+    forced = model.backbone.tokenizer(["rude", "view"], add_special_tokens=False)["input_ids"]
+    for adapters in (["two", "one"], ["one", "two"]):
+        got = model.generate(
+            TEXTS[:2], adapters=adapters, max_new_tokens=2,
+            prefix_allowed_tokens_fn=lambda row, ids: forced[row],
+        )  # fmt: skip
+        assert got == ["rude rude", "view view"]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_an_empty_text_is_continued_where_the_tokenizer_adds_nothing(make, kind):
+    model = make(kind)
+    bare = "$A"
+    model.backbone.tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single=bare, pair=f"{bare} $B", special_tokens=[]
+    )
+    assert model.backbone.tokenizer("")["input_ids"] == []
+    alone = model.generate("", max_new_tokens=4)
+    assert model.generate(["", TEXTS[0]], max_new_tokens=4)[0] == alone[0]
 
 
 def test_max_length_counts_the_prompt(make):

@@ -264,6 +264,26 @@ def test_a_chat_template_is_kept_and_used(load):
     assert got != model.generate([TEXTS[0]], adapters="one", max_new_tokens=5)
 
 
+def test_a_long_chat_prompt_keeps_the_template_around_it(load):
+    model = load("qwen3")
+    model.backbone.tokenizer.chat_template = (
+        "{% for m in messages %}[MASK] {{ m.role }} {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} never{% endif %}"
+    )
+    task = Generation(max_length=24, prompt="{text}", chat=True)
+    (example,) = task.encode([pair(" ".join(TEXTS[:2] * 3), "rude")], model.backbone)
+    given = model.backbone.tokenizer.decode(example.input_ids[: example.target.given])
+    assert len(example.input_ids) == 24
+    assert given.startswith("[MASK] user ")
+    assert given.endswith("staff rude and slow never")
+
+
+def test_a_prompt_may_name_the_label(load):
+    row = replace(ROWS[0], label="rude")
+    assert Generation(prompt="{label}: {text}").fields(row)["label"] == "rude"
+    assert "label" not in Generation().fields(ROWS[0])
+
+
 def test_two_prompts_in_a_blend_are_refused_and_one_is_exported(load, tmp_path):
     model = load("qwen3")
     moved(model, "one", Generation(prompt="{text} :"))

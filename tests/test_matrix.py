@@ -247,6 +247,30 @@ def test_a_source_without_an_adapter_has_no_task_adapter_apart(
     assert not (tmp_path / "results" / "adapters" / "hotel.apart.0").exists()
 
 
+def test_a_language_without_train_rows_is_measured_without_an_oracle(
+    tiny, reviews, library, tmp_path, monkeypatch
+):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        lines = (reviews / f"{split}.jsonl").read_text().splitlines()
+        kept = [line for line in lines if split != "train" or json.loads(line)["language"] == "en"]
+        (folder / f"{split}.jsonl").write_text("\n".join(kept) + "\n")
+    run(
+        "evaluate_matrix.py", "--backbone", tiny("qwen3"), "--data", folder, "--cpu",
+        "--library", library.root, "--language", "en", "de", "--domain", "hotel", "--steps", 1,
+        "--batch-size", 2, "--seeds", 1, "--resamples", 20,
+        "--results", tmp_path / "results", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    source, cell = read_cells(tmp_path / "results")
+    assert "oracle" in source["columns"]
+    assert cell["language"] == "de"
+    assert "oracle" not in cell["columns"]
+    assert "recovery" not in cell["composed"]["sum"]
+    kept = json.loads((tmp_path / "results" / "settings.json").read_text())
+    assert kept["mixed_precision"] == "no"
+
+
 def test_rows_are_the_same_items_in_every_language():
     rows = [
         Row(f"{language} {n}", language=language, domain="hotel", key=str(n))

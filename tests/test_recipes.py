@@ -83,17 +83,21 @@ def fresh_accelerate():
 
 def test_a_language_is_learnt_from_pairs_too(tiny, tmp_path, monkeypatch, capsys):
     """For sentence encoders, whose checkpoints have no language-model head."""
-    pairs = [{"text": f"{a} {b}", "positive": f"{b} the", "language": "de"}
-             for a in WORDS for b in WORDS[:6]]  # fmt: skip
+    pairs = [{"text": f"{a} {b}", "positive": f"{b} the", "language": language,
+              "positive_language": other}
+             for a in WORDS for b in WORDS[:6]
+             for language, other in (("de", "en"), ("da", "de"))]  # fmt: skip
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     run(
         "lora_language.py", "--backbone", tiny("bert"), "--data", data, "--library", "library",
-        "--language", "de", "--task", "retrieval", "--steps", 3, "--batch-size", 8, "--rank", 2,
+        "--language", "de", "da", "--task", "retrieval", "--steps", 3, "--batch-size", 8,
+        "--rank", 2,
         "--cpu", monkeypatch=monkeypatch, cwd=tmp_path,
     )  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"nDCG@10 on \d+ test texts \(higher is better\)", out)
+    assert re.search(r"\| da +\| 0\.\d+ +\|", out.replace("|  ", "| "))
     info = ah.Library(tmp_path / "library").resolve("de").info
     assert (info.name, info.language, info.domain, info.task) == ("de", "de", None, "retrieval")
     assert set(info.metrics) == {"nDCG@10, bare", "nDCG@10, adapted"}

@@ -113,6 +113,12 @@ def test_ties_go_to_the_earlier_document_and_chunks_change_nothing(monkeypatch):
     assert ranks(queries, torch.cat([same, queries]), relevant) == whole
 
 
+def test_vectors_that_are_no_numbers_have_no_rank():
+    queries = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
+    with pytest.raises(DataError, match="NaN or infinity"):
+        ranks(queries, torch.eye(2), [[0], [1]])
+
+
 def test_what_a_query_may_find(load):
     """Two languages of one item: either finds both translations; a copy of itself is not ranked."""
     model, task = load("bert"), Retrieval()

@@ -1,6 +1,7 @@
 """Tasks: what they encode, lose and measure, against the plain formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from adapters_hub.info import read_adapter
 from adapters_hub.tasks import Row, make_task
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
+from adapters_hub.tasks.retrieval import Retrieval
+from adapters_hub.tasks.tokens import TokenClassification
 
 ROWS = [Row(text, language="en") for text in TEXTS]
 
@@ -118,6 +121,43 @@ def test_bits_per_byte_is_the_plain_formula(load):
     assert metrics["perplexity"] == pytest.approx(
         math.exp(nats / sum(r["tokens"] for r in records))
     )
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_the_windows_of_a_text_are_drawn_together(load, kind):
+    """A bootstrap's unit is a text: its bytes are counted with its first window."""
+    model, task = load(kind), LanguageModeling(max_length=6)
+    examples = task.encode(ROWS[:3], model.backbone)
+    assert len(examples) > 3
+    batch = task.collate(examples, model.backbone)
+    with torch.no_grad():
+        records = task.records(model, batch, [], examples)
+    tallies = task.tallies(records)
+    assert tallies.shape == (3, 2)
+    assert task.score(tallies.sum(0)) == pytest.approx(task.metrics(records)["bits"])
+    if kind == "qwen3":
+        assert tallies[:, 1].tolist() == [len(row.text.encode()) for row in ROWS[:3]]
+
+
+@pytest.mark.parametrize("name", ["classification", "token-classification", "retrieval"])
+def test_a_length_without_room_for_text_is_refused(load, name):
+    row = replace(ROWS[0], label="a", fields={"positive": "rude"})
+    task = {
+        "classification": Classification(("a", "b"), max_length=2),
+        "token-classification": TokenClassification(("O", "B-X"), max_length=2),
+        "retrieval": Retrieval(max_length=2),
+    }[name]
+    with pytest.raises(SettingsError, match="max_length=2: must be 3 or more"):
+        task.encode([row], load("bert").backbone)
+
+
+def test_an_end_token_named_in_a_text_is_text(load, lora_folder):
+    """A class that reads its end token's state refuses rows that have two of them."""
+    model = load("mt5")
+    task = Classification(("a", "b"))
+    rows = [replace(ROWS[0], text="the [SEP] room", label="a"), replace(ROWS[0], label="b")]
+    for example in task.encode(rows, model.backbone):
+        assert example.input_ids.count(model.backbone.tokenizer.eos_token_id) == 1
 
 
 def test_language_objective_refuses_what_cannot_have_one(load, tiny, tmp_path):

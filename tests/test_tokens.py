@@ -114,6 +114,10 @@ def test_words_of_every_script():
     assert split_words("Room 214: très bien, 房间 12楼!") == [
         "Room", "214", ":", "très", "bien", ",", "房", "间", "12", "楼", "!",
     ]  # fmt: skip
+    assert split_words("मैं दिल्ली में हूँ।") == ["मैं", "दिल्ली", "में", "हूँ", "।"]
+    assert split_words("cafe\u0301s, می\u200cخواهم") == ["cafe\u0301s", ",", "می\u200cخواهم"]
+    assert split_words("か\u3099き กำลัง") == ["か\u3099", "き", "กำลัง"]
+    assert split_words("") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

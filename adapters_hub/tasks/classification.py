@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.info import MULTI_LABEL
+from adapters_hub.prompting import filler
 from adapters_hub.tasks.base import Example, Row, pad
 from adapters_hub.tasks.heads import HeadTask, label_names, multi_label, row_logits
 
@@ -223,11 +224,25 @@ def multi_label_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_length`` or the backbone's own limit."""
+    """Token ids of each text, cut at ``max_length`` or the backbone's own limit; one at least."""
     if not texts:
         return []  # which tokenizers do not take
-    limit = min(max_length, backbone.max_tokens or max_length)
-    return backbone.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    found = backbone.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=text_limit(backbone, max_length),
+        # the end token's name inside a text would be a second end, from which classes read
+        split_special_tokens=backbone.kind == "encoder-decoder",
+    )["input_ids"]
+    return [ids or filler(backbone.tokenizer) for ids in found]
+
+
+def text_limit(backbone: "Backbone", max_length: int) -> int:
+    """At how many tokens a text is cut; `SettingsError` where special tokens leave it none."""
+    least = 1 + backbone.tokenizer.num_special_tokens_to_add()
+    if max_length < least:
+        raise SettingsError(f"max_length={max_length}: must be {least} or more on {backbone.name}")
+    return min(max_length, backbone.max_tokens or max_length)
 
 
 @torch.no_grad()

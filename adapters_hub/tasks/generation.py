@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.prompting import Prompt, check_writes, left_padded, prompt_ids, surroundings
+from adapters_hub.prompting import Prompt, check_writes, padded, prompt_ids, surroundings
 from adapters_hub.tasks.base import Example, Row, Shown, pad
 from adapters_hub.tasks.language_modeling import IGNORED, BitsTask
 from adapters_hub.tasks.pairs import is_text
@@ -106,6 +106,8 @@ class Generation(BitsTask):
     def fields(self, row: Row) -> dict[str, Any]:
         """What a prompt may name."""
         own = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
+        if isinstance(row.label, str):
+            own["label"] = row.label
         return {name: value for name, value in own.items() if name != "target"}
 
     def sources(
@@ -199,7 +201,7 @@ class Generation(BitsTask):
     ) -> list[dict[str, Any]]:
         nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
         found: list[dict[str, Any]] = [
-            {"nats": n, "tokens": t, "bytes": example.target.bytes}
+            {"nats": n, "tokens": t, "bytes": example.target.bytes, "first": True}
             for n, t, example in zip(nats, tokens, examples, strict=True)
         ]
         if self.writes:
@@ -237,9 +239,7 @@ class Generation(BitsTask):
         """What the model writes for each example, greedily, under the current plan."""
         backbone, decoder = model.backbone, model.backbone.kind == "decoder"
         given = [example.target.ids[: example.target.given] for example in examples]
-        inputs = left_padded(
-            given if decoder else [example.input_ids for example in examples], backbone
-        )
+        inputs = padded(given if decoder else [example.input_ids for example in examples], backbone)
         size = inputs["input_ids"].shape[1] if decoder else len(given[0])
         if not decoder:
             inputs |= decoder_inputs(given, backbone)

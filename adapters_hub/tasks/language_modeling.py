@@ -36,12 +36,15 @@ class BitsTask(Task):
         return target_nats(model, batch)
 
     def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        """(records, 2): bits, and what they are counted by: bytes, or masked tokens."""
+        """(texts, 2): bits, and what they are counted by: bytes, or masked tokens."""
         pairs = [
             (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
             for r in records
         ]
-        return np.array(pairs, dtype=float)
+        texts = np.cumsum([r["first"] for r in records]) - 1  # a long text's windows go together
+        found = np.zeros((int(texts[-1]) + 1, 2))
+        np.add.at(found, texts, np.array(pairs, dtype=float))
+        return found
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
@@ -141,7 +144,12 @@ class LanguageModeling(BitsTask):
         nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
         masked = model.backbone.kind == "encoder"
         return [
-            {"nats": n, "tokens": t, "bytes": None if masked else example.target}
+            {
+                "nats": n,
+                "tokens": t,
+                "bytes": None if masked else example.target,
+                "first": example.target > 0,
+            }
             for n, t, example in zip(nats, tokens, examples, strict=True)
         ]
 

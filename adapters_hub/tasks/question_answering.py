@@ -261,6 +261,8 @@ class QuestionAnswering(HeadTask):
             question = question[: asked["offset_mapping"][room // 2 - 1][1]]
         question = f"{question}\n" if decoder else question  # they put nothing between two texts
         size = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        if size >= room:  # a question cut inside a character can have more tokens than before
+            raise SettingsError(f"max_length={self.max_length}: too little for {question!r}")
         encoded = tokenizer(
             question,
             row.text,
@@ -374,11 +376,11 @@ def _means(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
 @torch.no_grad()
 def answer(
     model: "AdaptedModel",
+    task: QuestionAnswering,
     questions: str | Sequence[str],
     contexts: str | Sequence[str],
     adapters: "Adapters",
     batch_size: int,
-    **options: Any,
 ) -> list[Answer]:
     """See `AdaptedModel.answer`."""
     from adapters_hub.evaluation import collect_records
@@ -394,7 +396,6 @@ def answer(
     blends = model.blends(rows, adapters)
     for name in sorted(set(map(model.head_owner, blends))):
         outputs_of(model.resident(name), model.backbone, QuestionAnswering.name)
-    task = QuestionAnswering(**options)
     asked = [
         Row(context, key=str(i), where=f"row {i}", fields={"question": question})
         for i, (question, context) in enumerate(zip(questions, contexts, strict=True))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.embedding import POOLINGS, default_pooling, token_ids, unit_vectors
+from adapters_hub.embedding import POOLINGS, default_pooling, unit_vectors
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.tasks.base import Example, Row, Task, pad
+from adapters_hub.tasks.classification import encode_texts
 from adapters_hub.tasks.pairs import pair_rows
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Retrieval(Task):
         for row in rows:
             found = _documents(row)
             texts += [self.query_prompt + row.text, *(self.document_prompt + t for t in found)]
-        encoded = iter(token_ids(backbone, texts, self.max_length))
+        encoded = iter(encode_texts(texts, backbone, self.max_length))
         examples = []
         for row in rows:
             own = [next(encoded) for _ in range(1 + len(_documents(row)))]
@@ -276,7 +277,8 @@ def _documents(row: Row) -> list[str]:
     if positive is None:
         raise DataError(
             f"{row.where}: field 'positive' is missing, and no other row has this one's id with "
-            "another text; name the column (--columns positive=answer), or give translations one id"
+            "another text (of the languages asked for); name the column (--columns "
+            "positive=answer), give translations one id, or ask for more languages"
         )
     if not isinstance(negatives, list):
         raise DataError(f"{row.where}: field 'negatives' is {negatives!r}, not a list of texts")

@@ -5,6 +5,7 @@ Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is ou
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.errors import BackboneError, DataError, SettingsError
+from adapters_hub.prompting import filler
 from adapters_hub.tasks.base import Example, Row, pad, per_row
+from adapters_hub.tasks.classification import text_limit
 from adapters_hub.tasks.heads import HeadTask, label_names, row_logits
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _IGNORED = -100
 _TAG = re.compile(r"O|[BI]-.+")
+_ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 _NEVER = 10**9  # no text is cut at it
 
@@ -211,8 +215,26 @@ def tag_names(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def split_words(text: str) -> list[str]:
-    """A text's words: runs of letters and digits, each sign, each Chinese or Japanese character."""
-    return _WORD.findall(text)
+    """A text's words: runs of letters and digits, each sign, each Chinese or Japanese character.
+
+    Combining marks and joiners, which are no letters, belong to what they stand behind.
+    """
+    words: list[str] = []
+    end = -1
+    for match in _WORD.finditer(text):
+        word = match.group()
+        letters = word[0].isalnum() and not _ALONE.match(word)
+        goes_on = match.start() == end and (_joins(word[0]) or (letters and _joins(words[-1][-1])))
+        if goes_on:
+            words[-1] += word
+        else:
+            words.append(word)
+        end = match.end()
+    return words
+
+
+def _joins(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"
 
 
 def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | None]:
@@ -254,7 +276,7 @@ def _tokens_of(
     tokenizer = backbone.tokenizer
     if not tokenizer.is_fast:
         raise BackboneError(f"{backbone.name}: its tokenizer does not say where tokens are")
-    limit = min(max_length, backbone.max_tokens or max_length)
+    limit = text_limit(backbone, max_length)
     encoded = tokenizer(
         text,
         truncation=True,
@@ -276,7 +298,7 @@ def _tokens_of(
             places.append(None)
         else:
             places.append(tokens[own - 1 if decoder else at][2])
-    return encoded["input_ids"], tuple(places)
+    return encoded["input_ids"] or filler(tokenizer), tuple(places)
 
 
 @torch.no_grad()
