@@ -109,7 +109,11 @@ class QuestionAnswering(HeadTask):
         return "F1"
 
     def usage(self, row: Row, backbone: "Backbone") -> str:
-        return f"model.answer({row.fields['question']!r}, {row.text!r})"
+        usual, own = QuestionAnswering(), ""
+        for name in ("max_length", "stride"):
+            if (value := getattr(self, name)) != getattr(usual, name):
+                own += f", {name}={value}"
+        return f"model.answer({row.fields['question']!r}, {row.text!r}{own})"
 
     def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
         self.shell(backbone)  # says so if there is none
