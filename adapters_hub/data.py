@@ -121,7 +121,10 @@ def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
 
 
 def _together(rows: Sequence[Row]) -> list[bytes]:
-    """A digest for each row, the same for rows that an id or a text joins: the least of theirs."""
+    """A digest for each row, the same for rows that an id or a text joins: that of all of theirs.
+
+    Not the least of them, which would put large groups where small digests go.
+    """
     parents: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(node: tuple[str, str]) -> tuple[str, str]:
@@ -134,11 +137,15 @@ def _together(rows: Sequence[Row]) -> list[bytes]:
     for row, node in zip(rows, nodes, strict=True):
         if row.key:
             parents[root(node)] = root(("id", row.key))
-    least: dict[tuple[str, str], bytes] = {}
+    groups: dict[tuple[str, str], set[bytes]] = {}
     for row, node in zip(rows, nodes, strict=True):
         digest = hashlib.sha256((row.key or row.text).encode()).digest()
-        least[root(node)] = min(digest, least.get(root(node), digest))
-    return [least[root(node)] for node in nodes]
+        groups.setdefault(root(node), set()).add(digest)
+    whole = {
+        node: own.pop() if len(own) == 1 else hashlib.sha256(b"".join(sorted(own))).digest()
+        for node, own in groups.items()
+    }
+    return [whole[root(node)] for node in nodes]
 
 
 def _files(folder: Path) -> list[Path]:
