@@ -3,6 +3,7 @@
 Knows a backbone's sites and PEFT's file format; does not know banks, batches or tasks.
 """
 
+import copy
 import json
 import math
 import os
@@ -207,7 +208,7 @@ class Adapter:
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
         unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(files_.in_order(config), indent=2) + "\n"
         try:
             with new_folder(folder) as stage:
                 save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(unhashed, config))
@@ -235,6 +236,8 @@ class Adapter:
                 self.path(s): _whole(v) for s, v in alphas.items() if not math.isclose(v, alpha)
             },
             "target_modules": sorted(self.path(site) for site in self.factors),
+            # which left out some of others; these are all of them
+            **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
             "modules_to_save": self._head_modules() or None,
             "base_model_name_or_path": self.info.backbone,
             "bias": "none",
@@ -332,7 +335,11 @@ def target_sites(
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     sites = list(candidates)
-    if lora.target_modules != "all-linear":
+    if lora.target_modules == "all-linear":
+        lora = copy.copy(lora)  # all of them by name, of which it may still exclude some
+        lora.target_modules = {prefix + site for site in sites}
+        sites = [s for s in sites if check_target_module_exists(lora, prefix + s)]
+    else:
         if lora.target_modules is None:
             default = DEFAULTS.get(backbone.config.model_type)
             if default is None:

@@ -30,6 +30,9 @@ _ITEM = re.compile(
 BlendLike = Union["Blend", str, None]
 
 
+_MOST = 1e9  # what is added must stay a number in float32
+
+
 @dataclass(frozen=True)
 class Blend:
     """A weighted set of terms; immutable, hashable, ordered by first mention.
@@ -46,8 +49,10 @@ class Blend:
             if not math.isfinite(weight):
                 raise BlendError(f"the weight of {term!r} is {weight}, not a finite number")
             total[term] = total.get(term, 0.0) + float(weight)
-            if math.isinf(total[term]):
-                raise BlendError(f"the weights of {term!r} add up to infinity")
+            if abs(total[term]) > _MOST:
+                raise BlendError(
+                    f"the weight of {term!r} is {total[term]:g}, and {_MOST:g} is the most"
+                )
         cleaned = tuple((term, weight) for term, weight in total.items() if weight != 0.0)
         object.__setattr__(self, "weights", cleaned)
 

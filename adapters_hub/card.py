@@ -1,11 +1,13 @@
 """An adapter's ``README.md``: a model card with the Hub's fields, from and to `AdapterInfo`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.info import AdapterInfo
+from adapters_hub.tensorfile import read_small
 
 _TASK_TAG = {
     "classification": "text-classification",
@@ -16,6 +18,7 @@ _TASK_TAG = {
     "generation": "text-generation",
     "translation": "translation",
 }
+_MAX_BYTES = 1_000_000
 _PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
 
 
@@ -50,7 +53,8 @@ def write_card(info: AdapterInfo) -> str:
         **{metric: f"{value:.4g}" for metric, value in info.metrics.items()},
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
-    loads = f'import adapters_hub as ah\n\nmodel = ah.load_backbone("{info.backbone or "…"}")\n'
+    backbone = json.dumps(info.backbone or "…", ensure_ascii=False)
+    loads = f"import adapters_hub as ah\n\nmodel = ah.load_backbone({backbone})\n"
     loads += f'model.use("{info.name}")'
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
@@ -64,17 +68,22 @@ def write_card(info: AdapterInfo) -> str:
 
 
 def read_front_matter(path: Path) -> Mapping[str, Any]:
-    """The YAML front matter of a card; empty if there is no file or no front matter."""
+    """The YAML front matter of a card, texts, lists and mappings; empty if there is none."""
     import yaml
 
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_small(path, _MAX_BYTES).decode(errors="replace")
     if not text.startswith("---"):
         return {}
+    text = text[3:].split("\n---", 1)[0]
     try:
-        front = yaml.safe_load(text[3:].split("\n---", 1)[0])
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise AdapterFileError(f"{path}: its front matter has aliases, which can grow huge")
+        front = yaml.load(text, Loader=yaml.BaseLoader)  # texts alone: "no" is Norwegian
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, AdapterFileError):
+            raise
         raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
     return front if isinstance(front, dict) else {}
 

@@ -208,7 +208,7 @@ def _compose(options: argparse.Namespace) -> int:
     check_options(options.method, given)  # before a backbone is loaded
     if options.blend.endswith(SUFFIX):
         file = BlendFile.read(options.blend)
-        model = _model(options, file.terms[0].name)  # what a file names is not loaded
+        model = _model(options, file.terms[0].name, exact=True)  # what it names is not loaded
         blend = model.load_blend(file)
         options.name = options.name or file.name
     else:
@@ -286,15 +286,16 @@ def _matrix(options: argparse.Namespace) -> int:
     return 0
 
 
-def _model(options: argparse.Namespace, first: str = "") -> Any:
-    """The backbone asked for, else the one that a blend's first term names."""
+def _model(options: argparse.Namespace, first: str = "", *, exact: bool = False) -> Any:
+    """The backbone asked for, else that of a blend's first term, or adapter's ``exact`` name."""
     from adapters_hub.errors import BlendError
     from adapters_hub.loading import load_backbone
 
     library = Library(options.library)
     if not first:
         raise BlendError(f"{options.blend!r} cancels out: there is nothing in it")
-    backbone = options.backbone or library.find(first).backbone
+    find = library.get if exact else library.find
+    backbone = options.backbone or find(first).backbone
     if backbone is None:
         raise BlendError(f"{first!r} names no backbone: give --backbone")
     return load_backbone(backbone, library=library)

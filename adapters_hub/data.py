@@ -183,7 +183,7 @@ def _name_parts(name: str) -> list[str]:
 
 
 def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    suffix = file.suffix.lower()
+    suffix, number = file.suffix.lower(), 0
     try:
         if suffix == ".parquet":
             yield from enumerate(_parquet(file), 1)
@@ -200,7 +200,7 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     if line.strip():
                         yield number, _json(line, file, number)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise DataError(f"{file}: not UTF-8 text ({error.reason}, after line {number})") from None
 
 
 def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -305,6 +305,8 @@ def _row(
     language: str | None,
     where: str,
 ) -> Row:
+    # NaN is how Python's JSON and data frames write that there is no value
+    record = {name: None if value != value else value for name, value in record.items()}
     if "text" not in record and "text" not in columns and "context" in record:
         columns = {**columns, "text": "context"}
     values = {name: record.get(columns.get(name, name)) for name in FIELDS}
@@ -338,9 +340,14 @@ def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ..
     """One label, or a tuple of them where the data say a list, or separate them."""
     if separator and isinstance(value, str):
         value = [part.strip() for part in value.split(separator)] if value.strip() else []
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int | float):
+        return str(value)
     if not isinstance(value, list):
-        return None if value in (None, "") else str(value)
+        raise DataError(f"{where}: {value!r} is no label")
     for item in value:
-        if item == "" or not isinstance(item, str | int | float) or not is_text(str(item)):
+        known = isinstance(item, str | int | float) and item == item  # NaN is none
+        if item == "" or not known or not is_text(str(item)):
             raise DataError(f"{where}: {item!r} in {value!r} is no label")
     return tuple(dict.fromkeys(map(str, value)))

@@ -4,6 +4,7 @@ Knows how settings, data, backbone, task, training and library fit together, and
 but through the accelerator's main process. A recipe decides what is trained and what is shown.
 """
 
+import hashlib
 import logging
 import os
 import shlex
@@ -184,7 +185,7 @@ class Experiment:
             over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
             dev=dev,
             dev_owners=dev_owners,
-            folder=Path(settings.run_folder) / "+".join(a.name for a in adapters),
+            folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
         )
 
     @cached_property
@@ -418,3 +419,11 @@ def main(recipe: Callable[[], Any]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
         sys.exit(f"\n{stop or 'interrupted'}")
+
+
+def _folder_name(names: Sequence[str]) -> str:
+    """A name for what adapters are trained together, short enough for a folder."""
+    whole = "+".join(names)
+    if len(whole.encode()) <= 200:
+        return whole
+    return f"{names[0]}+{len(names) - 1}.{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

@@ -94,11 +94,15 @@ def merge(model: "AdaptedModel", blend: "Weights") -> nn.Module:
     modules = dict(plain.named_modules()) | dict(base.named_modules())
     with torch.no_grad():
         for site, pieces in pieces_of(model, resolved, without_outer=bool(owners)).items():
-            module = modules[site]
+            if site not in modules:
+                continue  # a pooler, which this class has not and its outputs do not need
+            module: Any = modules[site]
             weight = merged_weight(module, pieces)
             if site in model.backbone.head_sites and plain.config.tie_word_embeddings:
                 # the embedding, whose weight it shares, has no delta
                 plain.config.tie_word_embeddings = False
+                if getattr(module, "bias", None) is not None:  # untied too, or it is not loaded
+                    module.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
             module.weight = nn.Parameter(weight, requires_grad=False)
     return plain
 

@@ -49,6 +49,8 @@ _TEXTS = (
     "name", "language", "domain", "task", "problem_type", "pooling", "backbone", "fingerprint",
     "license", "description", "trained_with", "hash",
 )  # fmt: skip
+_ONE_LINE = ("backbone", "task", "license", "problem_type", "pooling", "fingerprint")
+_MOST = 1e300
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "task_type": str, "base_model_name_or_path": str, "bias": str,
@@ -106,9 +108,12 @@ class AdapterInfo:
         texts += [*values["over"], *(values.get("labels") or ()), *values["prompts"].values()]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a field that must be text is not")
+        if not all(values.get(key, "").isprintable() for key in _ONE_LINE if values.get(key)):
+            raise TypeError("a field of one line holds what cannot be printed")
         values["metrics"] = dict(values.get("metrics") or {})
-        if not all(isinstance(value, int | float) for value in values["metrics"].values()):
-            raise TypeError("a metric is not a number")
+        for value in values["metrics"].values():
+            if not isinstance(value, int | float) or not -_MOST < value < _MOST:
+                raise TypeError("a metric is not a number, or too large for one")
         return cls(**values)
 
 
@@ -193,6 +198,10 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
     for key, kinds in _CONFIG_TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
+    if not all(isinstance(name, str) for name in config.get("modules_to_save") or ()):
+        raise AdapterFileError(f"{where}: modules_to_save={config['modules_to_save']!r}: no names")
+    if not (config.get("base_model_name_or_path") or "").isprintable():
+        raise AdapterFileError(f"{where}: its base model's name holds what cannot be printed")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise UnsupportedAdapterError(f"{where}: {key} is set: {reason}")
@@ -345,6 +354,21 @@ def _json(text: str) -> Any:
 
 def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
     """The header's metadata for an adapter: what `read_adapter` reads back."""
-    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": config}
+    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": in_order(config)}
     del ours["bytes"]  # of the file that this becomes a part of
-    return {"format": "pt", METADATA_KEY: json.dumps(ours, ensure_ascii=False, sort_keys=True)}
+    return {"format": "pt", METADATA_KEY: json.dumps(in_order(ours), ensure_ascii=False)}
+
+
+def in_order(config: dict[str, Any]) -> dict[str, Any]:
+    """The same, its keys sorted, but a pattern's not: PEFT takes the first of them that fits."""
+    return dict(sorted(config.items()))
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, in the order of patterns too."""
+    pairs = {key: (one.get(key), other.get(key)) for key in sorted(one.keys() | other)}
+    return [
+        key
+        for key, (a, b) in pairs.items()
+        if a != b or (isinstance(a, dict) and isinstance(b, dict) and [*a] != [*b])
+    ]

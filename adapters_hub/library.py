@@ -40,6 +40,8 @@ from adapters_hub.info import (
     WEIGHTS_FILE,
     AdapterFiles,
     AdapterInfo,
+    differing,
+    in_order,
     metadata,
     read_adapter,
 )
@@ -164,12 +166,7 @@ class Library:
         if bad := tensorfile.first_non_finite(files.weights, files.header):
             problems.append(f"{bad} holds NaN or infinity")
         stored = json.loads(files.header.metadata.get(METADATA_KEY, "{}")).get("lora")
-        if isinstance(stored, dict) and stored != files.spec.config:
-            keys = sorted(
-                k
-                for k in stored.keys() | files.spec.config
-                if stored.get(k) != files.spec.config.get(k)
-            )
+        if isinstance(stored, dict) and (keys := differing(stored, files.spec.config)):
             problems.append(f"{CONFIG_FILE} differs from the header in {', '.join(keys)}")
         return problems
 
@@ -249,7 +246,7 @@ class Library:
             tensorfile.write_with_metadata(
                 files.weights, files.header, stage / WEIGHTS_FILE, metadata(info, config)
             )
-            _write(stage / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            _write(stage / CONFIG_FILE, json.dumps(in_order(config), indent=2) + "\n")
             _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
             self._publish(stage, info.name, replace_existing)
         return self.get(info.name)
@@ -271,9 +268,14 @@ class Library:
         """Every sound adapter by name, through the index; only what changed is read again."""
         if not self.root.is_dir():
             return {}
+        whole = True
         if os.path.isdir(self.root / ".trash"):
-            with self._locked():
-                pass  # taking the lock puts right what a killed writer left
+            try:
+                with self._locked():
+                    pass  # taking the lock puts right what a killed writer left
+            except LibraryError as error:  # who may only read sees what there is
+                log.warning("%s: a change there was not finished (%s)", self.root, error)
+                whole = False
         index_file = self.root / ".index.json"
         try:
             index = json.loads(index_file.read_bytes())
@@ -296,7 +298,7 @@ class Library:
                 entry = {"state": state, "info": info.to_json()}
             fresh[folder.name] = entry
             infos[info.name] = info
-        if os.path.isdir(self.root / ".trash"):
+        if whole and os.path.isdir(self.root / ".trash"):
             return self._infos()  # a replacement began meanwhile: look again
         if fresh != index:
             self._save_index(index_file, fresh)
@@ -443,7 +445,6 @@ def _with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
     """What a plain PEFT folder's model card adds: one language, a licence."""
     front = card.read_front_matter(folder / CARD_FILE)
     language = front.get("language")
-    language = "no" if language is False else language  # what YAML 1.1 makes of Norwegian
     if isinstance(language, list) and len(language) == 1:
         language = language[0]
     if not isinstance(language, str) or not languages.is_language(language):

@@ -6,7 +6,11 @@ import pytest
 import torch
 from conftest import in_double
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
 import adapters_hub as ah
 from adapters_hub import adapter as adapter_module
@@ -39,6 +43,24 @@ def new(model, task, name="new"):
     adapter = task.new_adapter(info, model.backbone, lora)
     torch.manual_seed(0)
     return adapter.map(lambda tensor: torch.randn_like(tensor) * 0.2)
+
+
+def test_what_all_linear_excludes_is_not_adapted_and_peft_agrees(model, tmp_path, inputs):
+    task = make_task("language-modeling")
+    lora = LoraConfig(r=2, target_modules="all-linear", exclude_modules=["o_proj", "down_proj"],
+                      task_type="CAUSAL_LM")  # fmt: skip
+    info = AdapterInfo(name="new", task=task.name)
+    adapter = task.new_adapter(info, model.backbone, lora)
+    assert adapter.factors
+    assert not any(site.endswith(("o_proj", "down_proj")) for site in adapter.factors)
+    adapter = adapter.map(lambda tensor: torch.randn_like(tensor) * 0.2)
+    model.add(adapter)
+    adapter.save(tmp_path / "new")
+    base = AutoModelForCausalLM.from_pretrained(model.backbone.folder)
+    with torch.no_grad():
+        want = PeftModel.from_pretrained(base, tmp_path / "new").eval()(**inputs).logits
+        got = model(**inputs, adapters="new").logits
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "modernbert"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import DECODERS, ENCODERS, SEQ2SEQ, auto_class, in_double
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import adapters_hub as ah
 from adapters_hub.tasks.classification import Classification
@@ -119,6 +119,40 @@ def test_export_and_merge_without_a_head(kind, tiny, lora_folder, library, input
         torch.testing.assert_close(exported, want, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(merged(**inputs, **more).logits, want, atol=1e-4, rtol=1e-4)
     assert ah.Library(tmp_path / "other").add(folder).name == "both"
+
+
+def test_a_merged_output_layer_is_the_same_after_saving(
+    tiny, lora_folder, library, inputs, tmp_path
+):
+    """Its weight and its bias are shared with others, and transformers saves what is shared once."""
+    folder = lora_folder("bert", "out", target_modules=["decoder", "query"],
+                         save={"save_embedding_layers": False})  # fmt: skip
+    library.add(folder, name="out")
+    model = ours("bert", tiny, library)
+    merged = model.merge("out")
+    merged.save_pretrained(tmp_path / "merged")
+    again = auto_class("bert").from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        want = model(**inputs, adapters="out").logits
+        torch.testing.assert_close(merged(**inputs).logits, want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again(**inputs).logits, want, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapted_pooler_is_no_obstacle_to_merging(tiny, library, inputs, tmp_path):
+    base = AutoModel.from_pretrained(tiny("bert"))
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="FEATURE_EXTRACTION")
+    adapted = get_peft_model(base, lora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(torch.randn_like(parameter) * 0.2)
+    adapted.save_pretrained(tmp_path / "pooled")
+    library.add(tmp_path / "pooled", name="pooled")
+    model = ours("bert", tiny, library)
+    with torch.no_grad():
+        want = model(**inputs, adapters="pooled").logits
+        torch.testing.assert_close(
+            model.merge("pooled")(**inputs).logits, want, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_an_adapter_saved_for_one_class_runs_under_another(tiny, lora_folder, library, inputs):

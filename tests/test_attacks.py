@@ -323,7 +323,19 @@ def test_a_configuration_beyond_all_measure(library, tmp_path):
     assert "larger than 10000000 bytes" in str(refused(library, source, name="x"))
 
 
-@pytest.mark.parametrize("base", ["/" + "x" * 5000, "a\x00b", "../" * 50 + "etc"])
+@pytest.mark.parametrize("base", ["a\x00b", "a\nb", "\x1b[31m"])
+def test_a_base_model_that_cannot_be_shown(library, tmp_path, base):
+    source = write_peft_folder(tmp_path / "x", config=lora_config(base_model_name_or_path=base))
+    assert "cannot be printed" in str(refused(library, source, name="x"))
+
+
+@pytest.mark.parametrize("saved", [[["classifier"]], [None], [1]])
+def test_modules_to_save_that_are_no_names(library, tmp_path, saved):
+    source = write_peft_folder(tmp_path / "x", config=lora_config(modules_to_save=saved))
+    assert "no names" in str(refused(library, source, name="x"))
+
+
+@pytest.mark.parametrize("base", ["/" + "x" * 5000, "../" * 50 + "etc"])
 def test_a_base_model_that_is_no_possible_path_is_only_a_name(library, tmp_path, base):
     config = lora_config(base_model_name_or_path=base)
     info = library.add(write_peft_folder(tmp_path / "x", config=config), name="en")
@@ -332,15 +344,23 @@ def test_a_base_model_that_is_no_possible_path_is_only_a_name(library, tmp_path,
 
 @pytest.mark.parametrize(
     "card",
-    ["---\nlanguage: [de\n---\n", "---\nx: 2001-13-45\n---\n", "---\n" + "[" * 600 + "\n---\n",
-     "---\nx: !!python/object/apply:os.mkdir [exploded]\n---\n"],
+    ["---\nlanguage: [de\n---\n", "---\n" + "[" * 600 + "\n---\n",
+     "---\na: &a {x: 1}\nb: {<<: [*a, *a]}\n---\n"],
 )  # fmt: skip
-def test_hostile_cards(library, tmp_path, card, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_hostile_cards(library, tmp_path, card):
     source = write_peft_folder(tmp_path / "hostile", card=card)
-    assert "not YAML" in str(refused(library, source, name="x"))
+    assert "its front matter" in str(refused(library, source, name="x"))
     os.rename(source, library.root / "hostile")
     assert [info.name for info in library.list()] == ["sound"]
+
+
+@pytest.mark.parametrize(
+    "value", ["2001-13-45", "!!bool x", "!!int ''", "!!python/object/apply:os.mkdir [exploded]"]
+)
+def test_what_a_card_says_is_text(library, tmp_path, value, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write_peft_folder(tmp_path / "odd", card=f"---\nlanguage: {value}\n---\n")
+    assert library.add(source, name="odd").language is None
     assert not (tmp_path / "exploded").exists()
 
 

@@ -25,6 +25,12 @@ def test_text_and_blend_are_each_others_reverse(blend):
     assert str(Blend.parse(str(blend))) == str(blend)
 
 
+@pytest.mark.parametrize("text", ["1e39*de", "9e8*de + 9e8*de", "-1e10*de"])
+def test_a_weight_that_float32_does_not_hold_is_refused(text):
+    with pytest.raises(BlendError, match=r"1e\+09 is the most"):
+        Blend.parse(text)
+
+
 @given(blends, blends, st.floats(min_value=-8, max_value=8).map(lambda x: round(x * 4) / 4))
 @settings(max_examples=50, deadline=None)
 def test_arithmetic_is_that_of_the_weights(left, right, factor):

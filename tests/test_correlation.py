@@ -78,13 +78,15 @@ def test_the_verdict_says_no_more_than_is_supported():
     (report,) = reports_with([0.25], [0.4])
     nothing = verdict(report, {})
     assert "Of 6 predictors measured" in verdict(report)  # what is on record
+    assert "not so in a second matrix, ρ -0.13 [-0.81, +0.60]" in verdict(report)
+    assert "second matrix" not in verdict(report, again={})
     assert "cosine +0.250" in nothing
     assert "share of opposite signs 0.400" in nothing
     assert "No threshold on any of these has been shown to predict" in nothing
     cosine, signs = Correlation(-0.7, -0.9, -0.4, 30), Correlation(0.1, -0.3, 0.5, 30)
     neither = verdict(report, {"sign_conflict": signs})
     assert "none was shown to go with it" in neither
-    some = verdict(report, {"cosine": cosine, "sign_conflict": signs})
+    some = verdict(report, {"cosine": cosine, "sign_conflict": signs}, {})
     assert "cosine (ρ -0.70 [-0.90, -0.40], n=30: less of it went with a larger gain)" in some
     assert "not shown for share of opposite signs" in some
     assert some.endswith("no threshold for this one.")

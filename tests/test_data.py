@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from collections import defaultdict
 
 import pytest
@@ -377,3 +378,32 @@ def test_questions_on_one_context_stay_together_in_every_language():
             sides[row.key.partition("-")[0]].add(name)
     assert all(len(names) == 1 for names in sides.values())
     assert len(sides) == 60
+
+
+def test_joined_rows_are_cut_in_the_shares_asked_for():
+    rows = [Row(f"context {n // 6}", key=str(n)) for n in range(3000)]
+    splits = with_held_out({"train": rows}, share=0.1)
+    for name in ("dev", "test"):
+        assert 0.06 < len(splits[name]) / len(rows) < 0.14
+
+
+def test_nan_is_no_value(tmp_path):
+    """Data frames write it where a cell is empty; "nan" is also a language, Min Nan."""
+    file = tmp_path / "x.jsonl"
+    empty = dict.fromkeys(("label", "language", "domain", "id"), math.nan)
+    file.write_text("".join(json.dumps({"text": f"a {n}", **empty}) + "\n" for n in range(3)))
+    for row in read_data(file)["train"]:
+        assert (row.label, row.language, row.domain, row.key) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("label", ['{"a": 1}', '["a", NaN]', "[[1]]"])
+def test_what_is_no_label_is_refused(tmp_path, label):
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "a", "label": {label}}}\n')
+    with pytest.raises(DataError, match=r"x\.jsonl:1: field 'label': .* is no label"):
+        read_data(tmp_path / "x.jsonl")
+
+
+def test_bytes_that_are_no_text_are_said_by_line(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n' * 30_000 + b'{"text": "\xe9"}\n')
+    with pytest.raises(DataError, match=r"not UTF-8 text \(.*, after line 29\d\d\d\)"):
+        read_data(tmp_path / "x.jsonl")

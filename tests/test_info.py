@@ -282,11 +282,37 @@ def test_a_card_of_nearly_nothing():
         ("", {}),
         ("---\n- a\n---\n", {}),
         ("---\n---\n", {}),
+        ("---\nlanguage: no\n---\n", {"language": "no"}),
+        ("---\nlanguage: !!bool x\nlicense: !!int ''\n---\n", {"language": "x", "license": ""}),
     ],
 )
 def test_front_matter(tmp_path, text, front):
     (tmp_path / "README.md").write_text(text)
     assert read_front_matter(tmp_path / "README.md") == front
+
+
+def test_front_matter_that_grows_or_is_huge_is_refused(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\na: &a {x: 1}\nb: {<<: [*a, *a]}\n---\n")
+    with pytest.raises(AdapterFileError, match="has aliases"):
+        read_front_matter(card)
+    card.write_text("---\n" + "a" * 2_000_000)
+    with pytest.raises(AdapterFileError, match="larger than"):
+        read_front_matter(card)
+
+
+def test_a_card_quotes_what_it_shows_as_code():
+    text = write_card(AdapterInfo("x", backbone='m")\nimport os #'))
+    assert 'load_backbone("m\\")\\nimport os #")' in text
+
+
+@pytest.mark.parametrize(
+    "value", [{"metrics": {"a": 10**400}}, {"metrics": {"a": math.nan}}, {"task": "\x1b[31m"},
+              {"backbone": "a\nb"}]
+)  # fmt: skip
+def test_metadata_that_cannot_be_shown_are_refused(value):
+    with pytest.raises(TypeError):
+        AdapterInfo.from_json({"name": "x", **value})
 
 
 def test_no_card_is_no_front_matter(tmp_path):

@@ -117,6 +117,35 @@ def test_every_sound_name_is_a_folder_a_term_and_its_own(library, add):
     assert "con" not in library.names()
 
 
+def test_patterns_keep_their_order(library, tmp_path):
+    """PEFT takes the first one that fits, so an order of one's own would be another scaling."""
+    config = lora_config(alpha_pattern={"zz.one": 8, "one": 64, "b": 1})
+    library.add(write_peft_folder(tmp_path / "source", config=config), name="de")
+    folder = library.root / "de"
+    for kept in (
+        json.loads((folder / CONFIG).read_text()),
+        library.read("de").spec.config,
+        json.loads(library.read("de").header.metadata["adapters_hub"])["lora"],
+    ):
+        assert [*kept["alpha_pattern"]] == ["zz.one", "one", "b"]
+    assert library.verify("de") == []
+    changed = json.loads((folder / CONFIG).read_text())
+    changed["alpha_pattern"] = dict(sorted(changed["alpha_pattern"].items()))
+    (folder / CONFIG).write_text(json.dumps(changed))
+    assert library.verify("de") == ["adapter_config.json differs from the header in alpha_pattern"]
+
+
+def test_one_may_read_where_a_change_was_left_half_done(library, add, monkeypatch):
+    add(language="de")
+    (library.root / ".trash").mkdir()
+
+    def refuse(*given, **named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert names(Library(library.root).list()) == ["de"]
+
+
 def test_a_domain_that_the_files_name_can_be_dropped(library, add):
     """Such as one that was trained as a domain's and is a language's."""
     add(domain="hotel", name="first")

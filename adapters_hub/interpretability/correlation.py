@@ -32,6 +32,17 @@ SUPPORT: Mapping[str, Correlation] = {
 domains in six languages, bits per byte, ``sum`` (docs/lab-log.md, 2026-11-26). The 18 cells share
 adapters, and six predictors were tried, so that one interval just off zero is weak support."""
 
+AGAIN: Mapping[str, Correlation] = {
+    "log2_energy_ratio": Correlation(-0.27, -0.84, 0.52, 9),
+    "cosine": Correlation(-0.02, -0.68, 0.95, 9),
+    "overlap_left": Correlation(-0.28, -0.86, 0.50, 9),
+    "overlap_right": Correlation(-0.03, -0.73, 0.86, 9),
+    "sign_conflict": Correlation(0.05, -0.83, 0.69, 9),
+    "interference": Correlation(-0.13, -0.81, 0.60, 9),
+}
+"""The same in a second matrix: an English encoder of sentences, topics in nine other languages,
+macro-F1 (the same log)."""
+
 
 def predictors_of(report: Comparison) -> dict[str, float | None]:
     """What a report has of each of `PREDICTORS`, over the whole model."""
@@ -45,12 +56,16 @@ def correlate(
     return bootstrap.correlate([predictors_of(report) for report in reports], gains, seed)
 
 
-def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) -> str:
+def verdict(
+    report: Comparison,
+    support: Mapping[str, Correlation] = SUPPORT,
+    again: Mapping[str, Correlation] = AGAIN,
+) -> str:
     """What can be said of a pair in a few sentences, no more than ``support`` bears out.
 
     ``support``: predictor → its measured correlation with the gain of composing, as `correlate`
-    gives it, of a language adapter first and a domain adapter second. However strong, a correlation
-    over pairs is no threshold, and none is named.
+    gives it, of a language adapter first and a domain adapter second; ``again``: the same in
+    another matrix. However strong, a correlation over pairs is no threshold, and none is named.
     """
     total = report.total
     said = [f"‖ΔW‖ {total.energy_first:.3g} and {total.energy_second:.3g}"]
@@ -69,7 +84,8 @@ def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) ->
         )
     held = [
         f"{PREDICTORS[name]} (ρ {own.rho:+.2f} [{own.low:+.2f}, {own.high:+.2f}], n={own.n}: "
-        f"{'more' if (own.rho or 0) > 0 else 'less'} of it went with a larger gain)"
+        f"{'more' if (own.rho or 0) > 0 else 'less'} of it went with a larger gain"
+        f"{_seen_again(again.get(name))})"
         for name, own in shown.items()
         if own.is_supported
     ]
@@ -87,3 +103,9 @@ def verdict(report: Comparison, support: Mapping[str, Correlation] = SUPPORT) ->
         f"{text}. That is a tendency over those pairs, some of which share adapters, and no "
         "threshold for this one."
     )
+
+
+def _seen_again(own: Correlation | None) -> str:
+    if own is None or own.rho is None or own.is_supported:
+        return ""
+    return f"; not so in a second matrix, ρ {own.rho:+.2f} [{own.low:+.2f}, {own.high:+.2f}]"
