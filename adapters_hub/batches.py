@@ -20,6 +20,7 @@ def plan_batches(
     batch_size: int,
     steps: int,
     alpha: float = 0.3,
+    pooled: bool = True,
     seed: int = 0,
 ) -> list[list[int]]:
     """``steps`` lists of ``batch_size`` example indices.
@@ -30,8 +31,9 @@ def plan_batches(
     probability ∝ m^alpha; so what a language gets does not depend on how many domains it is cut
     into. Each part's examples come in a fresh shuffle each time round.
 
-    Rows of some batches are pooled, sorted by length and cut again, so that a batch needs little
-    padding; the batches' order is shuffled.
+    Where ``pooled``, rows of some batches are brought together, sorted by length and cut again, so
+    that a batch needs little padding; the batches' order is shuffled. Not where rows are compared
+    with those of their batch: what they would learn is to tell apart texts of one length.
     """
     rng = np.random.default_rng(seed)
     parts = list(zip(groups, within or [None] * len(groups), strict=True))
@@ -51,6 +53,7 @@ def plan_batches(
         ]
     sizes = np.asarray(lengths)
     pool = batch_size * int(np.clip(len(lengths) // (2 * batch_size), 1, _MOST_POOLED))
+    pool = pool if pooled else batch_size
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         rows = order[start : start + pool]

@@ -170,6 +170,7 @@ class Experiment:
             batch_size=settings.batch_size,
             steps=settings.steps,
             alpha=settings.sampling_alpha,
+            pooled=not self.task.couples,
             seed=settings.seed,
         )
         below = self.language_blend if over else lambda row: Blend()

@@ -154,8 +154,9 @@ class Ways(ABC):
     def batches(self, steps: int, seed: int) -> list[list[int]]:
         """The training rows of each step, as this package chooses them."""
         sizes = [len(example.input_ids) for example in self.examples]
-        size, none = self.options.batch_size, [0] * len(sizes)
-        return plan_batches(sizes, none, batch_size=size, steps=steps, alpha=1.0, seed=seed)
+        options: dict[str, Any] = {"batch_size": self.options.batch_size, "steps": steps}
+        options |= {"alpha": 1.0, "pooled": not self.task.couples, "seed": seed}
+        return plan_batches(sizes, [0] * len(sizes), **options)
 
     def padded(self, batch: dict[str, torch.Tensor]) -> int:
         """How many tokens, padding included, this package gives the model for a batch."""

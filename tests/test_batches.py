@@ -100,6 +100,18 @@ def test_less_padding_than_in_random_batches():
     assert padded_share(batches, lengths) < padded_share(rows, lengths) / 4
 
 
+def test_rows_that_are_compared_are_not_brought_together_by_length():
+    lengths = lengths_of(2000)
+    options = {"batch_size": 16, "steps": 100, "seed": 1}
+    pooled = plan_batches(lengths, ["de"] * 2000, **options)
+    loose = plan_batches(lengths, ["de"] * 2000, pooled=False, **options)
+    assert sorted(sum(pooled, [])) == sorted(sum(loose, []))
+    spread = [np.std([lengths[i] for i in batch]) for batch in loose]
+    assert np.mean(spread) > 0.9 * np.std(lengths)
+    for batch in loose:  # in order, so that pieces of it have rows of all lengths
+        assert [lengths[i] for i in batch] == sorted(lengths[i] for i in batch)
+
+
 def test_batches_do_not_come_in_order_of_length():
     lengths = lengths_of(2000)
     batches = plan_batches(lengths, ["de"] * 2000, batch_size=16, steps=125, alpha=1)
