@@ -231,7 +231,14 @@ class _Best:
 def _by_gradient(best: _Best, steps: int, batch_size: int, rate: float, seed: int) -> None:
     sizes = [len(example.input_ids) for example in best.rows]
     at_once = min(batch_size, len(sizes))
-    batches = plan_batches(sizes, [0] * len(sizes), batch_size=at_once, steps=steps, seed=seed)
+    batches = plan_batches(
+        sizes,
+        [0] * len(sizes),
+        batch_size=at_once,
+        steps=steps,
+        pooled=not best.run.task.couples,
+        seed=seed,
+    )
     with torch.enable_grad():
         weights = best.weights.clone().requires_grad_()
         optimizer = torch.optim.Adam([weights], lr=rate)
