@@ -83,7 +83,12 @@ def several_labels():
 def modelled(size):
     generator = np.random.default_rng(5)
     return make_task("language-modeling"), [
-        {"nats": float(generator.uniform(1, 9)), "tokens": 3, "bytes": size and size + n}
+        {
+            "nats": float(generator.uniform(1, 9)),
+            "tokens": 3,
+            "bytes": size and size + n,
+            "first": n % 3 == 0,
+        }
         for n in range(20)
     ]
 
