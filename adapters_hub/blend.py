@@ -28,8 +28,6 @@ _ITEM = re.compile(
 )
 
 BlendLike = Union["Blend", str, None]
-
-
 _MOST = 1e9  # what is added must stay a number in float32
 
 

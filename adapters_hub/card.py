@@ -78,13 +78,12 @@ def read_front_matter(path: Path) -> Mapping[str, Any]:
         return {}
     text = text[3:].split("\n---", 1)[0]
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise AdapterFileError(f"{path}: its front matter has aliases, which can grow huge")
-        front = yaml.load(text, Loader=yaml.BaseLoader)  # texts alone: "no" is Norwegian
+        grows = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        front = None if grows else yaml.load(text, Loader=yaml.BaseLoader)  # "no" is Norwegian
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, AdapterFileError):
-            raise
         raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
+    if grows:
+        raise AdapterFileError(f"{path}: its front matter has aliases, which can grow huge")
     return front if isinstance(front, dict) else {}
 
 

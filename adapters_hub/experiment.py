@@ -235,9 +235,9 @@ class Experiment:
         field = self.settings.columns.get("language", "language")
         for row in (row for rows in self.splits.values() for row in rows):
             if row.language is None:
-                several = f", and it could be any of {', '.join(self.languages)}"
+                several = ", ".join(self.languages) or "those of the library"
                 raise DataError(
-                    f"{row.where}: field {field!r} is missing{several if self.languages else ''}; "
+                    f"{row.where}: field {field!r} is missing, and it could be any of {several}; "
                     "say it in every row, or ask for one language (--language de)"
                 )
 

@@ -50,7 +50,7 @@ _TEXTS = (
     "license", "description", "trained_with", "hash",
 )  # fmt: skip
 _ONE_LINE = ("backbone", "task", "license", "problem_type", "pooling", "fingerprint")
-_MOST = 1e300
+_MOST = 1e300  # of a metric: what is written in digits may be more than a float holds
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "task_type": str, "base_model_name_or_path": str, "bias": str,
@@ -108,7 +108,7 @@ class AdapterInfo:
         texts += [*values["over"], *(values.get("labels") or ()), *values["prompts"].values()]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a field that must be text is not")
-        if not all(values.get(key, "").isprintable() for key in _ONE_LINE if values.get(key)):
+        if not all(values[key].isprintable() for key in _ONE_LINE if values.get(key)):
             raise TypeError("a field of one line holds what cannot be printed")
         values["metrics"] = dict(values.get("metrics") or {})
         for value in values["metrics"].values():

@@ -78,7 +78,8 @@ class Matrix:
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
         self.source = canonical(settings.source)
         self.experiment = experiment = Experiment(resolved)
-        self.settings = settings.changed(**vars(experiment.settings))  # with what launched it
+        assert isinstance(experiment.settings, MatrixSettings)
+        self.settings = experiment.settings  # with the launcher's precision
         self.task, self.model = experiment.task, experiment.model
         experiment.require_languages()
         for split in ("dev", "test"):
@@ -131,8 +132,9 @@ class Matrix:
         if self._below(self.source):  # else the task's adapter is that already
             learn("apart", "apart", source, over=False)
         if self.settings.oracle:
+            trainable = {*map(self._cell, self.experiment.splits["train"])}
             for cell in self.cells:
-                if cell.domain == domain and cell in self.trainable:
+                if cell.domain == domain and cell in trainable:
                     learn(f"oracle {cell.language}", cell.language, cell)
         return names
 
@@ -345,7 +347,6 @@ class Matrix:
                 )
         if not cells:
             raise DataError(f"{self.settings.data}: no cell has both dev and test rows")
-        self.trainable = train
         return cells
 
     def _claim(self) -> None:

@@ -12,7 +12,7 @@ two batched products over all of its atoms at once:
   R) holding the weights, zero where a row does not use an atom: nothing is moved, for few atoms.
 
 Both agree to rounding; `_masked_pays` chooses by their cost. Sites with one input (q, k, v) share
-the first product. A trained adapter is a part of its own, with gradients.
+the first product. Adapters that learn are masked, or a part each, of their own parameters.
 """
 
 from collections import defaultdict

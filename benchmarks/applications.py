@@ -1,8 +1,8 @@
 """Each task on the plain side: PEFT with `transformers.Trainer`, or sentence-transformers' trainer.
 
 Written as their documentation writes it. The rows of both sides are the same, and so is the
-function that scores them; `Answering` and `Tagging` prepare their own token ids and check that they
-are those of this package.
+function that scores them; `Answering`, `Tagging` and `Translating` prepare their own token ids and
+check that they are those of this package.
 """
 
 import argparse
@@ -39,12 +39,9 @@ class Classifying(Ways):
         return self.peft_model(auto_class, num_labels=len(self.task.labels))
 
     def plain_trainer(self, model: Any, arguments: dict[str, Any]) -> transformers.Trainer:
-        return transformers.Trainer(
-            model,
-            transformers.TrainingArguments(**arguments),
-            data_collator=transformers.DataCollatorWithPadding(self.tokenizer()),
-            train_dataset=[{"input_ids": e.input_ids, "labels": e.target} for e in self.examples],
-        )
+        features = [{"input_ids": e.input_ids, "labels": e.target} for e in self.examples]
+        collator = transformers.DataCollatorWithPadding(self.tokenizer())
+        return plain_loop(model, arguments, features, collator)
 
     @torch.no_grad()
     def score_plain(self, model: Any) -> dict[str, float]:
@@ -95,14 +92,9 @@ class Answering(Ways):
         tokenizer = self.tokenizer()
         features = [f for row in self.train_rows for f in self.features(row, tokenizer)]
         own = [(e.input_ids, *e.target.span) for e in self.examples]
-        if own != [(f["input_ids"], f["start_positions"], f["end_positions"]) for f in features]:
-            raise SystemExit("the plain features are not those of adapters_hub")
-        return transformers.Trainer(
-            model,
-            transformers.TrainingArguments(**arguments),
-            data_collator=transformers.DataCollatorWithPadding(tokenizer),
-            train_dataset=features,
-        )
+        check(own, [(f["input_ids"], f["start_positions"], f["end_positions"]) for f in features])
+        collator = transformers.DataCollatorWithPadding(tokenizer)
+        return plain_loop(model, arguments, features, collator)
 
     def features(self, row: Row, tokenizer: Any) -> list[dict[str, Any]]:
         """A question and its context, in overlapping pieces, with the tokens of the answer."""
@@ -158,14 +150,9 @@ class Tagging(Ways):
     def plain_trainer(self, model: Any, arguments: dict[str, Any]) -> transformers.Trainer:
         tokenizer = self.tokenizer()
         features = [self.feature(row, tokenizer) for row in self.train_rows]
-        if [f["input_ids"] for f in features] != [e.input_ids for e in self.examples]:
-            raise SystemExit("the plain features are not those of adapters_hub")
-        return transformers.Trainer(
-            model,
-            transformers.TrainingArguments(**arguments),
-            data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
-            train_dataset=features,
-        )
+        check([e.input_ids for e in self.examples], [f["input_ids"] for f in features])
+        collator = transformers.DataCollatorForTokenClassification(tokenizer)
+        return plain_loop(model, arguments, features, collator)
 
     def feature(self, row: Row, tokenizer: Any) -> dict[str, Any]:
         """A row's words with a tag at the first token of each."""
@@ -217,14 +204,9 @@ class Translating(Ways):
         tokenizer = self.tokenizer()
         features = [self.feature(row, tokenizer) for row in self.train_rows]
         own = [(e.input_ids, e.target.given) for e in self.examples]
-        if own != [(f["input_ids"], f["labels"].count(-100)) for f in features]:
-            raise SystemExit("the plain features are not those of adapters_hub: raise --max-length")
-        return transformers.Trainer(
-            model,
-            transformers.TrainingArguments(**arguments),
-            data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
-            train_dataset=features,
-        )
+        check(own, [(f["input_ids"], f["labels"].count(-100)) for f in features])
+        collator = transformers.DataCollatorForSeq2Seq(tokenizer)
+        return plain_loop(model, arguments, features, collator)
 
     def feature(self, row: Row, tokenizer: Any) -> dict[str, Any]:
         """A line under the names of both languages, and labels on its translation alone."""
@@ -311,6 +293,22 @@ class Retrieving(Ways):
         queries = embed([row.text for row in self.test_rows])
         documents = embed([row.fields["positive"] for row in self.test_rows])
         return ranking_metrics(ranks(queries, documents, [[n] for n in range(len(queries))]))
+
+
+def plain_loop(
+    model: Any, arguments: dict[str, Any], features: list[dict[str, Any]], collator: Any
+) -> transformers.Trainer:
+    """The trainer as its documentation sets it up."""
+    settings = transformers.TrainingArguments(**arguments)
+    return transformers.Trainer(model, settings, data_collator=collator, train_dataset=features)
+
+
+def check(own: list[Any], plain: list[Any]) -> None:
+    """End the run where the plain side's token ids and targets are not this package's."""
+    if own != plain:
+        raise SystemExit(
+            "the plain features are not those of adapters_hub; it may help to raise --max-length"
+        )
 
 
 def lines(options: argparse.Namespace, other: str, language: str) -> tuple[list[Row], list[Row]]:
