@@ -15,34 +15,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapters_hub.blend import Blend as Blend
-    from adapters_hub.blendfile import BlendFile as BlendFile
     from adapters_hub.errors import AdaptersHubError as AdaptersHubError
-    from adapters_hub.fitting import fit as fit
-    from adapters_hub.info import AdapterInfo as AdapterInfo
-    from adapters_hub.library import Library as Library
-    from adapters_hub.loading import load as load
-    from adapters_hub.loading import load_backbone as load_backbone
-    from adapters_hub.lookup import Resolution as Resolution
+    from adapters_hub.library.adapter_file import AdapterInfo as AdapterInfo
+    from adapters_hub.library.blend import Blend as Blend
+    from adapters_hub.library.blend_file import BlendFile as BlendFile
+    from adapters_hub.library.library import Library as Library
+    from adapters_hub.library.lookup import Resolution as Resolution
     from adapters_hub.model import AdaptedModel as AdaptedModel
-    from adapters_hub.settings import TrainingSettings as TrainingSettings
-    from adapters_hub.training import train as train
+    from adapters_hub.model import load as load
+    from adapters_hub.model import load_backbone as load_backbone
+    from adapters_hub.training.blend_weights import fit as fit
+    from adapters_hub.training.loop import train as train
+    from adapters_hub.training.settings import TrainingSettings as TrainingSettings
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AdaptedModel": "model",
-    "AdapterInfo": "info",
+    "AdapterInfo": "library.adapter_file",
     "AdaptersHubError": "errors",
-    "Blend": "blend",
-    "BlendFile": "blendfile",
-    "Library": "library",
-    "Resolution": "lookup",
-    "TrainingSettings": "settings",
-    "fit": "fitting",
-    "load": "loading",
-    "load_backbone": "loading",
-    "train": "training",
+    "Blend": "library.blend",
+    "BlendFile": "library.blend_file",
+    "Library": "library.library",
+    "Resolution": "library.lookup",
+    "TrainingSettings": "training.settings",
+    "fit": "training.blend_weights",
+    "load": "model",
+    "load_backbone": "model",
+    "train": "training.loop",
 }
 __all__ = [*_HOME, "__version__"]
 

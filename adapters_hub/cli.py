@@ -10,8 +10,8 @@ from typing import Any
 
 from adapters_hub import __version__
 from adapters_hub.errors import AdaptersHubError
-from adapters_hub.info import PROBLEM_TYPES, AdapterInfo
-from adapters_hub.library import Library
+from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
+from adapters_hub.library.library import Library
 
 _OPTIONS: dict[str, Any] = {  # of methods of composition: what is not given keeps its default
     "rank": int,
@@ -134,7 +134,7 @@ class _ComposeHelp(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from adapters_hub.compose import describe_methods
+        from adapters_hub.compose.methods import describe_methods
 
         parser.epilog = f"methods and their options:\n{describe_methods()}"
         parser.print_help()
@@ -200,9 +200,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _compose(options: argparse.Namespace) -> int:
-    from adapters_hub.blend import Blend
-    from adapters_hub.blendfile import SUFFIX, BlendFile
-    from adapters_hub.compose import check_options
+    from adapters_hub.compose.methods import check_options
+    from adapters_hub.library.blend import Blend
+    from adapters_hub.library.blend_file import SUFFIX, BlendFile
 
     given = {key: value for key in _OPTIONS if (value := getattr(options, key)) is not None}
     check_options(options.method, given)  # before a backbone is loaded
@@ -242,10 +242,10 @@ def _compare(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     import random
 
-    from adapters_hub.blend import Blend
-    from adapters_hub.blendfile import check_target
-    from adapters_hub.data import read_data, select
-    from adapters_hub.fitting import fit
+    from adapters_hub.data.reading import read_data, select
+    from adapters_hub.library.blend import Blend
+    from adapters_hub.library.blend_file import check_target
+    from adapters_hub.training.blend_weights import fit
 
     check_target(options.output)  # now, rather than after the work
     read = partial(read_data, label_separator=options.label_separator)
@@ -277,7 +277,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    from adapters_hub.matrix_report import draw, read_cells, tables
+    from adapters_hub.evaluation.report import draw, read_cells, tables
 
     cells = read_cells(options.results)
     print(tables(cells))
@@ -289,7 +289,7 @@ def _matrix(options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace, first: str = "", *, exact: bool = False) -> Any:
     """The backbone asked for, else that of a blend's first term, or adapter's ``exact`` name."""
     from adapters_hub.errors import BlendError
-    from adapters_hub.loading import load_backbone
+    from adapters_hub.model import load_backbone
 
     library = Library(options.library)
     if not first:

@@ -1,278 +1,36 @@
-"""`AdaptedModel`: one backbone, its bank and a library, used by names and blends.
+"""`AdaptedModel`: what a user holds. One backbone, a library of adapters, and the ways to use them.
 
-Knows how a term becomes a resident adapter and a call becomes a plan. The arithmetic is the
-bank's, what a task's outputs mean is the task's.
+A façade: the runtime does the work of names, blends and forwards, `inference` that of each task.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from adapters_hub.adapter import Adapter
-from adapters_hub.backbone import Backbone, enable_checkpointing
-from adapters_hub.bank import MEMORY
-from adapters_hub.blend import Blend, BlendLike
-from adapters_hub.blendfile import BlendFile, layers_of
-from adapters_hub.errors import BackboneError, HeadError
-from adapters_hub.exporting import composed, merge, pieces_of
-from adapters_hub.library import Library
-from adapters_hub.merging import merged_view, wrapped
-from adapters_hub.plan import Plan
-from adapters_hub.residency import Residents
-
-if TYPE_CHECKING:
-    from adapters_hub.embedding import Encoder
-    from adapters_hub.tasks.question_answering import Answer
-    from adapters_hub.tasks.tokens import Entity
-
-log = logging.getLogger(__name__)
-
-Weights = BlendLike | Mapping[str, float]
-Adapters = Weights | Sequence[Weights | Sequence[Weights]]
-Row = Blend | tuple[Blend, ...]
-Heads = list[tuple[dict[str, Tensor], Tensor | None]]
+from adapters_hub.backbone import backbone as backbones
+from adapters_hub.errors import BackboneMismatchError, NotFoundError
+from adapters_hub.inference.answer import answer
+from adapters_hub.inference.classify import classify
+from adapters_hub.inference.embed import embed
+from adapters_hub.inference.encoder import Encoder
+from adapters_hub.inference.export import composed, merge
+from adapters_hub.inference.generate import generate, stream
+from adapters_hub.inference.tag import Entity, tag
+from adapters_hub.inference.translate import translate
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.blend import Blend
+from adapters_hub.library.library import Library
+from adapters_hub.runtime.bank import MEMORY
+from adapters_hub.runtime.core import Adapters, Runtime, Weights
+from adapters_hub.tasks.question_answering import Answer, QuestionAnswering
 
 
-class AdaptedModel:
-    """A frozen backbone whose rows can each use another blend of adapters.
-
-    Adapters come from ``library`` by name, language or domain as blends mention them, and stay
-    resident in ``memory`` bytes (those added from memory, and those that one call needs, stay
-    whatever it is; what the last calls stacked of them comes on top), then in ``host_memory`` bytes
-    where the backbone is on another device. One that is replaced in or removed from the library is
-    noticed when it is next used; a file changed in place is not. ``check_backbone=False`` accepts
-    adapters that carry another backbone's fingerprint where the shapes fit. One model a backbone.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        library: Library | None = None,
-        *,
-        memory: int = MEMORY,
-        host_memory: int | None = None,
-        check_backbone: bool = True,
-    ) -> None:
-        self.backbone = backbone
-        self.library = Library() if library is None else library
-        self.residents = Residents(backbone, self.library, memory, host_memory, check_backbone)
-        self.bank = self.residents.bank
-        self._watch()
-        self.active = Blend()
-        self.hooks: list[RemovableHandle] = []
-        self._merged: tuple[Any, Any] | None = None
-
-    def __repr__(self) -> str:
-        return (
-            f"AdaptedModel({self.backbone.name!r}, bits={self.backbone.bits}, "
-            f"active={str(self.active)!r}, resident={self.bank.names()})"
-        )
-
-    def _watch(self) -> None:
-        """Let the bank see what the sites see; some architectures need more than a few tokens."""
-        for tokens in (5, 64):
-            try:
-                with self.bank.watching(2, tokens):
-                    self.backbone.probe(2, tokens)
-                return
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-                log.warning("a probe of %s with %d tokens: %s", self.backbone.name, tokens, error)
-        self.bank.distrust()
-
-    # ── adapters ─────────────────────────────────────────────────────────────────────────────
-
-    def use(self, blend: Weights) -> "AdaptedModel":
-        """Make a blend the one that rows use unless a call says otherwise; None is bare.
-
-        Raises `NotFoundError`, `AmbiguousTermError`, `BackboneMismatchError` or `AdapterFileError`,
-        and then the blend that was active stays.
-        """
-        self.active = self.resolve(blend)
-        return self
-
-    def resolve(self, blend: Weights) -> Blend:
-        """The blend with every term replaced by an adapter's exact name, each one loaded."""
-        wanted = Blend.of(blend)
-        with self.residents.lock:
-            names = dict(zip(wanted.terms, wanted.terms, strict=True))
-            if not wanted.exact:
-                names = self.residents.names_of(wanted.terms)
-            self.residents.load(set(names.values()))
-        return wanted.rename(names)
-
-    def load_blend(
-        self, file: BlendFile | str | os.PathLike[str], *, check_hashes: bool = True
-    ) -> Blend:
-        """The blend of a blend file, for `use`, a row, `export` or `merge`.
-
-        An adapter with a weight for each layer becomes resident under a name of its own, which
-        stands for just this file's content (``hotel-de.0f3a….da``), its factors shared. Raises
-        `BlendFileError`, `NotFoundError` or `BackboneMismatchError`; nothing is resident then.
-        """
-        file = file if isinstance(file, BlendFile) else BlendFile.read(file)
-        if self.residents.check_backbone:
-            file.check_backbone(self.backbone.name, self.backbone.fingerprint)
-        file.check_layers(layers_of(self.backbone.sites))
-        weights: list[tuple[str, float]] = []
-        variants: list[Adapter] = []
-        with self.residents.lock:
-            for term in file.terms:
-                adapter = self.residents.current(term.name)
-                if check_hashes:
-                    file.check_hash(term, adapter.info.hash)
-                if isinstance(term.weight, float) and term.weight:
-                    weights.append((term.name, term.weight))
-                    continue  # one of weight 0 would be left out of a blend, with its head
-                info = replace(adapter.info, name=f"{file.name}.{file.digest}.{term.name}")
-                scaling = {s: v * file.weight_at(term, s) for s, v in adapter.scaling.items()}
-                variants.append(replace(adapter, info=info, scaling=scaling))
-                weights.append((info.name, 1.0))
-            for variant in variants:
-                self.add(variant)
-        return Blend(tuple(weights), exact=True)
-
-    def add(self, adapter: Adapter, trained: bool = False) -> Adapter:
-        """Make an adapter from memory resident under its name; ``trained`` keeps gradients.
-
-        Its tensors must not be changed afterwards, unless it is ``trained``.
-        """
-        self.residents.add(adapter, trained)
-        return adapter
-
-    def drop(self, name: str) -> None:
-        """Forget a resident adapter; it is loaded again from the library when it is next used."""
-        self.residents.drop(name)
-        self._merged = None  # which may hold it
-
-    def adapter(self, term: str) -> Adapter:
-        """The adapter that a term means, loaded if it is not resident."""
-        with self.residents.lock:
-            return self.residents[self.residents.names_of([term])[term]]
-
-    def resident(self, name: str) -> Adapter:
-        """The adapter of exactly this name, loaded if it is not resident."""
-        return self.residents[name]
-
-    # ── plans ────────────────────────────────────────────────────────────────────────────────
-
-    def blends(self, rows: int, adapters: Adapters = None) -> list[Blend]:
-        """One resolved blend a row, from what a caller may give as ``adapters``."""
-        found = self._rows(rows, adapters)
-        if any(isinstance(row, tuple) for row in found):
-            raise BackboneError("a blend a token works in a plain call of the model, not here")
-        return cast(list[Blend], found)
-
-    def _rows(self, rows: int, adapters: Adapters) -> list[Row]:
-        """One resolved blend a row, or a tuple of one a token."""
-        if adapters is None:
-            return [self.active] * rows
-        if isinstance(adapters, str | Blend | Mapping):
-            return [self.resolve(adapters)] * rows
-        if len(adapters) != rows:
-            raise BackboneError(
-                f"{len(adapters)} blends in `adapters` for {rows} rows: give one for all, "
-                "or one a row (None for a bare row)"
-            )
-        known: dict[Blend, Blend] = {}
-
-        def resolve(weights: Weights) -> Blend:
-            wanted = Blend.of(weights)
-            if wanted not in known:
-                known[wanted] = self.resolve(wanted)
-            return known[wanted]
-
-        return [
-            tuple(map(resolve, row)) if isinstance(row, list | tuple) else resolve(cast(Any, row))
-            for row in adapters
-        ]
-
-    def plan(self, rows: Sequence[Row], dropout: float = 0.0) -> Plan | None:
-        """The bank's plan for rows of resolved blends, or of one a token."""
-        shape: tuple[int, ...] = (len(rows),)
-        lengths = {len(row) for row in rows if isinstance(row, tuple)}
-        if len(lengths) > 1:
-            raise BackboneError(
-                f"rows of {sorted(lengths)} blends: give as many as there are tokens"
-            )
-        for tokens in lengths:
-            wide = [row if isinstance(row, tuple) else (row,) * tokens for row in rows]
-            shape, rows = (len(rows), tokens), [blend for row in wide for blend in row]
-        blends = cast(Sequence[Blend], rows)
-        distinct = list(dict.fromkeys(blends))
-        number = {blend: place for place, blend in enumerate(distinct)}
-        mappings = [dict(blend.weights) for blend in distinct]
-        index = None
-        if len(distinct) > 1 or lengths:
-            index = torch.tensor([number[blend] for blend in blends]).view(shape)
-        with self.residents.lock:  # one may have been evicted since the blends were resolved
-            self.residents.load({name for blend in distinct for name in blend.terms})
-            return self.bank.plan(mappings, index, dropout)
-
-    @contextmanager
-    def adapted(self, rows: int, adapters: Adapters = None) -> Iterator[None]:
-        """Every forward inside the block follows the given blends."""
-        with self.bank.using(self.plan(self._rows(rows, adapters))):
-            yield
-
-    def heads(self, blends: Sequence[Blend]) -> Heads:
-        """The distinct heads of rows and which rows have them: (parameters, row indices or None).
-
-        Raises `HeadError` for a row whose blend has no head, or more than one.
-        """
-        rows_of: dict[str, list[int]] = {}
-        owners = {blend: self.head_owner(blend) for blend in set(blends)}
-        for row, blend in enumerate(blends):
-            rows_of.setdefault(owners[blend], []).append(row)
-        found = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
-        if len(found) == 1:
-            return [(found[0][0], None)]
-        device = self.backbone.device
-        return [(head, torch.tensor(rows, device=device)) for head, rows in found]
-
-    def head_owner(self, blend: Blend) -> str:
-        """The one adapter of a blend that brings the head."""
-        found = {name: self.resident(name) for name in blend.terms}
-        owners = [name for name, adapter in found.items() if adapter.head]
-        if len(owners) == 1:
-            return owners[0]
-        if not owners:
-            raise HeadError(
-                f"no adapter of {str(blend)!r} has a task head: add the adapter that was trained "
-                "for the task, such as 'de + hotel'"
-            )
-        labels = {name: list(found[name].info.labels or ()) for name in owners}
-        differ = len({tuple(value) for value in labels.values()}) > 1
-        listed = ", ".join(f"{n} {value}" if differ else n for n, value in labels.items())
-        raise HeadError(
-            f"{len(owners)} adapters of {str(blend)!r} have a task head ({listed}) and heads are "
-            "never averaged" + (": their labels differ" if differ else "") + "; keep one of them"
-        )
-
-    # ── use ──────────────────────────────────────────────────────────────────────────────────
-
-    def __call__(self, *, adapters: Adapters = None, **inputs: Any) -> Any:
-        """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
-
-        ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
-        A row of ``adapters`` may be a list of blends, one a token, for packed rows.
-        """
-        tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
-        if not tensors:
-            raise BackboneError("give the inputs by name: model(input_ids=…, attention_mask=…)")
-        known = [tensors[key] for key in ("input_ids", "inputs_embeds") if key in tensors]
-        rows = len((known or [*tensors.values()])[0])
-        if self.hooks and torch.is_grad_enabled() and self.backbone.kind != "encoder":
-            inputs.setdefault("use_cache", False)  # a layer computed twice would fill it twice
-        with self.adapted(rows, adapters):
-            return self.backbone.model(**inputs)
+class AdaptedModel(Runtime):
+    """A frozen backbone whose rows can each use another blend of adapters; see `Runtime`."""
 
     def generate(
         self,
@@ -286,8 +44,6 @@ class AdaptedModel:
         prompt that its blend was trained with. Beams, sampling and the key-value cache work as in
         ``transformers``; ``max_new_tokens`` defaults to 32. Raises `BackboneError` for an encoder.
         """
-        from adapters_hub.generation import generate
-
         rows = [texts] if isinstance(texts, str | Mapping) else list(texts)
         return generate(self, rows, adapters, options) if rows else []
 
@@ -299,8 +55,6 @@ class AdaptedModel:
         A thread writes; what it raises is raised here, and it stops when the iterator is left or
         closed. Not with beams, which write no text from left to right.
         """
-        from adapters_hub.generation import stream
-
         return stream(self, text, adapters, options)
 
     def translate(
@@ -319,8 +73,6 @@ class AdaptedModel:
         transformers'; ``max_new_tokens`` defaults to 128. Raises `LanguageError`, or
         `BackboneError` for a language that the tokenizer has no token for, and for an encoder.
         """
-        from adapters_hub.tasks.translation import translate
-
         texts = [texts] if isinstance(texts, str) else list(texts)
         return translate(self, texts, source, target, adapters, batch_size, options)
 
@@ -332,8 +84,6 @@ class AdaptedModel:
         They add up to one, but where a text may have any number of the labels (multi-label): there
         each label has its own, between 0 and 1.
         """
-        from adapters_hub.tasks.classification import classify
-
         return classify(
             self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size
         )
@@ -355,15 +105,11 @@ class AdaptedModel:
         row's adapter was trained with, else the last token of a decoder, else the mean. Raises
         `HeadError` for a blend of adapters that were trained to embed in different ways.
         """
-        from adapters_hub.embedding import embed
-
         texts = [texts] if isinstance(texts, str) else list(texts)
         return embed(self, texts, adapters, batch_size, prompt, prompt_name, pooling)
 
-    def encoder(self, adapters: Weights = None, pooling: str | None = None) -> "Encoder":
+    def encoder(self, adapters: Weights = None, pooling: str | None = None) -> Encoder:
         """The model under one blend, usable where a ``SentenceTransformer`` encodes."""
-        from adapters_hub.embedding import Encoder
-
         return Encoder(self, adapters, pooling)
 
     def answer(
@@ -377,7 +123,7 @@ class AdaptedModel:
         max_length: int = 256,
         stride: int = 64,
         batch_size: int = 32,
-    ) -> list["Answer"]:
+    ) -> list[Answer]:
         """The `Answer` to each question in its context: text, score, start and end in characters.
 
         One text stands for all rows. ``no_answer``: by how much the null score has to beat the best
@@ -385,62 +131,17 @@ class AdaptedModel:
         ``max_length`` tokens that share ``stride``. Raises `HeadError` where a row's blend
         has no head for it.
         """
-        from adapters_hub.tasks.question_answering import QuestionAnswering, answer
-
         task = QuestionAnswering(max_length, stride, max_answer_tokens, no_answer)
         return answer(self, task, question, context, adapters, batch_size)
 
     def tag(
         self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
-    ) -> list[list["Entity"]]:
+    ) -> list[list[Entity]]:
         """Each text's spans (`Entity`: text, label, score, start and end in characters), in order.
 
         What is behind the last position that the backbone has is in none.
         """
-        from adapters_hub.tasks.tokens import tag
-
         return tag(self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Trade time for memory in training; the second forward follows the first one's plan."""
-
-        def contexts() -> tuple[Any, Any]:  # a function, which a copy of the model just refers to
-            return self.bank.checkpoint_contexts()
-
-        self.hooks += enable_checkpointing(self.backbone.model, contexts)
-
-    def compile(self, slots: int = 8, rank: int = 16, **options: Any) -> None:
-        """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
-
-        A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
-        when they are wanted, without compiling again. It is compiled once each for rows with blends
-        of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
-        """
-        self.bank.open_window(slots, rank, self.backbone.device, self.backbone.dtype)
-        self.backbone.model.compile(**options)
-
-    def can_merge(self, plan: Plan) -> bool:
-        """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
-        whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
-        weights: list[Any] = [self.backbone.sites[site].weight for site in plan.sites]
-        whole = whole and all(weight.dtype == torch.float32 for weight in weights)
-        if not whole or self.bank.window is not None or wrapped(self.backbone.model):
-            return False
-        return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
-
-    def merged_view(self, plan: Plan, blend: Blend) -> Any:
-        """The backbone with a blend in its weights, sharing what it does not change; the last one
-        is kept.
-        """
-        versions = [self.backbone.sites[site].weight._version for site in sorted(plan.sites)]
-        key = (plan.atoms, tuple(plan.weights.flatten().tolist()), versions)
-        kept = self._merged
-        if kept is None or kept[0] != key:
-            self._merged = None  # two would not fit
-            pieces, hooks = pieces_of(self, blend), self.bank.hook_ids()
-            kept = key, merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
-            self._merged = kept
-        return kept[1]
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
@@ -456,7 +157,7 @@ class AdaptedModel:
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 
-        ``method``, ``rank`` and further options are those of `adapters_hub.compose.METHODS`; the
+        ``method``, ``rank`` and further options are those of `compose.methods.METHODS`; the
         default is exact. The head, if one adapter has one, goes along. Raises `HeadError` for two
         heads, `SettingsError` for a method or an option that cannot work.
         """
@@ -470,3 +171,65 @@ class AdaptedModel:
         where a weight cannot take a delta without being rounded again.
         """
         return merge(self, blend)
+
+
+def load_backbone(
+    name: str = "starter",
+    *,
+    library: Library | str | os.PathLike[str] | None = None,
+    bits: int = 32,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    check_backbone: bool = True,
+    memory: int = MEMORY,
+    host_memory: int | None = None,
+) -> AdaptedModel:
+    """A backbone with no adapter active: ``starter``, a folder, or a hub id.
+
+    ``bits``: 32, 16 (bfloat16), or 8 and 4 by bitsandbytes. See `AdaptedModel`.
+    """
+    backbone = backbones.load_backbone(
+        name, bits=bits, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if not isinstance(library, Library):
+        library = Library(library)
+    return AdaptedModel(
+        backbone, library, memory=memory, host_memory=host_memory, check_backbone=check_backbone
+    )
+
+
+def load(
+    language: str | None = None,
+    domain: str | None = None,
+    *,
+    library: Library | str | os.PathLike[str] | None = None,
+    bits: int = 32,
+    device: str | torch.device | None = None,
+) -> AdaptedModel:
+    """The backbone that a language's and a domain's adapters name, with both active.
+
+    A language without an adapter falls back to the closest one within a stated distance, with a
+    logged warning. Raises `NotFoundError`, or `BackboneMismatchError` if they name two backbones.
+    """
+    library = library if isinstance(library, Library) else Library(library)
+    terms = [f"domain:{domain}"] if domain else []
+    terms += [f"lang:{language}"] if language else []
+    if not terms:
+        raise NotFoundError("load() needs a language or a domain; load_backbone() takes none")
+    found: list[AdapterInfo] = []
+    for term in terms:
+        found.append(library.find(term, found[0].fingerprint if found else None))
+    names = {info.backbone for info in found}
+    if len(names) != 1 or None in names:
+        raise BackboneMismatchError(
+            "the adapters must name one backbone, and name "
+            + ", ".join(f"{info.backbone} ({info.name})" for info in found)
+            + "; load_backbone(...) takes it from you"
+        )
+    model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
+    exact = Blend.of([info.name for info in reversed(found)])
+    model.residents.load(set(exact.terms))
+    once = tuple((name, 1.0) for name in exact.terms)  # if both are one
+    model.active = Blend(once, exact=True)
+    return model

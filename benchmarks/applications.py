@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 from ways import OURS, Ways
 
-from adapters_hub import languages
-from adapters_hub.data import read_data, select, with_held_out
-from adapters_hub.embedding import by_length
-from adapters_hub.ranking import ranking_metrics, ranks
-from adapters_hub.tasks import Row
+from adapters_hub.data.reading import read_data, select, with_held_out
+from adapters_hub.data.rows import Row
+from adapters_hub.library import languages
+from adapters_hub.metrics.ranking import ranking_metrics, ranks
+from adapters_hub.tasks.pooling import by_length
 from adapters_hub.tasks.question_answering import QuestionAnswering, gold_spans
 
 

@@ -28,8 +28,9 @@ from peft import LoraConfig, get_peft_model
 from report import report
 from torch import Tensor, nn
 
-from adapters_hub.compose import Piece, compose_sites
-from adapters_hub.tables import markdown
+from adapters_hub.compose.core_space import Piece
+from adapters_hub.compose.methods import compose_sites
+from adapters_hub.metrics.tables import markdown
 
 SHAPES = [(512, 512)] * 48 + [(2048, 512)] * 24 + [(512, 2048)] * 12
 RANK = 16

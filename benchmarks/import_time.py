@@ -28,7 +28,7 @@ import time
 
 from report import report
 
-from adapters_hub.tables import markdown
+from adapters_hub.metrics.tables import markdown
 
 BARE = "pass"
 STATEMENTS = {

@@ -41,9 +41,9 @@ from report import report
 from safetensors.numpy import save
 
 from adapters_hub import AdapterInfo, Library
-from adapters_hub.info import CONFIG_FILE, WEIGHTS_FILE, metadata
-from adapters_hub.tables import markdown
-from adapters_hub.tensorfile import read_header
+from adapters_hub.library.adapter_file import CONFIG_FILE, WEIGHTS_FILE, metadata
+from adapters_hub.library.safetensors_file import read_header
+from adapters_hub.metrics.tables import markdown
 
 _LANGUAGES = "ar bg bn cs da de el en es et fa fi fr he hi hr hu id it ja ka ko lt lv nb nl pl pt"
 TAGS = f"{_LANGUAGES} ro ru sk sl sr sv sw ta th tr uk zh".split()

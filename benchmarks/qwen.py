@@ -16,9 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import save_file
 
 from adapters_hub import AdapterInfo, Library
-from adapters_hub.adapter import Adapter
-from adapters_hub.backbone import Backbone, find_sites, site_shape
+from adapters_hub.backbone.backbone import Backbone, find_sites, site_shape
 from adapters_hub.model import AdaptedModel
+from adapters_hub.runtime.adapter import Adapter
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHAPES: dict[str, dict[str, int]] = {

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import adapters_hub as ah
-from adapters_hub.tables import markdown
+from adapters_hub.metrics.tables import markdown
 
 
 @torch.inference_mode()

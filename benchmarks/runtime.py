@@ -45,10 +45,9 @@ from report import report
 from transformers import DynamicCache
 
 from adapters_hub import Library
-from adapters_hub.compose import compose_sites
-from adapters_hub.exporting import pieces_of
-from adapters_hub.generation import run as generate
-from adapters_hub.tables import markdown
+from adapters_hub.compose.methods import compose_sites
+from adapters_hub.inference.generate import run as generate
+from adapters_hub.metrics.tables import markdown
 
 ROWS, PROMPT, CACHED, SLACK = 16, 128, 32, 1.15
 PARTS = ("decode", "prefill", "generate", "swap", "load", "svd", "bits")
@@ -254,7 +253,7 @@ class Bench:
         """Two adapters into one of rank 16 by truncated SVD."""
         rank = self.options.rank
         blend = self.model.resolve("a0 + 0.5*a1")
-        pieces = pieces_of(self.model, blend)
+        pieces = self.model.pieces(blend)
         took: dict[str, list[float]] = {"ours": [], "peft": []}
         for _ in range(5):
             start = time.perf_counter()
@@ -280,7 +279,7 @@ class Bench:
 
     def bits(self) -> list[Line]:
         """An 8-bit backbone: what it weighs, and whether a mixed batch is 8-bit base + delta."""
-        from adapters_hub.loading import load_backbone
+        from adapters_hub.model import load_backbone
 
         folder = self.folder / "checkpoint"
         self.plain.save_pretrained(folder)

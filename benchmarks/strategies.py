@@ -5,14 +5,14 @@
 
 Draws configurations of one site (widths, rows, tokens, adapters, ranks, rows in order or shuffled,
 adapters used evenly or not), times the masked and the grouped parts of each on the same input, one
-after the other, and fits ``adapters_hub.plan.Costs`` to a half of them: non-negative least squares
+after the other, and fits ``runtime.plan.Costs`` to a half of them: non-negative least squares
 of relative errors. Then, on the other half:
 
 - ``right``: how often a rule takes the faster way.
 - ``loss``: the time of what it takes over the time of the faster way, in all, and at worst.
 
 Rules: always masked, always grouped, the prices in the package, the prices fitted just now. Also
-fits ``adapters_hub.merging.MERGE_COST``, the time to merge a weight.
+fits ``adapters_hub.runtime.merged.MERGE_COST``, the time to merge a weight.
 
 Without gradients, float32. The backbone's own product is not part of any time.
 """
@@ -30,10 +30,10 @@ from report import report
 from scipy.optimize import nnls
 from torch import nn
 
-from adapters_hub.bank import Bank, Run
-from adapters_hub.merging import MERGE_COST, merged_weight
-from adapters_hub.plan import COSTS, cost
-from adapters_hub.tables import markdown
+from adapters_hub.metrics.tables import markdown
+from adapters_hub.runtime.bank import Bank, Run
+from adapters_hub.runtime.merged import MERGE_COST, merged_weight
+from adapters_hub.runtime.plan import COSTS, cost
 
 WIDTHS = (256, 512, 1024, 2048)
 

@@ -22,9 +22,10 @@ from peft import LoraConfig
 from report import report
 
 import adapters_hub as ah
-from adapters_hub.plan import Plan
-from adapters_hub.tables import markdown
-from adapters_hub.tasks import Row, make_task
+from adapters_hub.data.rows import Row
+from adapters_hub.metrics.tables import markdown
+from adapters_hub.runtime.plan import Plan
+from adapters_hub.tasks import make_task
 
 TEXT = "The room was quiet, and the staff were friendly and helpful when we came back late. " * 40
 RULE = Plan._masked_pays

@@ -13,7 +13,7 @@ are files of parallel lines, LANGUAGE.txt, of which the last 400 are the test, a
 (by a decoder; lower is better). For question answering they are SQuAD-like rows, all answerable,
 cut into train and test by context.
 
-Four ways train one adapter: ``adapters_hub.training.train``; the Trainer with its defaults,
+Four ways train one adapter: ``adapters_hub.training.loop.train``; the Trainer with its defaults,
 ``random`` sampling; (speed only) the Trainer with ``group_by_length``, which retrieval's has not;
 and with the ``same`` batches as ours, to tell how much of a difference is the choice of batches and
 how much the step itself. ``quality`` takes ours and the Trainer's ``--sampling``.
@@ -62,7 +62,7 @@ from applications import APPLICATIONS
 from report import report, spread
 from ways import Run, Ways
 
-from adapters_hub.tables import markdown
+from adapters_hub.metrics.tables import markdown
 
 
 def speed(ways: Ways) -> tuple[str, str, dict[str, Any]]:
@@ -150,7 +150,7 @@ def main() -> None:
     add("--part", choices=("speed", "quality"), default="speed")
     add("--task", choices=APPLICATIONS, default="classification")
     add("--backbone", default="starter", help="starter, minilm, a folder or a hub id")
-    add("--data", default=str(data), help="what adapters_hub.data reads: text, label, …")
+    add("--data", default=str(data), help="what adapters_hub.data.reading reads: text, label, …")
     add("--language", nargs="+", help="only these languages")
     add("--domain", help="only this domain")
     add("--limit", type=int, help="at most so many training and so many test rows")

@@ -23,13 +23,14 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 import adapters_hub as ah
-from adapters_hub.backbone import checkpoint_folder
-from adapters_hub.batches import plan_batches
-from adapters_hub.blend import Blend
-from adapters_hub.data import read_data, select, with_held_out
-from adapters_hub.evaluation import collect_records
-from adapters_hub.tasks import Row, task_class
-from adapters_hub.training import train
+from adapters_hub.backbone.backbone import checkpoint_folder
+from adapters_hub.data.batches import plan_batches
+from adapters_hub.data.reading import read_data, select, with_held_out
+from adapters_hub.data.rows import Row
+from adapters_hub.inference.records import collect_records
+from adapters_hub.library.blend import Blend
+from adapters_hub.tasks import task_class
+from adapters_hub.training.loop import train
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 DROPOUTS += ("classifier_dropout", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop")

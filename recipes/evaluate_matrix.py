@@ -16,10 +16,10 @@ files alone: adapters-hub matrix RESULTS draws them again.
 
 from pathlib import Path
 
-from adapters_hub.experiment import main
-from adapters_hub.matrix import Matrix
-from adapters_hub.matrix_report import draw, read_cells, tables
-from adapters_hub.settings import MatrixSettings, parse_settings
+from adapters_hub.evaluation.matrix import Matrix
+from adapters_hub.evaluation.report import draw, read_cells, tables
+from adapters_hub.training.run import main
+from adapters_hub.training.settings import MatrixSettings, parse_settings
 
 RECIPE = {
     "data": str(Path(__file__).parent / "data"),

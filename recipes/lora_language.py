@@ -19,9 +19,10 @@ starts one.
 from pathlib import Path
 
 from adapters_hub.errors import SettingsError
-from adapters_hub.evaluation import compare, table
-from adapters_hub.experiment import Experiment, main
-from adapters_hub.settings import parse_settings
+from adapters_hub.evaluation.scores import compare
+from adapters_hub.metrics.tables import table
+from adapters_hub.training.run import Experiment, main
+from adapters_hub.training.settings import parse_settings
 
 RECIPE = {
     "task": "language-modeling",

@@ -202,9 +202,9 @@ def learn_task(model, task, rows, steps=80, name="hotel", over=None):
     from peft import LoraConfig
 
     import adapters_hub as ah
-    from adapters_hub.batches import plan_batches
-    from adapters_hub.info import AdapterInfo
-    from adapters_hub.training import train
+    from adapters_hub.data.batches import plan_batches
+    from adapters_hub.library.adapter_file import AdapterInfo
+    from adapters_hub.training.loop import train
 
     settings = ah.TrainingSettings(
         steps=steps, batch_size=len(rows), learning_rate=1e-2, rank=4, resume=False

@@ -1,11 +1,11 @@
 """The README is checked against the disk: its tree, its commands, its Python names."""
 
 import re
-from pathlib import Path
+
+from helpers import ROOT
 
 import adapters_hub as ah
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

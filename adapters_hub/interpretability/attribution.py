@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
-from adapters_hub.model import AdaptedModel, Weights
-from adapters_hub.tasks.base import Example, Row, pad
-from adapters_hub.tasks.classification import Classification, encode_texts
+from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.heads import label_names
+from adapters_hub.text.tokenising import encode_texts
 
 _TOGETHER = 16
 """Points of the path that go through the model at once."""
@@ -44,7 +46,7 @@ class Attribution:
 
 
 def attribute(
-    model: AdaptedModel,
+    model: Runtime,
     text: str,
     adapters: Weights = None,
     target: str | None = None,

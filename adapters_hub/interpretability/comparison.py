@@ -16,21 +16,22 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from adapters_hub.adapter import read_factors
-from adapters_hub.blend import Blend
-from adapters_hub.blendfile import layer_of
-from adapters_hub.compose import locate
-from adapters_hub.corespace import Piece
-from adapters_hub.data import read_data
+from adapters_hub.compose.core_space import Piece
+from adapters_hub.compose.methods import locate
+from adapters_hub.data.reading import read_data
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
-from adapters_hub.evaluation import table
-from adapters_hub.info import AdapterInfo, read_adapter
 from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
-from adapters_hub.library import Library
-from adapters_hub.model import AdaptedModel, Weights
-from adapters_hub.tasks.base import Example, Row, pad
-from adapters_hub.tasks.classification import encode_texts
-from adapters_hub.tensorfile import atomic_write
+from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
+from adapters_hub.library.atomic import atomic_write
+from adapters_hub.library.blend import Blend
+from adapters_hub.library.layers import layer_of
+from adapters_hub.library.library import Library
+from adapters_hub.metrics.tables import table
+from adapters_hub.runtime.adapter import read_factors
+from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.text.tokenising import encode_texts
 
 OUTSIDE = "no layer"
 """The depth of sites that are in no layer, such as an LM head."""
@@ -86,7 +87,7 @@ class Comparison:
 
 
 def compare(
-    source: AdaptedModel | Library,
+    source: Runtime | Library,
     first: Weights,
     second: Weights,
     texts: Sequence[str] | None = None,
@@ -110,7 +111,7 @@ def compare(
         names = [str(blend) for blend in resolved]
         deltas = [deltas_of(source, blend) for blend in resolved]
     pairs = _compare_sites(names, deltas)
-    if texts is not None and isinstance(source, AdaptedModel):
+    if texts is not None and isinstance(source, Runtime):
         norms = interference(source, resolved[0], deltas, texts, max_length)
         pairs = {site: replace(pair, moved=norms[site]) for site, pair in pairs.items()}
     groups: dict[str, list[SitePair]] = {}
@@ -134,7 +135,7 @@ def one_term(blend: Weights) -> Blend:
     return found
 
 
-def deltas_of(model: AdaptedModel, blend: Blend) -> Deltas:
+def deltas_of(model: Runtime, blend: Blend) -> Deltas:
     """What a resolved blend of one term adds at each site, the scaling folded into the weight."""
     ((name, weight),) = blend.weights
     adapter = model.resident(name)
@@ -207,7 +208,7 @@ def in_depth(sites: Iterable[str]) -> list[str]:
 
 @torch.no_grad()
 def interference(
-    model: AdaptedModel,
+    model: Runtime,
     first: Blend,
     deltas: Sequence[Deltas],
     texts: Sequence[str],

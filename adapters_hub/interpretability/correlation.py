@@ -5,9 +5,9 @@ Knows reports and plain numbers; does not know how a gain is measured.
 
 from collections.abc import Mapping, Sequence
 
-from adapters_hub import bootstrap
-from adapters_hub.bootstrap import Correlation
 from adapters_hub.interpretability.comparison import Comparison
+from adapters_hub.metrics import bootstrap
+from adapters_hub.metrics.bootstrap import Correlation
 
 PREDICTORS = {
     "log2_energy_ratio": "log2 of the ratio of energies",

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters_hub.corespace import Piece, core_space, directions
-from adapters_hub.entries import blocks, generator
+from adapters_hub.compose.core_space import Piece, core_space, directions
+from adapters_hub.compose.entrywise import blocks, generator
 
 SAMPLE = 1 << 20
 """Entries of a site whose signs are compared; of a larger one a fixed sample of its rows."""

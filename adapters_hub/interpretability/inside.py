@@ -6,21 +6,20 @@ Knows a model's sites, layers, final norm and LM head; does not know tasks.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.blendfile import layer_of, layers_of
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, deltas_of, in_depth, one_term
 from adapters_hub.interpretability.geometry import energy
-from adapters_hub.model import AdaptedModel, Weights
-from adapters_hub.tasks.base import Example, Row, pad
-from adapters_hub.tasks.classification import encode_texts
-
-if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone
+from adapters_hub.library.layers import layer_of, layers_of
+from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.text.tokenising import encode_texts
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
 
@@ -50,7 +49,7 @@ class Whereabouts:
 
 
 @torch.no_grad()
-def where_it_acts(model: AdaptedModel, adapter: Weights) -> Whereabouts:
+def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
     """Where the energy of an adapter (a blend of one term) lies, beside the frozen weights'.
 
     8- and 4-bit weights are dequantised, one at a time. Raises `BlendError` for several terms.
@@ -131,7 +130,7 @@ class LogitLens:
 
 @torch.no_grad()
 def logit_lens(
-    model: AdaptedModel, text: str, adapters: Weights, against: Weights = None, *, top: int = 5
+    model: Runtime, text: str, adapters: Weights, against: Weights = None, *, top: int = 5
 ) -> LogitLens:
     """Each layer's hidden states through the final norm and the LM head, with and without adapters.
 
@@ -186,7 +185,7 @@ def _likeliest(logs: Tensor, tokenizer: Any, top: int) -> tuple[Guesses, ...]:
     )
 
 
-def _final_norm(backbone: "Backbone", layers: tuple[str, ...]) -> nn.Module:
+def _final_norm(backbone: Backbone, layers: tuple[str, ...]) -> nn.Module:
     """The norm between the last layer and the LM head; it stands beside the list of layers."""
     if backbone.kind == "decoder" and backbone.has_lm_head and layers:
         beside = backbone.base.get_submodule(layers[0].rpartition(".")[0].rpartition(".")[0])
@@ -201,7 +200,7 @@ def _final_norm(backbone: "Backbone", layers: tuple[str, ...]) -> nn.Module:
 
 
 @contextmanager
-def _watching(backbone: "Backbone", layers: tuple[str, ...]) -> Iterator[list[Tensor]]:
+def _watching(backbone: Backbone, layers: tuple[str, ...]) -> Iterator[list[Tensor]]:
     """What goes into the first layer in a forward inside the block, and what leaves each."""
     seen: list[Tensor] = []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, Comparison
-from adapters_hub.tensorfile import atomic_write
+from adapters_hub.library.atomic import atomic_write
 
 FORMATS = (".png", ".svg")
 _BLUE, _ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, apart in grey too

@@ -3,14 +3,15 @@
 from importlib import import_module
 from typing import Any
 
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
-from adapters_hub.tasks.base import Example, Row, Task
+from adapters_hub.tasks.base import Example, Task
 
 _HOME = {
     "language-modeling": ("language_modeling", "LanguageModeling"),
     "classification": ("classification", "Classification"),
     "question-answering": ("question_answering", "QuestionAnswering"),
-    "token-classification": ("tokens", "TokenClassification"),
+    "token-classification": ("token_classification", "TokenClassification"),
     "retrieval": ("retrieval", "Retrieval"),
     "generation": ("generation", "Generation"),
     "translation": ("translation", "Translation"),

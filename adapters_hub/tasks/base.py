@@ -6,43 +6,22 @@ for a loss a row, and hand records to `metrics`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adapters_hub.adapter import Adapter
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.padding import padded
+from adapters_hub.data.rows import Row
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Heads, Runtime
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.info import AdapterInfo
-    from adapters_hub.model import AdaptedModel, Heads
-    from adapters_hub.settings import TrainingSettings
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of data. ``key`` is equal for translations of one item, so splits can respect it.
-
-    A ``label`` that is a tuple is any number of labels, of which none excludes another.
-    """
-
-    text: str
-    label: str | tuple[str, ...] | None = None
-    language: str | None = None
-    domain: str | None = None
-    key: str | None = None
-    where: str = ""  # file and line, for messages
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Its label, or labels, as far as they are said."""
-        if self.label is None:
-            return ()
-        return (self.label,) if isinstance(self.label, str) else self.label
+    from adapters_hub.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -94,27 +73,27 @@ class Task(ABC):
         """The task as a run's settings and its rows have it; `DataError` for rows it cannot use."""
 
     @abstractmethod
-    def prefix(self, backbone: "Backbone") -> str:
+    def prefix(self, backbone: Backbone) -> str:
         """What stands before a site's path in the class that a trained adapter is saved for."""
 
     @abstractmethod
-    def peft_task_type(self, backbone: "Backbone") -> str | None:
+    def peft_task_type(self, backbone: Backbone) -> str | None:
         """PEFT's ``task_type`` of a trained adapter."""
 
-    def sites(self, backbone: "Backbone") -> list[str]:
+    def sites(self, backbone: Backbone) -> list[str]:
         """The body's sites in the class that a trained adapter is saved for."""
         return backbone.lm_sites
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         """What ``metric`` measures on this backbone, for tables and cards."""
         return self.metric
 
-    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
+    def new_head(self, backbone: Backbone, seed: int) -> dict[str, Tensor]:
         """Fresh head parameters by path; empty where the backbone's own head serves."""
         return {}
 
     def new_adapter(
-        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
+        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
     ) -> Adapter:
         """A fresh adapter with this task's head; see `Adapter.create`."""
         return Adapter.create(
@@ -133,7 +112,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
     def rows(self, example: Example) -> list[Row]:
@@ -153,7 +132,7 @@ class Task(ABC):
 
     @abstractmethod
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         """One padded batch on the backbone's device; ``seed`` for what is random (masking)."""
 
@@ -162,10 +141,10 @@ class Task(ABC):
         """The number of targets of each row (rows,): what a mean loss divides by."""
 
     @abstractmethod
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """Each row's loss summed over its targets (rows,), in nats, under the current plan."""
 
-    def outputs(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def outputs(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """What the rows of a task that couples compare: (sequences, width), float32."""
         raise NotImplementedError(f"{self.name} does not couple rows")
 
@@ -181,9 +160,9 @@ class Task(ABC):
     @abstractmethod
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         """What `metrics` needs of each row, as JSON values."""
@@ -208,11 +187,11 @@ class Task(ABC):
         """The same task with what is too slow to be measured at each look at dev."""
         return self
 
-    def shown(self, backbone: "Backbone") -> list[Shown]:
+    def shown(self, backbone: Backbone) -> list[Shown]:
         """What tables show of `metrics`, each a table."""
         return [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
 
-    def usage(self, row: Row, backbone: "Backbone") -> str | None:
+    def usage(self, row: Row, backbone: Backbone) -> str | None:
         """The Python call that uses an adapter trained for this task on a row, to be shown."""
         return None
 
@@ -221,18 +200,9 @@ class Task(ABC):
         return False
 
 
-def pad(examples: Sequence[Example], backbone: "Backbone", multiple: int = 1) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` (rows, tokens), padded on the right."""
-    longest = max(len(example.input_ids) for example in examples)
-    longest += -longest % multiple
-    fill = backbone.config.get_text_config().pad_token_id
-    ids = torch.full((len(examples), longest), fill if fill is not None else 0, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-        mask[row, : len(example.input_ids)] = 1
-    device = backbone.device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+def pad(examples: Sequence[Example], backbone: Backbone, multiple: int = 1) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` (rows, tokens) of examples, padded on the right."""
+    return padded([example.input_ids for example in examples], backbone, multiple=multiple)
 
 
 def per_row(values: Tensor, rows: Tensor, count: int) -> Tensor:

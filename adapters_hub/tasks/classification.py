@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.info import MULTI_LABEL
-from adapters_hub.prompting import filler
-from adapters_hub.tasks.base import Example, Row, pad
-from adapters_hub.tasks.heads import HeadTask, label_names, multi_label, row_logits
+from adapters_hub.library.adapter_file import MULTI_LABEL, AdapterInfo
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.tasks.heads import HeadTask, row_logits
+from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
-    from adapters_hub.adapter import Adapter
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.info import AdapterInfo
-    from adapters_hub.model import AdaptedModel, Adapters, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class Classification(HeadTask):
     def labels(self) -> tuple[str, ...]:
         return self.label_names
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         return "macro-F1"
 
     def new_adapter(
-        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
-    ) -> "Adapter":
+        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+    ) -> Adapter:
         kept = replace(info, problem_type=MULTI_LABEL if self.multi_label else None)
         return super().new_adapter(kept, backbone, lora, seed)
 
-    def usage(self, row: Row, backbone: "Backbone") -> str:
+    def usage(self, row: Row, backbone: Backbone) -> str:
         return f"model.classify([{row.text!r}])"
 
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         known = {label: number for number, label in enumerate(self.label_names)}
         targets: list[int | tuple[int, ...] | None] = []
         for row in rows:
@@ -118,7 +118,7 @@ class Classification(HeadTask):
                 raise DataError(f"{example.row.where}: field 'label' is missing")
 
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if any(example.target is None for example in examples):
@@ -134,7 +134,7 @@ class Classification(HeadTask):
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
         if self.multi_label:
             targets = targets * (1 - self.smoothing) + self.smoothing / 2
@@ -146,9 +146,9 @@ class Classification(HeadTask):
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         logits = self.logits(model, batch, heads)
@@ -197,7 +197,7 @@ class Classification(HeadTask):
         gold, predicted = record["label"], record["predicted"]
         return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
 
-    def logits(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """(rows, labels), each row by its own head."""
         return row_logits(self.shell(model.backbone), batch, heads)
 
@@ -221,57 +221,3 @@ def multi_label_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "macro_f1": sum(scores) / len(scores) if scores else 1.0,
         "exact_match": sum(gold == predicted for gold, predicted in pairs) / len(pairs),
     }
-
-
-def encode_texts(texts: Sequence[str], backbone: "Backbone", max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_length`` or the backbone's own limit; one at least."""
-    if not texts:
-        return []  # which tokenizers do not take
-    found = backbone.tokenizer(
-        list(texts),
-        truncation=True,
-        max_length=text_limit(backbone, max_length),
-        # the end token's name inside a text would be a second end, from which classes read
-        split_special_tokens=backbone.kind == "encoder-decoder",
-    )["input_ids"]
-    return [ids or filler(backbone.tokenizer) for ids in found]
-
-
-def text_limit(backbone: "Backbone", max_length: int) -> int:
-    """At how many tokens a text is cut; `SettingsError` where special tokens leave it none."""
-    least = 1 + backbone.tokenizer.num_special_tokens_to_add()
-    if max_length < least:
-        raise SettingsError(f"max_length={max_length}: must be {least} or more on {backbone.name}")
-    return min(max_length, backbone.max_tokens or max_length)
-
-
-@torch.no_grad()
-def classify(
-    model: "AdaptedModel", texts: Sequence[str], adapters: "Adapters", batch_size: int
-) -> list[dict[str, float]]:
-    """See `AdaptedModel.classify`. Rows may use heads with different labels, of both kinds."""
-    if batch_size < 1:
-        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
-    blends = model.blends(len(texts), adapters)
-    owners = list(map(model.head_owner, blends))
-    tasks = {}
-    for name in dict.fromkeys(owners):
-        adapter = model.resident(name)
-        names = label_names(adapter, model.backbone, Classification.name)
-        tasks[name] = Classification(names, multi_label=multi_label(adapter))
-    encoded = encode_texts(texts, model.backbone, 10**9)
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-    found: dict[int, dict[str, float]] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for task in dict.fromkeys(tasks[owners[i]] for i in rows):
-            mine = [i for i in rows if tasks[owners[i]] == task]
-            batch = task.collate([Example(encoded[i], Row(texts[i])) for i in mine], model.backbone)
-            own = [blends[i] for i in mine]
-            with model.bank.using(model.plan(own)):
-                logits = task.logits(model, batch, model.heads(own))
-            for i, scores in zip(mine, task.probabilities(logits).tolist(), strict=True):
-                pairs = zip(task.label_names, scores, strict=True)
-                ranked = sorted(pairs, key=lambda pair: -pair[1])
-                found[i] = dict(ranked)
-    return [found[i] for i in range(len(texts))]

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.padding import padded
+from adapters_hub.data.pairs import is_text
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.prompting import Prompt, check_writes, padded, prompt_ids, surroundings
-from adapters_hub.tasks.base import Example, Row, Shown, pad
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.metrics.text_scores import chrf, has_sacrebleu, signature
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, Shown, pad
 from adapters_hub.tasks.language_modeling import IGNORED, BitsTask
-from adapters_hub.tasks.pairs import is_text
-from adapters_hub.tasks.text_scores import chrf, has_sacrebleu, signature
+from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids
+from adapters_hub.text.tokenising import surroundings
 
 if TYPE_CHECKING:
-    from adapters_hub.adapter import Adapter
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.info import AdapterInfo
-    from adapters_hub.model import AdaptedModel, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +83,24 @@ class Generation(BitsTask):
             max_new_tokens=settings.max_new_tokens,
         )
 
-    def peft_task_type(self, backbone: "Backbone") -> str:
+    def peft_task_type(self, backbone: Backbone) -> str:
         check_writes(backbone)
         return "CAUSAL_LM" if backbone.kind == "decoder" else "SEQ_2_SEQ_LM"
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         return "bits per byte"
 
-    def default_prompt(self, backbone: "Backbone") -> str:
+    def default_prompt(self, backbone: Backbone) -> str:
         """The template where none was given."""
         return "{text}\n" if backbone.kind == "decoder" else "{text}"
 
-    def prompting(self, backbone: "Backbone") -> Prompt:
+    def prompting(self, backbone: Backbone) -> Prompt:
         """The prompt that rows are set into on a backbone."""
         return Prompt(self.prompt or self.default_prompt(backbone), self.chat)
 
     def new_adapter(
-        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
-    ) -> "Adapter":
+        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+    ) -> Adapter:
         prompts = self.prompting(backbone).stored()
         return super().new_adapter(replace(info, prompts=prompts), backbone, lora, seed)
 
@@ -111,18 +114,18 @@ class Generation(BitsTask):
         return {name: value for name, value in own.items() if name != "target"}
 
     def sources(
-        self, rows: Sequence[Row], backbone: "Backbone", limits: Sequence[int] | None = None
+        self, rows: Sequence[Row], backbone: Backbone, limits: Sequence[int] | None = None
     ) -> list[list[int]]:
         """Token ids of each row's prompt, cut at its limit."""
         prompt = self.prompting(backbone)
         texts = [prompt.fill(self.fields(row), row.where) for row in rows]
         return prompt_ids(backbone, texts, prompt.chat, limits)
 
-    def starts(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+    def starts(self, rows: Sequence[Row], backbone: Backbone) -> list[list[int]]:
         """What the decoder of an encoder-decoder is given in each row, before it writes."""
         return [[start_token(backbone)] for _ in rows]
 
-    def targets(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+    def targets(self, rows: Sequence[Row], backbone: Backbone) -> list[list[int]]:
         """Token ids of each row's target, with the end token behind it."""
         texts = [target_of(row) for row in rows]
         special = backbone.kind == "encoder-decoder"  # as its decoder was pretrained to write
@@ -130,7 +133,7 @@ class Generation(BitsTask):
         end = backbone.tokenizer.eos_token_id
         return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in found]
 
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         check_writes(backbone)
         if not rows:
             return []  # which tokenizers do not take
@@ -159,7 +162,7 @@ class Generation(BitsTask):
         return examples
 
     def _check_room(
-        self, rows: Sequence[Row], needs: Sequence[int], limit: int, backbone: "Backbone"
+        self, rows: Sequence[Row], needs: Sequence[int], limit: int, backbone: Backbone
     ) -> None:
         long = [number for number, need in enumerate(needs) if need > limit]
         if not long:
@@ -174,7 +177,7 @@ class Generation(BitsTask):
         )
 
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
@@ -194,9 +197,9 @@ class Generation(BitsTask):
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
@@ -227,7 +230,7 @@ class Generation(BitsTask):
     def final(self) -> "Generation":
         return replace(self, writes=True) if has_sacrebleu() else self
 
-    def shown(self, backbone: "Backbone") -> list[Shown]:
+    def shown(self, backbone: Backbone) -> list[Shown]:
         found = super().shown(backbone)
         if self.writes:
             found.append(Shown("chrf", "chrF", True, signature("chrf")))
@@ -235,11 +238,12 @@ class Generation(BitsTask):
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 
-    def written(self, model: "AdaptedModel", examples: Sequence[Example]) -> list[str]:
+    def written(self, model: Runtime, examples: Sequence[Example]) -> list[str]:
         """What the model writes for each example, greedily, under the current plan."""
         backbone, decoder = model.backbone, model.backbone.kind == "decoder"
         given = [example.target.ids[: example.target.given] for example in examples]
-        inputs = padded(given if decoder else [example.input_ids for example in examples], backbone)
+        prompts = given if decoder else [example.input_ids for example in examples]
+        inputs = padded(prompts, backbone, left=decoder)
         size = inputs["input_ids"].shape[1] if decoder else len(given[0])
         if not decoder:
             inputs |= decoder_inputs(given, backbone)
@@ -251,11 +255,11 @@ class Generation(BitsTask):
         rows = [example.row for example in examples]
         return [self.finish(text, row, backbone) for text, row in zip(texts, rows, strict=True)]
 
-    def finish(self, text: str, row: Row, backbone: "Backbone") -> str:
+    def finish(self, text: str, row: Row, backbone: Backbone) -> str:
         """The answer in what was written."""
         return text.strip()
 
-    def usage(self, row: Row, backbone: "Backbone") -> str:
+    def usage(self, row: Row, backbone: Backbone) -> str:
         names = self.prompting(backbone).names
         own = {name: value for name, value in self.fields(row).items() if name in names}
         return f"model.generate([{own!r}])"
@@ -274,7 +278,7 @@ def target_of(row: Row, column: str = "target") -> str:
     return text
 
 
-def start_token(backbone: "Backbone") -> int:
+def start_token(backbone: Backbone) -> int:
     """The token an encoder-decoder's decoder starts from."""
     model: Any = backbone.model
     for said in (backbone.config, model.generation_config):
@@ -284,7 +288,7 @@ def start_token(backbone: "Backbone") -> int:
     raise BackboneError(f"{backbone.name}: its configuration has no decoder_start_token_id")
 
 
-def decoder_inputs(starts: Sequence[Sequence[int]], backbone: "Backbone") -> dict[str, Tensor]:
+def decoder_inputs(starts: Sequence[Sequence[int]], backbone: Backbone) -> dict[str, Tensor]:
     """What ``generate`` takes, so that each row's decoder starts from its own tokens, all as many.
 
     The first of them is also given as the start token, before which transformers would else put

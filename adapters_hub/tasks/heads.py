@@ -5,20 +5,19 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
 
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.task_shell import TaskShell
 from adapters_hub.errors import HeadError
-from adapters_hub.info import MULTI_LABEL
+from adapters_hub.library.adapter_file import MULTI_LABEL
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Heads
 from adapters_hub.tasks.base import Task
-
-if TYPE_CHECKING:
-    from adapters_hub.adapter import Adapter
-    from adapters_hub.backbone import Backbone, TaskShell
-    from adapters_hub.model import Heads
 
 CLASSES = {
     "classification": "AutoModelForSequenceClassification",
@@ -39,32 +38,32 @@ class HeadTask(Task):
         """How many outputs the head has."""
         return len(self.labels or ())
 
-    def shell(self, backbone: "Backbone") -> "TaskShell":
+    def shell(self, backbone: Backbone) -> TaskShell:
         """The task's class around the backbone; `BackboneError` where there is none."""
         return task_shell(backbone, self.name, self.head_size)
 
-    def prefix(self, backbone: "Backbone") -> str:
+    def prefix(self, backbone: Backbone) -> str:
         return self.shell(backbone).prefix
 
-    def sites(self, backbone: "Backbone") -> list[str]:
+    def sites(self, backbone: Backbone) -> list[str]:
         return self.shell(backbone).sites
 
-    def peft_task_type(self, backbone: "Backbone") -> str:
+    def peft_task_type(self, backbone: Backbone) -> str:
         return self.task_type
 
-    def new_head(self, backbone: "Backbone", seed: int) -> dict[str, Tensor]:
+    def new_head(self, backbone: Backbone, seed: int) -> dict[str, Tensor]:
         return self.shell(backbone).initial_head(seed)
 
     def needs_head(self) -> bool:
         return True
 
 
-def task_shell(backbone: "Backbone", task: str, outputs: int) -> "TaskShell":
+def task_shell(backbone: Backbone, task: str, outputs: int) -> TaskShell:
     """A task's class around the backbone, with so many outputs."""
     return backbone.shell(CLASSES[task], num_labels=outputs)
 
 
-def row_logits(shell: "TaskShell", batch: Mapping[str, Tensor], heads: "Heads") -> Tensor:
+def row_logits(shell: TaskShell, batch: Mapping[str, Tensor], heads: Heads) -> Tensor:
     """(rows, labels) or (rows, tokens, labels), each row by its own head."""
     inputs = {key: batch[key] for key in _INPUTS if key in batch}
     parts = shell(heads, inputs)
@@ -76,7 +75,7 @@ def row_logits(shell: "TaskShell", batch: Mapping[str, Tensor], heads: "Heads") 
     return out
 
 
-def outputs_of(adapter: "Adapter", backbone: "Backbone", task: str) -> int:
+def outputs_of(adapter: Adapter, backbone: Backbone, task: str) -> int:
     """How many outputs an adapter's head has in a task's class.
 
     Raises `HeadError` where the head is another task's, or not one of this architecture's class.
@@ -96,7 +95,7 @@ def outputs_of(adapter: "Adapter", backbone: "Backbone", task: str) -> int:
     )
 
 
-def label_names(adapter: "Adapter", backbone: "Backbone", task: str) -> tuple[str, ...]:
+def label_names(adapter: Adapter, backbone: Backbone, task: str) -> tuple[str, ...]:
     """An adapter's labels; ``LABEL_0``, … as in transformers where its files name none.
 
     Raises `HeadError` where its head is not one of the task's class, or a regression.
@@ -110,18 +109,18 @@ def label_names(adapter: "Adapter", backbone: "Backbone", task: str) -> tuple[st
     return names
 
 
-def multi_label(adapter: "Adapter") -> bool:
+def multi_label(adapter: Adapter) -> bool:
     """Whether a row may have any number of an adapter's labels."""
     return adapter.info.problem_type == MULTI_LABEL
 
 
-def shell_of(adapter: "Adapter", backbone: "Backbone") -> "TaskShell":
+def shell_of(adapter: Adapter, backbone: Backbone) -> TaskShell:
     """The task class that an adapter's head belongs to."""
     task = task_of(adapter)
     return task_shell(backbone, task, outputs_of(adapter, backbone, task))
 
 
-def plain_model(backbone: "Backbone", adapter: "Adapter") -> Any:
+def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
     """A transformers model of the head's class, all of it a copy, with an adapter's head."""
     config, task = copy.deepcopy(backbone.config), task_of(adapter)
     config.num_labels = outputs_of(adapter, backbone, task)
@@ -139,6 +138,6 @@ def plain_model(backbone: "Backbone", adapter: "Adapter") -> Any:
     return plain.eval().requires_grad_(False)
 
 
-def task_of(adapter: "Adapter") -> str:
+def task_of(adapter: Adapter) -> str:
     """The task of an adapter's head; one whose files say none is taken for a classifier."""
     return adapter.info.task if adapter.info.task in CLASSES else "classification"

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.prompting import surroundings
-from adapters_hub.tasks.base import Example, Row, Task, pad, per_row
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, Task, pad, per_row
+from adapters_hub.text.tokenising import surroundings
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.model import AdaptedModel, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 IGNORED = -100
 _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -26,13 +27,13 @@ _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 class BitsTask(Task):
     """A task that predicts target tokens by the backbone's own head, measured in bits."""
 
-    def prefix(self, backbone: "Backbone") -> str:
+    def prefix(self, backbone: Backbone) -> str:
         return backbone.prefix
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] != IGNORED).sum(1).float()
 
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         return target_nats(model, batch)
 
     def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -71,18 +72,18 @@ class LanguageModeling(BitsTask):
     ) -> "LanguageModeling":
         return cls(max_length=settings.max_length, mask_probability=settings.mask_probability)
 
-    def peft_task_type(self, backbone: "Backbone") -> str | None:
+    def peft_task_type(self, backbone: Backbone) -> str | None:
         return "CAUSAL_LM" if backbone.kind == "decoder" else None
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         return "bits per byte" if backbone.kind == "decoder" else "bits per masked token"
 
-    def usage(self, row: Row, backbone: "Backbone") -> str | None:
+    def usage(self, row: Row, backbone: Backbone) -> str | None:
         if backbone.kind != "decoder":
             return None
         return f"model.generate([{row.text[:24]!r}], max_new_tokens=24)"
 
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         if not backbone.has_lm_head:
             raise BackboneError(
                 f"{backbone.name} has no language-model head in its checkpoint, so there is no "
@@ -125,7 +126,7 @@ class LanguageModeling(BitsTask):
         return examples
 
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
@@ -136,9 +137,9 @@ class LanguageModeling(BitsTask):
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
@@ -165,7 +166,7 @@ class LanguageModeling(BitsTask):
         return {"bits": per_byte, "bits_per_byte": per_byte, **out}
 
     def _mask(
-        self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: "Backbone", seed: int
+        self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: Backbone, seed: int
     ) -> dict[str, Tensor]:
         """BERT's masking, drawn a row at a time, so that it does not depend on the batch."""
         ids = batch["input_ids"].cpu()
@@ -191,7 +192,7 @@ class LanguageModeling(BitsTask):
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
 
 
-def target_nats(model: "AdaptedModel", batch: dict[str, Tensor]) -> Tensor:
+def target_nats(model: Runtime, batch: dict[str, Tensor]) -> Tensor:
     """Each row's nats summed over its targets (rows,), under the current plan.
 
     ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.tasks.base import Example, Row, pad
-from adapters_hub.tasks.heads import HeadTask, outputs_of, row_logits
-from adapters_hub.tasks.squad import exact_match, f1
+from adapters_hub.metrics.squad import exact_match, f1
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.tasks.heads import HeadTask, row_logits
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.model import AdaptedModel, Adapters, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 Span = tuple[str, int]  # a gold answer and where it starts in the context, in characters
 _BEST = 20  # spans of a window that are looked at, as in SQuAD's scripts
@@ -105,17 +106,17 @@ class QuestionAnswering(HeadTask):
     def head_size(self) -> int:
         return 2  # start and end
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         return "F1"
 
-    def usage(self, row: Row, backbone: "Backbone") -> str:
+    def usage(self, row: Row, backbone: Backbone) -> str:
         usual, own = QuestionAnswering(), ""
         for name in ("max_length", "stride"):
             if (value := getattr(self, name)) != getattr(usual, name):
                 own += f", {name}={value}"
         return f"model.answer({row.fields['question']!r}, {row.text!r}{own})"
 
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         self.shell(backbone)  # says so if there is none
         return [e for number, row in enumerate(rows) for e in self._windows(number, row, backbone)]
 
@@ -125,7 +126,7 @@ class QuestionAnswering(HeadTask):
                 raise DataError(f"{example.row.where}: field 'answers' is missing")
 
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         context = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
@@ -146,11 +147,11 @@ class QuestionAnswering(HeadTask):
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         scores = self.logits(model, batch, heads).log_softmax(1)
         return -scores.gather(1, batch["labels"][:, None]).squeeze(1).mean(1)
 
-    def logits(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """Start and end (rows, tokens, 2), -inf where neither can be: each row by its own head."""
         logits = row_logits(self.shell(model.backbone), batch, heads).float()
         allowed = batch["context"].scatter(1, batch["null"][:, None], True)
@@ -158,9 +159,9 @@ class QuestionAnswering(HeadTask):
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         """A window's null score and its best spans [score, start, end, text]."""
@@ -245,7 +246,7 @@ class QuestionAnswering(HeadTask):
             return Answer("", shares[0], None, None)
         return Answer(spans[place][1], shares[1 + list(spans).index(place)], *place)
 
-    def _windows(self, number: int, row: Row, backbone: "Backbone") -> list[Example]:
+    def _windows(self, number: int, row: Row, backbone: Backbone) -> list[Example]:
         """A row's examples; every token of its context is in one of them or more."""
         question, gold = question_of(row), gold_spans(row)
         tokenizer = backbone.tokenizer
@@ -375,43 +376,3 @@ def _tokens_of(
 def _means(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
     first, second = zip(*scores, strict=True)
     return sum(first) / len(scores), sum(second) / len(scores)
-
-
-@torch.no_grad()
-def answer(
-    model: "AdaptedModel",
-    task: QuestionAnswering,
-    questions: str | Sequence[str],
-    contexts: str | Sequence[str],
-    adapters: "Adapters",
-    batch_size: int,
-) -> list[Answer]:
-    """See `AdaptedModel.answer`."""
-    from adapters_hub.evaluation import collect_records
-
-    if batch_size < 1:
-        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
-    one = isinstance(questions, str) and isinstance(contexts, str)
-    rows = 1 if one else max(len(x) for x in (questions, contexts) if not isinstance(x, str))
-    questions = [questions] * rows if isinstance(questions, str) else list(questions)
-    contexts = [contexts] * rows if isinstance(contexts, str) else list(contexts)
-    if len(questions) != len(contexts):
-        raise DataError(f"{len(questions)} questions for {len(contexts)} contexts: one each")
-    blends = model.blends(rows, adapters)
-    for name in sorted(set(map(model.head_owner, blends))):
-        outputs_of(model.resident(name), model.backbone, QuestionAnswering.name)
-    asked = [
-        Row(context, key=str(i), where=f"row {i}", fields={"question": question})
-        for i, (question, context) in enumerate(zip(questions, contexts, strict=True))
-    ]
-    for row in asked:
-        if not row.text.strip():
-            raise DataError(f"{row.where}: the context is empty")
-    records = collect_records(
-        model,
-        task,
-        task.encode(asked, model.backbone),
-        lambda row: blends[int(row.key or 0)],
-        batch_size=batch_size,
-    )
-    return [task.best(own) for own in by_question(records)]

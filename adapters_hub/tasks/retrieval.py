@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.embedding import POOLINGS, default_pooling, unit_vectors
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.pairs import pair_rows
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.ranking import ndcg, ranking_metrics, ranks
-from adapters_hub.tasks.base import Example, Row, Task, pad
-from adapters_hub.tasks.classification import encode_texts
-from adapters_hub.tasks.pairs import pair_rows
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.metrics.ranking import ndcg, ranking_metrics, ranks
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, Task, pad
+from adapters_hub.tasks.pooling import POOLINGS, default_pooling, unit_vectors
+from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
-    from adapters_hub.adapter import Adapter
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.info import AdapterInfo
-    from adapters_hub.model import AdaptedModel, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -82,24 +83,24 @@ class Retrieval(Task):
             temperature=settings.temperature,
         )
 
-    def prefix(self, backbone: "Backbone") -> str:
+    def prefix(self, backbone: Backbone) -> str:
         return ""  # saved for the bare model, which is what others pool
 
-    def peft_task_type(self, backbone: "Backbone") -> str:
+    def peft_task_type(self, backbone: Backbone) -> str:
         return "FEATURE_EXTRACTION"
 
-    def sites(self, backbone: "Backbone") -> list[str]:
+    def sites(self, backbone: Backbone) -> list[str]:
         sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
         if backbone.kind == "encoder-decoder":
             sites = [site for site in sites if site.startswith("encoder.")]
         return sites
 
-    def metric_name(self, backbone: "Backbone") -> str:
+    def metric_name(self, backbone: Backbone) -> str:
         return "nDCG@10"
 
     def new_adapter(
-        self, info: "AdapterInfo", backbone: "Backbone", lora: Any, seed: int = 0
-    ) -> "Adapter":
+        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+    ) -> Adapter:
         prompts = {"query": self.query_prompt, "document": self.document_prompt}
         prompts = {name: text for name, text in prompts.items() if text}
         pooling = self.pooling or default_pooling(backbone)
@@ -107,7 +108,7 @@ class Retrieval(Task):
             replace(info, pooling=pooling, prompts=prompts), backbone, lora, seed
         )
 
-    def encode(self, rows: Sequence[Row], backbone: "Backbone") -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         """A row's query, positive and negatives are one after another in its example.
 
         ``target`` has their lengths in tokens.
@@ -124,7 +125,7 @@ class Retrieval(Task):
             examples.append(Example(joined, row, tuple(map(len, own))))
         return examples
 
-    def usage(self, row: Row, backbone: "Backbone") -> str:
+    def usage(self, row: Row, backbone: Backbone) -> str:
         return f"model.encoder().encode_query([{row.text!r}])"
 
     def rows(self, example: Example) -> list[Row]:
@@ -134,7 +135,7 @@ class Retrieval(Task):
         return [row, *found]
 
     def collate(
-        self, examples: Sequence[Example], backbone: "Backbone", seed: int = 0
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         sequences = []
         for example in examples:
@@ -148,7 +149,7 @@ class Retrieval(Task):
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["documents"]))
 
-    def outputs(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def outputs(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """Unit vectors (sequences, width): each row's query, positive, negatives."""
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         pooling = self.pooling or default_pooling(model.backbone)
@@ -160,15 +161,15 @@ class Retrieval(Task):
         allowed = candidates(examples, owners).to(outputs.device)
         return info_nce(outputs, _counts(examples), allowed, self.temperature)
 
-    def loss(self, model: "AdaptedModel", batch: dict[str, Tensor], heads: "Heads") -> Tensor:
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         vectors = self.outputs(model, batch, heads)
         return info_nce(vectors, batch["documents"], batch["allowed"], self.temperature)
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         """Vectors are base64 of float32, texts are hashes: a record is JSON, and short."""

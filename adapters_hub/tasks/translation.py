@@ -8,28 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from adapters_hub import languages
-from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.prompting import check_writes, cut, prompt_of
-from adapters_hub.tasks.base import Example, Row, Shown
-from adapters_hub.tasks.generation import Generation, start_token, target_of
-from adapters_hub.tasks.language_codes import codes_of, decoder_start, special_tokens
-from adapters_hub.tasks.pairs import translations
-from adapters_hub.tasks.text_scores import (
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.pairs import translations
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import DataError
+from adapters_hub.library import languages
+from adapters_hub.metrics.text_scores import (
     bleu,
     chrf_plus_plus,
     require_scores,
     signature,
     wrong_language,
 )
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, Shown
+from adapters_hub.tasks.generation import Generation, start_token, target_of
+from adapters_hub.text.language_codes import codes_of, decoder_start, special_tokens
+from adapters_hub.text.tokenising import cut
 
 if TYPE_CHECKING:
-    from adapters_hub.backbone import Backbone
-    from adapters_hub.model import AdaptedModel, Adapters, Heads
-    from adapters_hub.settings import TrainingSettings
+    from adapters_hub.training.settings import TrainingSettings
 
 _DECODER = "{source_language}: {text}\n{target_language}:\n"
 _ENCODER_DECODER = "translate {source_language} to {target_language}: {text}"  # T5's
@@ -66,7 +66,7 @@ class Translation(Generation):
         tags = {row.language for row in rows} | {target_language(row) for row in rows}
         return replace(task, languages=tuple(sorted(tag for tag in tags if tag)))
 
-    def default_prompt(self, backbone: "Backbone") -> str:
+    def default_prompt(self, backbone: Backbone) -> str:
         if codes_of(backbone):
             return "{text}"
         return _DECODER if backbone.kind == "decoder" else _ENCODER_DECODER
@@ -85,7 +85,7 @@ class Translation(Generation):
         return {**super().fields(row), **own}
 
     def sources(
-        self, rows: Sequence[Row], backbone: "Backbone", limits: Sequence[int] | None = None
+        self, rows: Sequence[Row], backbone: Backbone, limits: Sequence[int] | None = None
     ) -> list[list[int]]:
         if not codes_of(backbone):
             return super().sources(rows, backbone, limits)
@@ -101,14 +101,14 @@ class Translation(Generation):
             found.append([*before, *ids, *after])
         return found
 
-    def starts(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+    def starts(self, rows: Sequence[Row], backbone: Backbone) -> list[list[int]]:
         if not codes_of(backbone):
             return super().starts(rows, backbone)
         start, tags = start_token(backbone), [target_language(row) for row in rows]
         known = {tag: decoder_start(tag, backbone, start) for tag in set(tags)}
         return [known[tag] for tag in tags]
 
-    def targets(self, rows: Sequence[Row], backbone: "Backbone") -> list[list[int]]:
+    def targets(self, rows: Sequence[Row], backbone: Backbone) -> list[list[int]]:
         if not codes_of(backbone):
             return super().targets(rows, backbone)
         end = [backbone.tokenizer.eos_token_id]
@@ -118,9 +118,9 @@ class Translation(Generation):
 
     def records(
         self,
-        model: "AdaptedModel",
+        model: Runtime,
         batch: dict[str, Tensor],
-        heads: "Heads",
+        heads: Heads,
         examples: Sequence[Example],
     ) -> list[dict[str, Any]]:
         found = super().records(model, batch, heads, examples)
@@ -147,7 +147,7 @@ class Translation(Generation):
     def final(self) -> "Translation":
         return replace(self, writes=True)
 
-    def shown(self, backbone: "Backbone") -> list[Shown]:
+    def shown(self, backbone: Backbone) -> list[Shown]:
         found = [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
         if not self.writes:
             return found
@@ -160,13 +160,13 @@ class Translation(Generation):
             Shown("wrong_language", "share in the wrong language", False, among),
         ]
 
-    def finish(self, text: str, row: Row, backbone: "Backbone") -> str:
+    def finish(self, text: str, row: Row, backbone: Backbone) -> str:
         """A decoder that was not trained to end goes on with other lines."""
         text = text.strip()
         lines = backbone.kind == "decoder" and "\n" not in row.text.strip()
         return text.partition("\n")[0].strip() if lines else text
 
-    def usage(self, row: Row, backbone: "Backbone") -> str:
+    def usage(self, row: Row, backbone: Backbone) -> str:
         source, target = source_language(row), target_language(row)
         return f"model.translate([{row.text!r}], source={source!r}, target={target!r})"
 
@@ -190,63 +190,7 @@ def _said(row: Row, tag: str | None, field: str) -> str:
     return tag
 
 
-def _bare(texts: Sequence[str], backbone: "Backbone") -> list[list[int]]:
+def _bare(texts: Sequence[str], backbone: Backbone) -> list[list[int]]:
     """Token ids without special tokens."""
     found: list[list[int]] = backbone.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return found
-
-
-@torch.no_grad()
-def translate(
-    model: "AdaptedModel",
-    texts: Sequence[str],
-    source: str | Sequence[str],
-    target: str | Sequence[str],
-    adapters: "Adapters",
-    batch_size: int,
-    options: dict[str, Any],
-) -> list[str]:
-    """See `AdaptedModel.translate`. Rows may go into different languages in one batch."""
-    from adapters_hub.generation import continuations
-
-    if batch_size < 1:
-        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
-    if (options.get("num_return_sequences") or 1) != 1:
-        raise SettingsError("num_return_sequences: a text has one translation here")
-    backbone = model.backbone
-    check_writes(backbone)
-    blends = model.blends(len(texts), adapters)
-    sources, targets = (_each(said, len(texts)) for said in (source, target))
-    rows = [
-        Row(text, language=own, fields={"target_language": tag}, where=f"text {number}")
-        for number, (text, own, tag) in enumerate(zip(texts, sources, targets, strict=True), 1)
-    ]
-    known = {blend: prompt_of(model, blend) for blend in set(blends)}
-    prompts = [known[blend] for blend in blends]
-    ids: list[list[int]] = [[] for _ in rows]
-    for prompt in set(prompts):
-        own = [number for number, other in enumerate(prompts) if other == prompt]
-        task = Translation(prompt=prompt.template, chat=prompt.chat) if prompt else Translation()
-        encoded = task.sources([rows[number] for number in own], backbone)
-        for number, row_ids in zip(own, encoded, strict=True):
-            ids[number] = row_ids
-    starts = Translation().starts(rows, backbone) if backbone.kind == "encoder-decoder" else None
-    found: list[str] = []
-    for at in range(0, len(rows), batch_size):
-        batch = slice(at, at + batch_size)
-        given = starts[batch] if starts else None
-        found += continuations(
-            model, blends[batch], ids[batch], options, given, Translation.max_new_tokens
-        )
-    finish = Translation().finish
-    return [finish(text, row, backbone) for text, row in zip(found, rows, strict=True)]
-
-
-def _each(said: str | Sequence[str], rows: int) -> list[str]:
-    """The canonical tag of each row's language, from one for all or one each."""
-    tags = [languages.canonical(tag) for tag in ([said] if isinstance(said, str) else said)]
-    if isinstance(said, str):
-        return tags * rows
-    if len(tags) != rows:
-        raise SettingsError(f"{len(tags)} languages for {rows} texts: give one, or one a text")
-    return tags

@@ -1,0 +1,171 @@
+"""Transformers' task classes around one frozen body, and what a body is replaced with for them.
+
+Knows transformers' classes; does not know adapters, tasks or how a backbone was loaded.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from adapters_hub.errors import BackboneError
+
+if TYPE_CHECKING:
+    from adapters_hub.backbone.backbone import Backbone
+
+
+class TaskShell:
+    """A transformers task class that computes its head and borrows everything below it.
+
+    The class is built on the meta device, so it costs nothing; its head's parameters are passed in
+    at each call. So every architecture has the head, the pooling and the parameter names that
+    transformers and PEFT give it, one body serves any number of heads, and rows of one batch can
+    have different heads over one pass through the body. Calls share no state: threads are fine.
+    ``sites`` are those of the body that the class has below its head.
+    """
+
+    def __init__(self, backbone: "Backbone", auto_class: str, changes: dict[str, Any]) -> None:
+        config = copy.deepcopy(backbone.config)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(config) not in mapping:
+            raise BackboneError(f"transformers has no {auto_class} for {config.model_type} models")
+        cls = mapping[type(config)]
+        with torch.device("meta"):
+            self._shell = (cls[0] if isinstance(cls, tuple) else cls)(config).eval()
+        self._base = backbone.base
+        self._options = backbone.call_options
+        self._slot = self._shell.base_model_prefix
+        body = getattr(self._shell, self._slot, None)
+        if body is None or (
+            backbone.kind == "encoder-decoder" and type(body) is not type(self._base)
+        ):
+            raise BackboneError(
+                f"{type(self._shell).__name__} of transformers is not a head around the whole "
+                f"{type(self._base).__name__}, so it cannot share it; take an encoder or a decoder "
+                "for this task"
+            )
+        uses_pooler = getattr(getattr(self._shell, self._slot), "pooler", None) is not None
+        self._shell._modules[self._slot] = None
+        self.prefix = f"{self._slot}."
+        self._pooler_prefix = f"{self._slot}.pooler."
+        self.shapes = {name: p.shape for name, p in self._shell.named_parameters()}
+        if uses_pooler:
+            own = dict(backbone.base.named_parameters())
+            self.shapes |= {self.prefix + name: own[name].shape for name in backbone.untrained}
+        owned = backbone.untrained or not uses_pooler  # by the head, or by no one
+        self.sites = [s for s in backbone.body_sites if not (owned and s.startswith("pooler."))]
+
+    def initial_head(self, seed: int) -> dict[str, torch.Tensor]:
+        """Fresh head parameters (float32) by path, started as transformers starts them."""
+        children = {
+            name: child for name, child in self._shell.named_children() if child is not None
+        }
+        if any(name.startswith(self._pooler_prefix) for name in self.shapes):
+            children[self._pooler_prefix[:-1]] = self._base.pooler
+        head: dict[str, torch.Tensor] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, child in children.items():
+                real = copy.deepcopy(child).to_empty(device="cpu").float()
+                real.apply(self._shell._init_weights)
+                head |= {f"{name}.{k}": v.detach() for k, v in real.named_parameters()}
+        return {name: head[name] for name in self.shapes}
+
+    def __call__(
+        self,
+        heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
+        inputs: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Logits, a tensor for each (head parameters, row indices or None = all).
+
+        (rows, labels) or (rows, tokens, labels), as the class has them; start and end logits of
+        question answering are two labels (rows, tokens, 2). The body runs once over the whole
+        batch, however many heads there are.
+        """
+        body = _Body(self._base)
+        logits: list[torch.Tensor] = []
+        for parameters, rows in heads:
+            shell = _bind(self._shell, parameters)
+            body.pooler = _pooler_of(self._base, parameters, self._pooler_prefix)
+            shell._modules[self._slot] = body
+            if body.output is None:  # the first head sees the whole batch, so that the body does
+                out = _logits(shell(**inputs, **self._options))
+                logits.append(out if rows is None else out[rows])
+            else:
+                body.rows = rows
+                own = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
+                logits.append(_logits(shell(**own, **self._options)))
+        return logits
+
+
+def _logits(output: Any) -> torch.Tensor:
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits
+
+
+class Given(nn.Module):
+    """Stands where a language-model class has its body, with the hidden states already known."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+
+
+class _Body(nn.Module):
+    """Stands where a task class has its body: runs it once, then hands out rows of its output.
+
+    Heads compute in float32, whatever the precision of the body.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self._run = base.__call__  # not a submodule: its parameters are not the head's
+        self.output: Any = None
+        self.rows: torch.Tensor | None = None
+        self.pooler: nn.Module | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.output is None:
+            self.output = self._run(*args, **kwargs)
+        out = type(self.output)(last_hidden_state=self._take(self.output.last_hidden_state))
+        pooled = getattr(self.output, "pooler_output", None)
+        if self.pooler is not None:
+            out["pooler_output"] = self.pooler(out.last_hidden_state)
+        elif pooled is not None:
+            out["pooler_output"] = self._take(pooled)
+        return out
+
+    def _take(self, tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor if self.rows is None else tensor[self.rows]).float()
+
+
+def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> Any:
+    """A shallow copy of a module tree that holds the given tensors as its parameters."""
+    clone = copy.copy(module)
+    own: dict[str, Any] = {
+        name: None if old is None else parameters[path + name]
+        for name, old in module._parameters.items()
+    }
+    clone._parameters = own
+    clone._modules = {
+        name: None if child is None else _bind(child, parameters, f"{path}{name}.")
+        for name, child in module._modules.items()
+    }
+    return clone
+
+
+def _pooler_of(base: Any, parameters: dict[str, torch.Tensor], prefix: str) -> nn.Module | None:
+    """A pooler from the head's own parameters, where the checkpoint brought none."""
+    own = {
+        name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)
+    }
+    return _bind(base.pooler, own) if own else None

@@ -1,0 +1,353 @@
+"""Files and Hub data sets → rows with text, label, language and domain, in splits.
+
+Knows formats and fields; does not know tokenizers, tasks or models. Every complaint names the
+file, the line and the field.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters_hub.data.pairs import PAIR, is_text, language_tag
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import DataError
+from adapters_hub.library import languages
+
+FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
+TASK_FIELDS = (
+    "question", "answers", "answer", "answer_start", "words", "tags", "target", "target_language",
+)  # fmt: skip
+"""Fields of some tasks, which check them: `Row.fields` has them under these names."""
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_SPLITS = {
+    "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
+    "test": "test",
+}  # fmt: skip
+_MAX_CELL = 2**31 - 1
+"""Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
+
+Splits = dict[str, list[Row]]
+
+
+def read_data(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    label_separator: str | None = None,
+) -> Splits:
+    """Read a file, a folder of files, or a Hub data set id.
+
+    JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
+    field (or SQuAD's ``context``, or a list of ``words``) and optional ``label`` (or a list of
+    them), ``language``, ``domain`` and ``id`` (equal for translations of one item); for retrieval
+    ``positive`` (the text to be found), ``negatives`` (a text or a list of them) and
+    ``positive_language`` (of both, if not the row's). What other tasks have of their own, such as
+    ``question`` and ``answers``, is in `Row.fields`, and checked by the task.
+
+    ``columns`` maps these names to the file's own; ``label_separator`` stands between the labels of
+    a text (an empty one is none of them). A file's split is the part of its name, else of the
+    folders it is in, that says train, dev or test, else train; a language may be said by the file
+    name too (``de.train.jsonl``). A text file has a text a line, whose ``id`` is the line's number,
+    so files of one folder are parallel line by line; in a folder only those are read whose name
+    says a language (``de.txt``). Hidden files are left out. Raises `DataError`.
+    """
+    columns = dict(columns or {})
+    known = (*FIELDS, *TASK_FIELDS)
+    if unknown := set(columns) - set(known):
+        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(known)}")
+    path = Path(source)
+    splits: Splits = {}
+    if not path.exists():
+        for split, records in _hub(str(source)):
+            rows = [
+                _row(r, columns, label_separator, None, f"{source}[{split}]:{n}")
+                for n, r in enumerate(records, 1)
+            ]
+            splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
+        return splits
+    files = [path] if path.is_file() else _files(path)
+    if not files:
+        raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+    for file in files:
+        split, language = _said_by(file, path)
+        numbered = list(_records(file))
+        if not numbered:
+            raise DataError(f"{file}: empty, no rows in it")
+        if file.suffix.lower() == ".txt" and path.is_dir():  # other folders have other lines
+            folder = file.parent.relative_to(path).as_posix()
+            numbered = [(n, {**record, "id": f"{folder}:{n}"}) for n, record in numbered]
+        splits.setdefault(split, []).extend(
+            _row(record, columns, label_separator, language, f"{file}:{line}")
+            for line, record in numbered
+        )
+    return splits
+
+
+def select(
+    rows: Iterable[Row],
+    language: Iterable[str] | None = None,
+    domain: Iterable[str] | None = None,
+) -> list[Row]:
+    """The rows in these languages and domains; a row that names none fits any."""
+    tags = None if language is None else {languages.canonical(tag) for tag in language}
+    domains = None if domain is None else set(domain)
+    return [
+        row
+        for row in rows
+        if (tags is None or row.language is None or row.language in tags)
+        and (domains is None or row.domain is None or row.domain in domains)
+    ]
+
+
+def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
+    """The same splits with a dev and a test split, cut from train where the data bring none.
+
+    Rows with one ``id`` or one text are cut together, and so is what hangs on them through others:
+    translations of an item stay on one side, and all questions on a context in every language.
+    """
+    train = splits.get("train", [])
+    missing = [name for name in ("dev", "test") if not splits.get(name)]
+    if not missing:
+        return splits
+    out: Splits = {name: list(splits.get(name, [])) for name in ("dev", "test")} | {"train": []}
+    for row, digest in zip(train, _together(train), strict=True):
+        place = int.from_bytes(digest[:4], "big") / 2**32
+        slot = int(place / share)
+        out[missing[slot] if slot < len(missing) else "train"].append(row)
+    return out
+
+
+def _together(rows: Sequence[Row]) -> list[bytes]:
+    """A digest for each row, the same for rows that an id or a text joins: that of all of theirs.
+
+    Not the least of them, which would put large groups where small digests go.
+    """
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while (parent := parents.setdefault(node, node)) != node:
+            parents[node] = parents[parent]  # half the way for who asks next
+            node = parents[node]
+        return node
+
+    nodes = [("text", row.text) for row in rows]
+    for row, node in zip(rows, nodes, strict=True):
+        if row.key:
+            parents[root(node)] = root(("id", row.key))
+    groups: dict[tuple[str, str], set[bytes]] = {}
+    for row, node in zip(rows, nodes, strict=True):
+        digest = hashlib.sha256((row.key or row.text).encode()).digest()
+        groups.setdefault(root(node), set()).add(digest)
+    whole = {
+        node: own.pop() if len(own) == 1 else hashlib.sha256(b"".join(sorted(own))).digest()
+        for node, own in groups.items()
+    }
+    return [whole[root(node)] for node in nodes]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files at any depth, but for hidden ones, which are tools' copies.
+
+    Text files may be anything, such as a licence: only those named after a language are data.
+    """
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+        and (file.suffix.lower() != ".txt" or _said_by(file, folder)[1])
+    )
+
+
+def _said_by(file: Path, root: Path) -> tuple[str, str | None]:
+    """The split and the language that a file's name says; a folder's may say the split instead."""
+    parts = _name_parts(file.stem)
+    folders = () if file == root else file.relative_to(root).parent.parts
+    splits: set[str] = set()
+    for name in (file.stem, *reversed(folders)):
+        splits = splits or {_SPLITS[part] for part in _name_parts(name) if part in _SPLITS}
+    if len(splits) > 1:
+        raise DataError(f"{file}: its name says {' and '.join(sorted(splits))}; let it say one")
+    said = [part for part in parts if part not in _SPLITS]
+    language = said[0] if len(said) == 1 and len(said[0]) == 2 else None
+    language = language if language and languages.is_language(language) else None
+    return (splits.pop() if splits else "train"), language
+
+
+def _name_parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[._\-]", name.lower()) if part]
+
+
+def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    suffix, number = file.suffix.lower(), 0
+    try:
+        if suffix == ".parquet":
+            yield from enumerate(_parquet(file), 1)
+        elif suffix in (".csv", ".tsv"):
+            yield from _table(file, tabs=suffix == ".tsv")
+        elif suffix == ".txt":
+            with open(file, encoding="utf-8-sig") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield number, {"text": line.strip(), "id": number}
+        else:
+            with open(file, encoding="utf-8-sig") as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield number, _json(line, file, number)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error.reason}, after line {number})") from None
+
+
+def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
+
+    It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
+    """
+    kind = "TSV" if tabs else "CSV"
+    hint = "a cell cannot hold a tab or a line end" if tabs else "a comma in a cell needs quotes"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    old_limit = csv.field_size_limit(_MAX_CELL)
+    header: list[str] = []
+    begin = 1
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True, **options)
+            for cells in reader:
+                if not header:
+                    header = cells
+                    if twice := sorted({name for name in header if header.count(name) > 1}):
+                        raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
+                elif cells and len(cells) != len(header):
+                    few = "an empty cell needs its separator too"
+                    raise DataError(
+                        f"{file}:{begin}: the header has {len(header)} cells, this row "
+                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
+                    )
+                elif cells:
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
+                begin = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}:{number}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{file}:{number}: one JSON object a line is expected")
+    return record
+
+
+def _parquet(file: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(
+            f"{file}: Parquet needs pyarrow: pip install 'adapters-hub[data]'"
+        ) from None
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{file}: not Parquet ({error})") from None
+
+
+def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
+    if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or Path(name).suffix in SUFFIXES:
+        raise DataError(f"{name}: no such file or folder")
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{name}: no such file or folder; for a Hub data set: pip install 'adapters-hub[data]'"
+        ) from None
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # the library raises many kinds, all of which mean this
+        raise DataError(
+            f"{name}: no such file or folder, and not to be had as a Hub data set "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
+    for split, table in loaded.items():
+        parts = {
+            column: getattr(feature, "feature", feature)  # of a list, what is in it
+            for column, feature in table.features.items()
+        }
+        names = {c: p.names for c, p in parts.items() if isinstance(p, datasets.ClassLabel)}
+        yield split, (_with_class_names(record, names) for record in table)
+
+
+def _with_class_names(
+    record: Mapping[str, Any], names: Mapping[str, list[str]]
+) -> Mapping[str, Any]:
+    """The record with the names of its classes for their numbers; -1 is the Hub's "no class"."""
+
+    def name(value: Any, classes: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name(item, classes) for item in value]
+        return None if value is None or value < 0 else classes[value]
+
+    return {**record, **{column: name(record[column], own) for column, own in names.items()}}
+
+
+def _row(
+    record: Mapping[str, Any],
+    columns: Mapping[str, str],
+    separator: str | None,
+    language: str | None,
+    where: str,
+) -> Row:
+    # NaN is how Python's JSON and data frames write that there is no value
+    record = {name: None if value != value else value for name, value in record.items()}
+    if "text" not in record and "text" not in columns and "context" in record:
+        columns = {**columns, "text": "context"}
+    values = {name: record.get(columns.get(name, name)) for name in FIELDS}
+    words = record.get(columns.get("words", "words"))
+    if values["text"] is None and isinstance(words, list):
+        values["text"] = " ".join(map(str, words))
+    text = values["text"]
+    if not isinstance(text, str) or not text.strip():
+        name = columns.get("text", "text")
+        have = ", ".join(str(key) for key in record)
+        what = "empty" if name in record else f"missing (there: {have})"
+        what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
+        raise DataError(f"{where}: field {name!r} is {what}")
+    for name, value in record.items():
+        if isinstance(value, str) and not is_text(value):
+            raise DataError(
+                f"{where}: field {name!r} holds half a surrogate pair, which is no text"
+            )
+    tag = language_tag(values["language"] or language, columns.get("language", "language"), where)
+    domain = str(values["domain"]) if values["domain"] not in (None, "") else None
+    label = _label(values["label"], separator, f"{where}: field {columns.get('label', 'label')!r}")
+    key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
+    used = {columns.get(name, name) for name in (*FIELDS, *columns)}
+    rest = {name: value for name, value in record.items() if name not in used}
+    pair = {name: values[name] for name in PAIR if values[name] is not None}
+    rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
+    return Row(text, label, tag, domain, key, where, {**rest, **pair})
+
+
+def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ...] | None:
+    """One label, or a tuple of them where the data say a list, or separate them."""
+    if separator and isinstance(value, str):
+        value = [part.strip() for part in value.split(separator)] if value.strip() else []
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int | float):
+        return str(value)
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {value!r} is no label")
+    for item in value:
+        known = isinstance(item, str | int | float) and item == item  # NaN is none
+        if item == "" or not known or not is_text(str(item)):
+            raise DataError(f"{where}: {item!r} in {value!r} is no label")
+    return tuple(dict.fromkeys(map(str, value)))

@@ -1,0 +1,123 @@
+"""What leaves a model: a blend as one PEFT adapter, or in the weights of a plain model.
+
+Knows adapters, composition and transformers' classes; rows and plans are the model's.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapters_hub.compose.methods import check_options, compose_sites
+from adapters_hub.errors import BackboneError, NotFoundError
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.library import check_name
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.runtime.merged import merged_weight
+from adapters_hub.text.prompts import prompt_of
+
+
+def composed(
+    model: Runtime, blend: Weights, method: str, name: str | None, options: dict[str, Any]
+) -> Adapter:
+    """A blend as one adapter, its head and all, in memory; see `AdaptedModel.export`."""
+    from adapters_hub.tasks.pooling import embedding_of
+
+    check_options(method, options)
+    resolved = model.resolve(blend)
+    if not resolved:
+        raise NotFoundError("nothing to export: the blend is empty")
+    parts = [model.resident(name) for name in resolved.terms]
+    outer = model.backbone.head_sites
+    owner = None
+    if any(part.head for part in parts):
+        owner = model.resident(model.head_owner(resolved))
+    below = [part for part in ([owner] if owner else parts) if part.factors.keys() - outer]
+    embedders = [part for part in below if part.info.pooling]
+    main = owner or (embedders or below or parts)[0]
+    if below:
+        prefix = (embedders or below)[0].prefix
+    elif owner:
+        from adapters_hub.tasks.heads import shell_of
+
+        prefix = shell_of(owner, model.backbone).prefix
+    else:
+        prefix = model.backbone.prefix
+    pieces = model.pieces(resolved, without_outer=bool(owner or embedders))
+    factors = compose_sites(pieces, method, sites=model.backbone.sites, **options)
+    if pieces and not factors:
+        raise NotFoundError(f"nothing to export: the {method} of {resolved} is zero everywhere")
+    embeds = any(part.info.pooling for part in parts)
+    pooling, prompts = embedding_of(model, resolved) if embeds else (None, {})
+    if not embeds and (prompt := prompt_of(model, resolved)):
+        prompts = prompt.stored()
+    how = ", ".join(f"{key}={value}" for key, value in options.items())
+    info = AdapterInfo(
+        name=check_name(name or "-".join(part.name for part in parts)),
+        task=main.info.task,
+        labels=main.info.labels,
+        problem_type=main.info.problem_type,
+        pooling=pooling,
+        prompts=prompts,
+        backbone=model.backbone.name,
+        fingerprint=model.backbone.fingerprint,
+        description=f"The {method} of {resolved}{how and f' ({how})'}.",
+    )
+    config = {
+        key: value
+        for key, value in main.config.items()
+        if key in ("task_type", "fan_in_fan_out", "peft_version")
+    }
+    scaling = dict.fromkeys(factors, 1.0)
+    head = owner.head if owner is not None else {}
+    return Adapter(info, factors, scaling, head, config, prefix, outer)
+
+
+def merge(model: Runtime, blend: Weights) -> nn.Module:
+    """See `AdaptedModel.merge`."""
+    if model.backbone.bits < 16:
+        raise BackboneError(
+            f"cannot merge into {model.backbone.bits}-bit weights without rounding them again; "
+            "load the backbone at 32 or 16 bits"
+        )
+    resolved = model.resolve(blend)
+    owners = [name for name in resolved.terms if model.resident(name).head]
+    plain = _plain_copy(model, model.head_owner(resolved) if owners else None)
+    own_prefix = getattr(plain, "base_model_prefix", "")
+    base = getattr(plain, own_prefix, plain)
+    modules = dict(plain.named_modules()) | dict(base.named_modules())
+    with torch.no_grad():
+        for site, pieces in model.pieces(resolved, without_outer=bool(owners)).items():
+            if site not in modules:
+                continue  # a pooler, which this class has not and its outputs do not need
+            module: Any = modules[site]
+            weight = merged_weight(module, pieces)
+            if site in model.backbone.head_sites and plain.config.tie_word_embeddings:
+                # the embedding, whose weight it shares, has no delta
+                plain.config.tie_word_embeddings = False
+                if getattr(module, "bias", None) is not None:  # untied too, or it is not loaded
+                    module.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    return plain
+
+
+def _plain_copy(model: Runtime, head_owner: str | None) -> Any:
+    """The model of a class that transformers would load, with nothing of ours on it."""
+    if head_owner is None:
+        plain: Any = copy.deepcopy(model.backbone.model)
+        for name in model.backbone.attached:
+            setattr(getattr(plain, plain.base_model_prefix), name, None)
+    else:
+        from adapters_hub.tasks.heads import plain_model
+
+        plain = plain_model(model.backbone, model.resident(head_owner))
+    if model.hooks:
+        plain.gradient_checkpointing_disable()
+    ours = model.bank.hook_ids() | {hook.id for hook in model.hooks}
+    for module in plain.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in ours & hooks.keys():
+                del hooks[number]
+    return plain

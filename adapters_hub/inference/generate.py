@@ -1,0 +1,244 @@
+"""Generating text: prompts in, continuations out, with a blend a row.
+
+Knows a backbone's tokenizer and transformers' ``generate``; the blends are the model's work.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from adapters_hub.backbone.padding import padded
+from adapters_hub.errors import BackboneError, SettingsError
+from adapters_hub.library.blend import Blend
+from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.merged import merging_pays
+from adapters_hub.tasks.generation import decoder_inputs
+from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids, prompt_of
+
+_NEW_TOKENS = 32  # where nobody says how many
+
+Text = str | Mapping[str, Any]
+
+
+@torch.no_grad()
+def generate(
+    model: Runtime, texts: Sequence[Text], adapters: Adapters, options: dict[str, Any]
+) -> list[str]:
+    """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
+    check_writes(model.backbone)
+    blends = model.blends(len(texts), adapters)
+    return continuations(model, blends, _encoded(model, texts, blends), options)
+
+
+def stream(
+    model: Runtime, text: Text, adapters: Adapters, options: dict[str, Any]
+) -> Iterator[str]:
+    """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
+    check_writes(model.backbone)
+    if "streamer" in options:
+        raise SettingsError("streamer: stream has its own; give it to generate")
+    blends = model.blends(1, adapters)
+    inputs, _ = _inputs(model, _encoded(model, [text], blends), options, None, _NEW_TOKENS)
+    return _pieces(model, blends, inputs)
+
+
+def continuations(
+    model: Runtime,
+    blends: Sequence[Blend],
+    prompts: Sequence[Sequence[int]],
+    options: dict[str, Any],
+    starts: Sequence[Sequence[int]] | None = None,
+    new_tokens: int = _NEW_TOKENS,
+) -> list[str]:
+    """What comes after prompts (token ids), a blend a row.
+
+    ``starts``: what an encoder-decoder's decoder is given in each row, all as many. ``new_tokens``:
+    how many there are at most where neither options nor the model say it, and there is room.
+    """
+    inputs, given = _inputs(model, prompts, options, starts, new_tokens)
+    out = run(model, blends, inputs)[:, given:]
+    return model.backbone.tokenizer.batch_decode(out, skip_special_tokens=True)
+
+
+def _inputs(
+    model: Runtime,
+    prompts: Sequence[Sequence[int]],
+    options: dict[str, Any],
+    starts: Sequence[Sequence[int]] | None,
+    new_tokens: int,
+) -> tuple[dict[str, Any], int]:
+    """What transformers' ``generate`` takes, and how many tokens of what it returns were given."""
+    backbone = model.backbone
+    inputs: dict[str, Any] = padded(prompts, backbone, left=backbone.kind == "decoder")
+    size, limit = inputs["input_ids"].shape[1], backbone.max_tokens
+    options = {name: value for name, value in options.items() if value is not None}
+    decoder = backbone.kind == "decoder"
+    if starts is not None:
+        inputs |= decoder_inputs(starts, backbone)
+    if _said(backbone.model, options, "max_new_tokens", "max_length") == (None, None):
+        room = limit - size if limit and decoder else new_tokens
+        options = {**options, "max_new_tokens": max(1, min(new_tokens, room))}
+    new = _new_tokens(backbone.model, size, options) if decoder else 0
+    if limit and size + new > limit:
+        raise BackboneError(
+            f"a prompt of {size} tokens and {new} new ones: {backbone.name} has positions for "
+            f"{limit}"
+        )
+    given = size if decoder else len(starts[0]) if starts else 0
+    return {**inputs, **options}, given
+
+
+def _encoded(model: Runtime, texts: Sequence[Text], blends: Sequence[Blend]) -> list[list[int]]:
+    """Token ids of texts as they stand, and of rows' fields in their blend's own prompt."""
+    filled: list[str] = []
+    chats: dict[bool, list[int]] = {}
+    for number, (text, blend) in enumerate(zip(texts, blends, strict=True)):
+        prompt = Prompt("{text}")
+        if not isinstance(text, str):
+            prompt = prompt_of(model, blend) or prompt
+            text = prompt.fill(text, f"text {number + 1}")
+        filled.append(text)
+        chats.setdefault(prompt.chat, []).append(number)
+    found: list[list[int]] = [[] for _ in filled]
+    for chat, numbers in chats.items():
+        own = prompt_ids(model.backbone, [filled[number] for number in numbers], chat)
+        for number, ids in zip(numbers, own, strict=True):
+            found[number] = ids
+    return found
+
+
+_BY_ROW = ("prefix_allowed_tokens_fn", "logits_processor", "stopping_criteria")
+"""Options that may know rows by their number."""
+
+
+def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torch.Tensor:
+    """Token ids (rows, tokens) by transformers' ``generate``, from its inputs and options.
+
+    One blend in all rows is merged into a view of the model first, where that costs less than the
+    deltas in every step would, and fits into the memory that the resident adapters leave.
+    """
+    order = sorted(range(len(blends)), key=lambda row: str(blends[row]))
+    sorts = order != list(range(len(blends))) and not any(inputs.get(name) for name in _BY_ROW)
+    if sorts:  # rows of one blend lie together, so that nothing is moved in each step
+        inputs = {key: _taken(value, order) for key, value in inputs.items()}
+        blends = [blends[row] for row in order]
+    plan = model.plan(blends)
+    ids = inputs["input_ids"]
+    runner: Any = model.backbone.model
+    several = _said(runner, inputs, "num_beams", "num_return_sequences")
+    rows = len(ids) * max(number or 1 for number in several)
+    steps = max(0, _new_tokens(runner, ids.shape[1], inputs) - 1)
+    if plan is not None and model.can_merge(plan):
+        forwards = [ids.numel(), *[rows] * steps]
+        if merging_pays(model.backbone.sites, model.pieces(blends[0]), forwards):
+            runner = model.merged_view(plan, blends[0])
+            plan = None
+    with model.bank.using(plan):
+        out = runner.generate(**inputs)
+    out = getattr(out, "sequences", out)
+    if sorts:
+        back = torch.tensor(order).argsort().to(out.device)
+        out = out.view(len(order), -1, out.shape[-1])[back].view(out.shape)
+    return out
+
+
+def _taken(value: Any, order: list[int]) -> Any:
+    """A tensor of a row each in another order; anything else as it is."""
+    rows = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order)
+    return value[order] if rows else value
+
+
+def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """What the options say, else their ``generation_config``, else the model's own."""
+    config = options.get("generation_config") or model.generation_config
+    given = [options.get(name) for name in names]
+    return tuple(
+        getattr(config, name, None) if value is None else value
+        for name, value in zip(names, given, strict=True)
+    )
+
+
+def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
+    new, whole = _said(model, options, "max_new_tokens", "max_length")
+    return int(new if new is not None else (whole or size) - size)
+
+
+# ── streaming ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pieces(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> Iterator[str]:
+    """Pieces of the text that a thread of its own writes; it ends when nobody reads on."""
+    pieces = _Pieces(model.backbone.tokenizer)
+    left, failed = threading.Event(), []
+    stopping = [*(inputs.pop("stopping_criteria", None) or ()), _Left(left)]
+
+    def write() -> None:
+        try:
+            with torch.no_grad():  # a mode of this thread, and `run` sets its plan in it too
+                criteria = StoppingCriteriaList(stopping)
+                run(model, blends, {**inputs, "streamer": pieces, "stopping_criteria": criteria})
+        except BaseException as error:  # raised again where the text is read
+            failed.append(error)
+        finally:
+            pieces.text_queue.put(pieces.stop_signal)
+
+    thread = threading.Thread(target=write, name="adapters_hub.stream", daemon=True)
+    thread.start()
+    try:
+        for piece in pieces:
+            if piece:
+                yield piece
+    finally:
+        left.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+class _Left(StoppingCriteria):
+    """Stops when the one who reads has left."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self._left = left
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
+
+
+class _Pieces(TextIteratorStreamer):
+    """Gives out a text as far as a further token did not change it.
+
+    transformers' own waits for spaces, which some languages do not have, and decodes what is behind
+    a line end by itself, from which the whole text's decoding may differ.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._last, self._given, self._begun = "", 0, False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._begun:  # the first are the prompt, or what a decoder starts from
+            self._begun = True
+            return
+        self.token_cache += value.flatten().tolist()
+        text = self._text()
+        same = 0
+        for old, new in zip(self._last, text, strict=False):
+            if old != new:
+                break
+            same += 1
+        # a character's first bytes, or a space that a sign behind it would take away, may change
+        stable = len(text[:same].rstrip("\ufffd").rstrip())
+        self._last = text
+        if stable > self._given:
+            self.on_finalized_text(text[self._given : stable])
+            self._given = stable
+
+    def end(self) -> None:
+        self.on_finalized_text(self._text()[self._given :])
+
+    def _text(self) -> str:
+        return str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))

@@ -1,0 +1,375 @@
+"""What is known of one adapter, and how it is read from files, without torch.
+
+A stored adapter is a PEFT folder. What PEFT has no field for is one JSON text in the safetensors
+header, under `METADATA_KEY`, beside a copy of the LoRA configuration; so the lone ``.safetensors``
+file is a whole adapter. Knows PEFT's file format; does not know libraries or backbones.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
+from adapters_hub.library import languages
+from adapters_hub.library import safetensors_file as tensorfile
+from adapters_hub.library.peft_patterns import is_name, matches
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+METADATA_KEY = "adapters_hub"
+FORMAT_VERSION = 1
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
+KEY_PREFIX = "base_model.model."
+
+_TASK_OF_PEFT_TYPE = {
+    "SEQ_CLS": "classification", "QUESTION_ANS": "question-answering",
+    "TOKEN_CLS": "token-classification",
+}  # fmt: skip
+_REFUSED = {
+    "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
+    "cannot be summed or mixed; train a plain LoRA (use_dora=False)",
+    "use_qalora": "QA-LoRA pools its input before A, which is not a plain LoRA",
+    "lora_bias": "a bias on lora_B is not a plain LoRA",
+    "layer_replication": "layer replication changes the backbone itself",
+    "trainable_token_indices": "trained token embeddings are not a plain LoRA",
+    "target_parameters": "LoRA on bare parameters is not supported, only on linear layers",
+    "alora_invocation_tokens": "aLoRA acts from a token on, which is not a plain LoRA",
+    "arrow_config": "Arrow routes between adapters at run time",
+    "use_bdlora": "block-diagonal LoRA is not a plain LoRA",
+    "kasa_config": "KaSA changes the backbone itself",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "velora_config": "VeLoRA is not a plain LoRA",
+}
+_FLOATING = ("F64", "F32", "F16", "BF16")
+_TEXTS = (
+    "name", "language", "domain", "task", "problem_type", "pooling", "backbone", "fingerprint",
+    "license", "description", "trained_with", "hash",
+)  # fmt: skip
+_ONE_LINE = ("backbone", "task", "license", "problem_type", "pooling", "fingerprint")
+_MOST = 1e300  # of a metric: what is written in digits may be more than a float holds
+_CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
+    "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
+    "task_type": str, "base_model_name_or_path": str, "bias": str,
+}  # fmt: skip
+_MAX_CONFIG_BYTES = 10_000_000  # one of a few thousand modules has a tenth
+_MAX_PATTERN_WORK = 100_000_000  # comparisons of characters: seconds, where real ones need none
+_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One adapter of a library: what it is for and what it fits. All of it JSON."""
+
+    name: str
+    language: str | None = None  # canonical BCP-47 tag
+    domain: str | None = None
+    task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
+    labels: tuple[str, ...] | None = None  # classification: in the order of the logits
+    problem_type: str | None = None  # classification: of PROBLEM_TYPES, as in transformers
+    pooling: str | None = None  # retrieval: how hidden states become one vector
+    prompts: dict[str, str] = field(default_factory=dict)  # put before or around texts, by kind
+    backbone: str | None = None  # hub id, folder, or "starter"
+    fingerprint: str | None = None
+    over: tuple[str, ...] = ()  # frozen adapters it was trained over
+    license: str | None = None
+    description: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    trained_with: str | None = None  # the command
+    rank: int = 0
+    sites: int = 0
+    parameters: int = 0
+    bytes: int = 0
+    hash: str | None = None
+    path: str | None = None  # the folder; not stored
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without the path."""
+        data = asdict(self)
+        del data["path"]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "AdapterInfo":
+        """The reverse of `to_json`; fields this version does not know are left out.
+
+        Raises `TypeError` for a value that is not of its field's type.
+        """
+        values = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        if values.get("labels") is not None:
+            values["labels"] = tuple(values["labels"])
+        values["over"] = tuple(values.get("over") or ())
+        texts = [values[key] for key in _TEXTS if values.get(key) is not None]
+        values["prompts"] = dict(values.get("prompts") or {})
+        texts += [*values["over"], *(values.get("labels") or ()), *values["prompts"].values()]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a field that must be text is not")
+        if not all(values[key].isprintable() for key in _ONE_LINE if values.get(key)):
+            raise TypeError("a field of one line holds what cannot be printed")
+        values["metrics"] = dict(values.get("metrics") or {})
+        for value in values["metrics"].values():
+            if not isinstance(value, int | float) or not -_MOST < value < _MOST:
+                raise TypeError("a metric is not a number, or too large for one")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """The part of a PEFT configuration that says what the factors mean."""
+
+    config: dict[str, Any]
+
+    def scaling(self, module: str, rank: int) -> float:
+        """α/r, or α/√r with rsLoRA (arXiv:2312.03732), for a module's path in the model."""
+        patterns = self.config.get("alpha_pattern") or {}
+        alpha = next(
+            (value for key, value in patterns.items() if matches(key, module)),
+            self.config.get("lora_alpha", 8),
+        )
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as found on disk, checked: its info, configuration, header and weights file."""
+
+    info: AdapterInfo
+    spec: LoraSpec
+    header: tensorfile.Header
+    weights: Path
+    modules: dict[str, tuple[str, str]]  # module path in the model → keys of A and B
+    head: dict[str, str]  # parameter path in the model → key
+
+
+def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
+    """Read a PEFT folder or a lone ``.safetensors`` file of ours and check all but the numbers.
+
+    Raises `AdapterFileError` for damaged or unsafe files, `UnsupportedAdapterError` for adapters
+    that are sound but no plain LoRA. Metadata in the header win over the configuration file.
+    """
+    path = Path(path)
+    weights = _weights_file(path)
+    header = tensorfile.read_header(weights)
+    ours = _metadata(header, weights)
+    config = ours.get("lora") if path.is_file() else _config(path / CONFIG_FILE)
+    if not isinstance(config, dict):
+        raise AdapterFileError(
+            f"{path}: a lone file needs the metadata this library writes into its header, and it "
+            f"has none; give the PEFT folder with its {CONFIG_FILE} instead"
+        )
+    check_plain(config, path)
+    modules, head = split_keys(header, config, path)
+    ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
+    spec = LoraSpec(config)
+    _check_scaling(spec, {m: header.tensors[a].shape[0] for m, (a, _) in modules.items()}, path)
+    try:
+        info = AdapterInfo.from_json({"name": name or path.stem, **ours})
+        if info.language is not None:
+            info = replace(info, language=languages.canonical(info.language))
+    except (TypeError, ValueError) as error:
+        raise AdapterFileError(f"{weights}: damaged metadata ({error})") from None
+    if METADATA_KEY not in header.metadata:
+        info = replace(
+            info,
+            backbone=config.get("base_model_name_or_path"),
+            task=_TASK_OF_PEFT_TYPE.get(config.get("task_type") or ""),
+        )
+    info = replace(
+        info,
+        name=name or info.name or path.stem,
+        rank=max(ranks, default=0),
+        sites=len(modules),
+        parameters=header.layout.items,
+        bytes=weights.stat().st_size,
+        path=str(path),
+    )
+    return AdapterFiles(info, spec, header, weights, modules, head)
+
+
+def check_plain(config: dict[str, Any], where: str | Path) -> None:
+    """Raise `UnsupportedAdapterError` unless the configuration is that of a plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapterError(f"{where}: peft_type is {kind!r}; only LORA can be composed")
+    for key, kinds in _CONFIG_TYPES.items():
+        if config.get(key) is not None and not isinstance(config[key], kinds):
+            raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
+    if not all(isinstance(name, str) for name in config.get("modules_to_save") or ()):
+        raise AdapterFileError(f"{where}: modules_to_save={config['modules_to_save']!r}: no names")
+    if not (config.get("base_model_name_or_path") or "").isprintable():
+        raise AdapterFileError(f"{where}: its base model's name holds what cannot be printed")
+    for key, reason in _REFUSED.items():
+        if config.get(key):
+            raise UnsupportedAdapterError(f"{where}: {key} is set: {reason}")
+    if (config.get("bias") or "none") != "none":
+        raise UnsupportedAdapterError(
+            f"{where}: bias={config['bias']!r} changes the backbone's biases; use bias='none'"
+        )
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        raise UnsupportedAdapterError(
+            f"{where}: init_lora_weights={start!r} moved part of the backbone's weight into the "
+            "start, so the file alone is not the delta; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, which stores the plain delta"
+        )
+
+
+def split_keys(
+    header: tensorfile.Header, config: dict[str, Any], where: str | Path
+) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Sort a file's tensors into LoRA pairs by module and head parameters; not to be changed."""
+    saved = tuple(config.get("modules_to_save") or ())
+    try:
+        if saved not in header.layout.known:
+            header.layout.known[saved] = _split_keys(header.layout, saved)
+        return header.layout.known[saved]
+    except (AdapterFileError, UnsupportedAdapterError) as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def _split_keys(
+    layout: tensorfile.Layout, saved: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    pairs: dict[str, dict[str, str]] = {}
+    head: dict[str, str] = {}
+    for key, entry in layout.tensors.items():
+        if entry.dtype not in _FLOATING:
+            raise UnsupportedAdapterError(f"{key} is {entry.dtype}, not floating point")
+        path = key.removeprefix(KEY_PREFIX)
+        if match := _FACTOR.fullmatch(path):
+            if len(entry.shape) != 2:
+                raise UnsupportedAdapterError(f"{key} has shape {entry.shape}, not 2-D")
+            pairs.setdefault(match[1], {})[match[2]] = key
+        elif "lora_magnitude_vector" in path:
+            raise UnsupportedAdapterError(_REFUSED["use_dora"])
+        elif "lora_embedding" in path:
+            raise UnsupportedAdapterError(f"{key}: LoRA on an embedding is not supported")
+        elif ".base_layer." in path or path.endswith("embed_tokens.weight"):
+            raise UnsupportedAdapterError(
+                f"{key} is a copy of a weight of the backbone, which PEFT adds when it "
+                "adapts an embedding or output layer; save with save_embedding_layers=False"
+            )
+        elif any(part in path.split(".") for part in saved):
+            head[path.replace(".modules_to_save.default", "")] = key
+        else:
+            raise UnsupportedAdapterError(
+                f"{key} is neither a LoRA factor nor in modules_to_save {list(saved)}"
+            )
+    modules = {}
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise AdapterFileError(f"{module} has lora_{min(pair)} but not the other factor")
+        a, b = (layout.tensors[pair[side]].shape for side in "AB")
+        if a[0] != b[1]:
+            raise AdapterFileError(f"{module}: A is {a} and B is {b}; the ranks differ")
+        if a[0] == 0:
+            raise AdapterFileError(f"{module}: A is {a} and B is {b}; the rank is 0")
+        modules[module] = (pair["A"], pair["B"])
+    if not modules and not head:
+        raise AdapterFileError("no LoRA factors in the file")
+    return modules, head
+
+
+def _check_scaling(spec: LoraSpec, ranks: dict[str, int], where: Path) -> None:
+    patterns = spec.config.get("alpha_pattern") or {}
+    letters = sum(map(len, ranks))
+    try:
+        work = sum(len(key) * (len(ranks) if is_name(key) else 4 * letters) for key in patterns)
+        if work > _MAX_PATTERN_WORK:
+            raise UnsupportedAdapterError(
+                f"{len(patterns)} patterns are too many to match with {len(ranks)} modules"
+            )
+        bad = [m for m, rank in ranks.items() if not math.isfinite(spec.scaling(m, rank))]
+    except UnsupportedAdapterError as error:
+        raise UnsupportedAdapterError(f"{where}: alpha_pattern: {error}") from None
+    except (TypeError, ArithmeticError) as error:
+        raise AdapterFileError(f"{where}: lora_alpha or alpha_pattern: {error}") from None
+    if bad:
+        raise AdapterFileError(f"{where}: the scaling of {bad[0]} is not a finite number")
+
+
+def _weights_file(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        if path.suffix != ".safetensors":
+            raise AdapterFileError(f"{path}: not a .safetensors file or an adapter folder")
+        return path
+    if not path.is_dir():
+        raise AdapterFileError(f"{path}: no such folder or file")
+    weights = path / WEIGHTS_FILE
+    if weights.exists() and not weights.is_dir():
+        return weights
+    for old in ("adapter_model.bin", "adapter_model.pt"):
+        if (path / old).exists():
+            raise AdapterFileError(
+                f"{path / old} is a pickle, which can run code when it is opened; "
+                "load it with PEFT where you trust it and save_pretrained it as safetensors"
+            )
+    present = sorted(entry.name for entry in path.iterdir())[:5]
+    raise AdapterFileError(f"{path}: no {WEIGHTS_FILE} (there: {', '.join(present) or 'nothing'})")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = _json(tensorfile.read_small(path, _MAX_CONFIG_BYTES).decode())
+    except FileNotFoundError:
+        raise AdapterFileError(f"{path}: missing; a PEFT adapter folder has one") from None
+    except OSError as error:
+        raise AdapterFileError(f"{path}: {error.strerror or error}") from None
+    except AdapterFileError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise AdapterFileError(f"{path}: not a JSON object")
+    return config
+
+
+def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, Any]:
+    raw = header.metadata.get(METADATA_KEY)
+    if raw is None:
+        return {}
+    try:
+        data = _json(raw)
+        version = data["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"{weights}: damaged metadata in the header ({error!r})") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{weights}: written by a newer version of the format ({version}, this one reads "
+            f"{FORMAT_VERSION}); upgrade adapters_hub"
+        )
+    return data
+
+
+def _json(text: str) -> Any:
+    """What a JSON text says, if it can be written again: no lone surrogate, not too deep."""
+    data = json.loads(text)
+    json.dumps(data, ensure_ascii=False, indent=2).encode()
+    return data
+
+
+def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
+    """The header's metadata for an adapter: what `read_adapter` reads back."""
+    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": in_order(config)}
+    del ours["bytes"]  # of the file that this becomes a part of
+    return {"format": "pt", METADATA_KEY: json.dumps(in_order(ours), ensure_ascii=False)}
+
+
+def in_order(config: dict[str, Any]) -> dict[str, Any]:
+    """The same, its keys sorted, but a pattern's not: PEFT takes the first of them that fits."""
+    return dict(sorted(config.items()))
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, in the order of patterns too."""
+    pairs = {key: (one.get(key), other.get(key)) for key in sorted(one.keys() | other)}
+    return [
+        key
+        for key, (a, b) in pairs.items()
+        if a != b or (isinstance(a, dict) and isinstance(b, dict) and [*a] != [*b])
+    ]

@@ -1,0 +1,141 @@
+"""Which backbone a checkpoint is: a short text, equal for equal weights, made without torch.
+
+It reads a little of the checkpoint's files: the structural part of the configuration, every
+tensor's name and shape, and sampled values rounded to bfloat16. So it is the same at whatever
+precision the model is loaded, the same for a float32 checkpoint and its bfloat16 copy, however
+it is cut into shards, and takes well under a second for tens of gigabytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from adapters_hub.errors import BackboneError
+from adapters_hub.library import safetensors_file as tensorfile
+
+_STRUCTURE = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "num_layers",
+    "hidden_size", "d_model", "n_head", "n_layer", "n_embd", "num_heads", "vocab_size",
+)  # fmt: skip
+_SAMPLES = 64  # tensors sampled
+_VALUES = 32  # consecutive values from each
+
+
+def fingerprint(folder: str | Path) -> str:
+    """The fingerprint of a checkpoint folder, such as ``qwen3-6L-256-9f3c51d2a07be614``.
+
+    Raises `BackboneError` if the folder has no ``config.json`` or no safetensors weights.
+    """
+    folder = Path(folder)
+    files = weight_files(folder)
+    try:
+        parts = [(str(file), file.stat()) for file in (*files, folder / "config.json")]
+        state = tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in parts)
+        return _fingerprint(folder, state)
+    except OSError as error:
+        raise BackboneError(f"{error.filename or folder}: {error.strerror or error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards its index names."""
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder}: no config.json, so this is not a model folder")
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise BackboneError(f"{index}: no weight_map in it")
+        return [folder / name for name in sorted(set(names.values()))]
+    raise BackboneError(
+        f"{folder}: no model.safetensors; pickled weights (.bin) are not read: load them with "
+        "transformers where you trust them and save_pretrained them as safetensors"
+    )
+
+
+def misfit(folder: str | Path, modules: Mapping[str, tuple[int, int]]) -> str | None:
+    """What speaks against an adapter of these modules, path → (in, out), on a checkpoint.
+
+    Only layers with a number are looked for, by their path from there on, because a checkpoint may
+    be stored under another class's names; one weight of the right shape is enough.
+    """
+    shapes: dict[str, list[list[int]]] = {}
+    for file in weight_files(Path(folder)):
+        for name, entry in tensorfile.read_header(file).tensors.items():
+            if entry.dtype in ("U8", "I8"):
+                return None  # quantised: its shapes are not the layers'
+            shapes.setdefault(_numbered(name.removesuffix(".weight")), []).append(
+                sorted(entry.shape)
+            )
+    found = {module: shapes.get(_numbered(module)) for module in modules if _numbered(module)}
+    for module, there in found.items():
+        if there and sorted(modules[module]) not in there:  # Conv1D is stored transposed
+            fan_in, fan_out = modules[module]
+            return (
+                f"{module} has {fan_in} inputs and {fan_out} outputs, the weight there {there[0]}"
+            )
+    return (
+        f"it has no weight for {next(iter(found))}" if found and not any(found.values()) else None
+    )
+
+
+def _numbered(path: str) -> str:
+    """A module's path from just before its first number on; empty without one."""
+    parts = path.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[first - 1 :]) if first else ""
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    config = _json(folder / "config.json")
+    tensors: dict[str, tuple[str, tensorfile.Header, tensorfile.TensorEntry]] = {}
+    for file, _, _ in state[:-1]:  # the last one is the configuration
+        header = tensorfile.read_header(file)
+        tensors |= {name: (file, header, entry) for name, entry in header.tensors.items()}
+    digest = hashlib.sha256(json.dumps([config.get(key) for key in _STRUCTURE]).encode())
+    for name in sorted(tensors):
+        digest.update(json.dumps([name, tensors[name][2].shape]).encode())
+    floating = [
+        name for name in sorted(tensors) if tensors[name][2].dtype in ("F32", "F16", "BF16")
+    ]
+    step = max(1, len(floating) // _SAMPLES)
+    for name in floating[::step]:
+        digest.update(_sample(*tensors[name]))
+    layers = next(
+        (config[k] for k in ("num_hidden_layers", "num_layers", "n_layer") if k in config), "?"
+    )
+    width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), "?")
+    return f"{config.get('model_type', 'model')}-{layers}L-{width}-{digest.hexdigest()[:16]}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BackboneError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise BackboneError(f"{path}: not a JSON object")
+    return data
+
+
+def _sample(file: str, header: tensorfile.Header, entry: tensorfile.TensorEntry) -> bytes:
+    """Values from the middle of a tensor, as bfloat16 (rounded to nearest even)."""
+    import numpy as np
+
+    size = 4 if entry.dtype == "F32" else 2
+    count = (entry.end - entry.start) // size
+    first = max(0, count // 2 - _VALUES // 2)
+    with open(file, "rb") as stream:
+        stream.seek(header.data_start + entry.start + first * size)
+        raw = stream.read(min(_VALUES, count) * size)
+    if entry.dtype == "BF16":
+        return raw
+    values = np.frombuffer(raw, "<f4" if size == 4 else "<f2").astype("<f4")
+    bits = values.view("<u4").astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()

@@ -1,0 +1,148 @@
+"""Which adapter a term of a blend, or a language, means. Works on a list; reads no files."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from adapters_hub.errors import AmbiguousTermError, BackboneMismatchError, NotFoundError
+from adapters_hub.library import languages
+from adapters_hub.library.adapter_file import AdapterInfo
+
+log = logging.getLogger(__name__)
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The adapter found for a language, and how far its language is from the one asked."""
+
+    info: AdapterInfo
+    wanted: str  # canonical tag
+    distance: int  # CLDR's; 0 is exact
+    reason: str
+
+
+def resolve(
+    language: str, infos: Sequence[AdapterInfo], max_distance: int, where: str
+) -> Resolution:
+    """The language adapter nearest to a language; see `Library.resolve`."""
+    found = _closest(language, infos, max_distance, where)
+    if found is None:
+        plain = [info for info in infos if info.language and not info.domain]
+        raise NotFoundError(not_found(f"lang:{language}", plain, where))
+    return found
+
+
+def _closest(
+    language: str, infos: Sequence[AdapterInfo], max_distance: int, where: str
+) -> Resolution | None:
+    wanted = languages.canonical(language)
+    plain = [info for info in infos if info.language and not info.domain]
+    match = languages.closest(wanted, {i.language for i in plain if i.language}, max_distance)
+    if match is None:
+        return None
+    tag, distance = match
+    found = [info for info in plain if info.language == tag]
+    if len(found) > 1:
+        named_so = [info for info in found if info.name == tag]
+        if not named_so:
+            raise AmbiguousTermError(_ambiguous(wanted, [], {"language": found}, where))
+        found = named_so
+    if tag == wanted:
+        return Resolution(found[0], wanted, 0, f"there is an adapter for {wanted}")
+    reason = (
+        f"no adapter for {wanted} ({languages.name(wanted)}); the closest is {tag} "
+        f"({languages.name(tag)}), at CLDR distance {distance} (limit {max_distance})"
+    )
+    log.warning(reason)
+    return Resolution(found[0], wanted, distance, reason)
+
+
+def find(
+    term: str, everything: Sequence[AdapterInfo], fingerprint: str | None, where: str
+) -> AdapterInfo:
+    """The one adapter a blend's term means; see `Library.find`.
+
+    An exact name wins, unless the same word is also the language or domain of other adapters.
+    """
+    infos = [i for i in everything if fingerprint is None or i.fingerprint in (None, fingerprint)]
+    kind, _, value = term.rpartition(":")
+    readings: dict[str, list[AdapterInfo]] = {}
+    if kind in ("", "lang") and languages.is_language(value):
+        tag = languages.canonical(value)
+        readings["language"] = _named(_for_language(tag, infos), tag, kind)
+    if kind in ("", "domain"):
+        readings["domain"] = _named(_for_domain(value, infos), value, kind)
+    named = [info for info in infos if not kind and info.name == value]
+    if named and all(not found or named[0] in found for found in readings.values()):
+        return named[0]
+    found = {info.name: info for group in (named, *readings.values()) for info in group}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise AmbiguousTermError(_ambiguous(term, named, readings, where))
+    values = {value, languages.canonical(value)} if "language" in readings else {value}
+    for other in everything:
+        if other not in infos and values & {other.name, other.language, other.domain}:
+            raise BackboneMismatchError(
+                f"{term!r} is {other.name!r} in {where}, which belongs to another backbone:\n"
+                f"  adapter:  {other.fingerprint} ({other.backbone})\n"
+                f"  backbone: {fingerprint}"
+            )
+    if "language" in readings:
+        near = _closest(value, infos, languages.MAX_DISTANCE, where)
+        if near is not None:
+            return near.info
+    raise NotFoundError(not_found(term, infos, where))
+
+
+def not_found(term: str, infos: Iterable[AdapterInfo], where: str) -> str:
+    """The message of a `NotFoundError`: what there is, what is close, how to train one."""
+    names = sorted(info.name for info in infos)
+    kind, _, value = term.rpartition(":")
+    near = difflib.get_close_matches(value, names, n=3)
+    have = ", ".join(names[:_SHOWN]) + (f", … {len(names)} in all" if len(names) > _SHOWN else "")
+    if kind == "lang" or (not kind and languages.is_language(value)):
+        tag = languages.canonical(value)
+        value += "" if tag == value else f" ({tag})"
+        recipe = f"lora_language.py --language {tag}"
+    else:
+        recipe = f"lora_domain.py --domain {value}"
+    return (
+        f'no adapter for "{value}" in {where} (have: {have or "none"}; '
+        f"closest: {', '.join(near) or 'none'}). Train one: accelerate launch recipes/{recipe}"
+    )
+
+
+def _named(infos: list[AdapterInfo], name: str, kind: str) -> list[AdapterInfo]:
+    """Of several adapters that ``lang:de`` or ``domain:hotel`` could mean, the one called so."""
+    same = [info for info in infos if info.name == name]
+    return same if kind and same else infos
+
+
+def _for_language(tag: str, infos: Iterable[AdapterInfo]) -> list[AdapterInfo]:
+    """Adapters of a language: the pure ones, or if there are none those with a domain too."""
+    matching = [info for info in infos if info.language == tag]
+    return [info for info in matching if not info.domain] or matching
+
+
+def _for_domain(domain: str, infos: Iterable[AdapterInfo]) -> list[AdapterInfo]:
+    matching = [info for info in infos if info.domain == domain]
+    return [info for info in matching if not info.language] or matching
+
+
+def _ambiguous(
+    term: str, named: Iterable[AdapterInfo], readings: dict[str, list[AdapterInfo]], where: str
+) -> str:
+    value = term.rpartition(":")[2]
+    read = [info for found in readings.values() for info in found]
+    options = [f"the adapter named {info.name!r}" for info in named if info not in read]
+    options += [f"the {kind} adapter {i.name!r}" for kind, found in readings.items() for i in found]
+    advice = "write the adapter's name"
+    if readings.get("language") and readings.get("domain"):
+        advice = f"write lang:{value} or domain:{value}, or an adapter's full name"
+    elif named:
+        kind = "lang" if readings.get("language") else "domain"
+        advice = f"write {kind}:{value} for that one; the other needs another name"
+    return f"{term!r} in {where} could be {' or '.join(options)}; {advice}"

@@ -1,0 +1,96 @@
+"""An adapter's ``README.md``: a model card with the Hub's fields, from and to `AdapterInfo`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters_hub.errors import AdapterFileError
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.safetensors_file import read_small
+
+_TASK_TAG = {
+    "classification": "text-classification",
+    "language-modeling": "text-generation",
+    "retrieval": "feature-extraction",
+    "question-answering": "question-answering",
+    "token-classification": "token-classification",
+    "generation": "text-generation",
+    "translation": "translation",
+}
+_MAX_BYTES = 1_000_000
+_PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
+
+
+def write_card(info: AdapterInfo) -> str:
+    """The card's text: YAML front matter, then what a reader wants to know."""
+    import yaml
+
+    tags = ["lora", "adapters_hub", *([f"domain:{info.domain}"] if info.domain else [])]
+    front: dict[str, Any] = {
+        "library_name": "peft",
+        "base_model": info.backbone,
+        "language": info.language,
+        "license": info.license,
+        "pipeline_tag": _TASK_TAG.get(info.task or ""),
+        "tags": tags,
+    }
+    front = {key: value for key, value in front.items() if value is not None}
+    rows = {
+        "language": info.language,
+        "domain": info.domain,
+        "task": info.task,
+        "labels": ", ".join(info.labels or ()),
+        "problem type": info.problem_type,
+        "pooling": info.pooling,
+        **{_PROMPT.get(kind, kind): _code(text) for kind, text in info.prompts.items()},
+        "backbone": info.backbone,
+        "backbone fingerprint": info.fingerprint,
+        "trained over": ", ".join(info.over),
+        "rank": info.rank,
+        "sites": info.sites,
+        "parameters": f"{info.parameters:,}",
+        **{metric: f"{value:.4g}" for metric, value in info.metrics.items()},
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    backbone = json.dumps(info.backbone or "…", ensure_ascii=False)
+    loads = f"import adapters_hub as ah\n\nmodel = ah.load_backbone({backbone})\n"
+    loads += f'model.use("{info.name}")'
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        f"# {info.name}",
+        info.description,
+        f"| | |\n| --- | --- |\n{table}",
+        f"```python\n{loads}\n```",
+        f"Trained with:\n\n```sh\n{info.trained_with}\n```" if info.trained_with else None,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read_front_matter(path: Path) -> Mapping[str, Any]:
+    """The YAML front matter of a card, texts, lists and mappings; empty if there is none."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = read_small(path, _MAX_BYTES).decode(errors="replace")
+    if not text.startswith("---"):
+        return {}
+    text = text[3:].split("\n---", 1)[0]
+    try:
+        grows = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        front = None if grows else yaml.load(text, Loader=yaml.BaseLoader)  # "no" is Norwegian
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"{path}: its front matter is not YAML ({error})") from None
+    if grows:
+        raise AdapterFileError(f"{path}: its front matter has aliases, which can grow huge")
+    return front if isinstance(front, dict) else {}
+
+
+def _code(text: str) -> str:
+    """A text as code in a table's cell: on one line, without a bar that would end the cell."""
+    return (
+        f"`{text.encode('unicode_escape').decode() if not text.isprintable() else text}`".replace(
+            "|", "\\|"
+        )
+    )

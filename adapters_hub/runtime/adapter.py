@@ -1,0 +1,408 @@
+"""One adapter in memory: factors by site, a scaling each, perhaps a head; from and to PEFT files.
+
+Knows a backbone's sites and PEFT's file format; does not know banks, batches or tasks.
+"""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters_hub.backbone.backbone import Backbone, site_shape
+from adapters_hub.errors import (
+    AdapterFileError,
+    BackboneError,
+    BackboneMismatchError,
+    LibraryError,
+    SettingsError,
+    UnsupportedAdapterError,
+)
+from adapters_hub.library import adapter_file as files_
+from adapters_hub.library import safetensors_file as tensorfile
+from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
+from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.model_card import write_card
+from adapters_hub.runtime.plan import FlatFactors, Place
+
+_STARTS = (True, "gaussian")
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+@dataclass
+class Adapter:
+    """A plain LoRA (arXiv:2106.09685): at each site the delta is ``scaling · B @ A``.
+
+    ``factors`` maps a site to A (r, in) and B (out, r); ranks may differ by site. ``head`` maps
+    the head's parameters by their path in the task class. ``prefix`` stands before the path of a
+    site of the body in that class, and so in the file; ``outer`` are the sites above the body.
+    """
+
+    info: AdapterInfo
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    scaling: dict[str, float]
+    head: dict[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    outer: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.info.name
+
+    def parameters(self) -> list[Tensor]:
+        """All tensors, in one fixed order: factors by site, then the head by name."""
+        pairs = [tensor for site in sorted(self.factors) for tensor in self.factors[site]]
+        return pairs + [self.head[name] for name in sorted(self.head)]
+
+    def path(self, site: str) -> str:
+        """A site's path in the class the adapter is saved for."""
+        return site if site in self.outer else self.prefix + site
+
+    def map(self, change: Any) -> "Adapter":
+        """The same adapter with every tensor changed, such as moved or cast."""
+        return replace(
+            self,
+            factors={site: (change(a), change(b)) for site, (a, b) in self.factors.items()},
+            head={name: change(tensor) for name, tensor in self.head.items()},
+        )
+
+    def trainable(self) -> "Adapter":
+        """A float32 copy whose tensors are parameters."""
+        return self.map(lambda t: nn.Parameter(t.detach().to(torch.float32, copy=True)))
+
+    # ── from ─────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def load(
+        cls,
+        found: AdapterFiles,
+        backbone: Backbone,
+        check_backbone: bool = True,
+        data: Tensor | None = None,
+    ) -> "Adapter":
+        """Read an adapter's numbers for a backbone: one read, one copy to its device.
+
+        ``data``: what `read_data` gives, if it was read before. Raises `BackboneMismatchError` if
+        its fingerprint is another's (unless ``check_backbone`` is False) or a site is missing or
+        has another shape; `AdapterFileError` for damaged files.
+        """
+        _same_backbone(found.info, backbone, check_backbone)
+        data = read_data(found) if data is None else data
+        data = data.to(backbone.device, non_blocking=True)
+        if found.head:
+            _check_head(found, backbone)
+        fit = backbone.fits.get(found.header.layout)
+        if fit is None:
+            fit = backbone.fits[found.header.layout] = _fit(found, backbone)
+        factors: Any
+        if fit.dtype is not None:
+            flat = data.view(fit.dtype)
+            if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
+                _check_finite(data, found)
+            factors = FlatFactors(flat, fit.places)
+        else:
+            _check_finite(data, found)
+            keys = {site: found.modules[module] for site, module in fit.modules.items()}
+            factors = {
+                site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()
+            }
+        scaling = {
+            site: found.spec.scaling(module, fit.ranks[site])
+            for site, module in fit.modules.items()
+        }
+        head = {path: _tensor(data, found, key).float() for path, key in found.head.items()}
+        outer = backbone.head_sites
+        return cls(found.info, factors, scaling, head, found.spec.config, fit.prefix, outer)
+
+    @classmethod
+    def create(
+        cls,
+        info: AdapterInfo,
+        backbone: Backbone,
+        lora: Any,
+        *,
+        prefix: str,
+        sites: Sequence[str],
+        head: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> "Adapter":
+        """A new adapter from a `peft.LoraConfig`, started as PEFT starts it: its delta is zero.
+
+        ``sites``: those of the body that the task's class has below its head.
+        ``lora.target_modules`` chooses among them as in PEFT (None: PEFT's default for the
+        architecture, ``"all-linear"``: every one); None for ``lora`` itself makes an adapter that
+        is only a head.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        factors, scaling = {}, {}
+        config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "r": 1,
+            "lora_alpha": 1,
+            "target_modules": [],
+        }
+        if lora is not None:
+            if lora.init_lora_weights not in _STARTS:
+                raise SettingsError(
+                    f"init_lora_weights={lora.init_lora_weights!r} is not supported here; "
+                    f"choose one of {', '.join(map(repr, _STARTS))}"
+                )
+            config = _plain(lora.to_dict())
+            files_.check_plain(config, "the LoRA configuration")
+            for site in target_sites(backbone, lora, prefix, sites):
+                fan_in, fan_out = site_shape(backbone.sites[site])
+                rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
+                a = torch.empty(rank, fan_in)
+                if lora.init_lora_weights == "gaussian":
+                    a.normal_(std=1 / rank, generator=generator)
+                else:
+                    nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+                factors[site] = (a, torch.zeros(fan_out, rank))
+                scaling[site] = files_.LoraSpec(config).scaling(prefix + site, rank)
+        info = replace(info, rank=max((a.shape[0] for a, _ in factors.values()), default=0))
+        made = cls(info, factors, scaling, dict(head or {}), config, prefix, backbone.head_sites)
+        return made.map(lambda tensor: tensor.to(backbone.device))
+
+    # ── to ───────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a PEFT folder that `peft.PeftModel.from_pretrained` and `Library.add` read.
+
+        It is written beside and renamed into place, where there is nothing but an adapter; among
+        other files each of its three is replaced by itself. Raises `AdapterFileError` for what
+        cannot be such a folder, `LibraryError` where it cannot be written; nothing is new then.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        if not self.factors:
+            raise AdapterFileError(f"{self.name!r} is only a head, which no PEFT file can be")
+        folder = Path(folder)
+        config = self.peft_config()
+        tensors = {}
+        for site, (a, b) in self.factors.items():
+            stem = files_.KEY_PREFIX + self.path(site)
+            tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a, b
+        for path, tensor in self.head.items():
+            tensors[files_.KEY_PREFIX + path] = tensor
+        tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise AdapterFileError(f"{self.name}: {key} holds NaN or infinity; not saved")
+        shown = replace(
+            self.info,
+            rank=max(a.shape[0] for a, _ in self.factors.values()),
+            sites=len(self.factors),
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+        )
+        unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
+        text = json.dumps(files_.in_order(config), indent=2) + "\n"
+        try:
+            with new_folder(folder) as stage:
+                save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(unhashed, config))
+                (stage / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
+                (stage / files_.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise LibraryError(f"cannot write {folder}: {error}") from error
+        return folder
+
+    def peft_config(self) -> dict[str, Any]:
+        """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks."""
+        ranks = {site: a.shape[0] for site, (a, _) in self.factors.items()}
+        rank = max(ranks.values(), default=1)
+        alphas = {site: self.scaling[site] * r for site, r in ranks.items()}
+        if self.config.get("use_rslora"):
+            alphas = {site: self.scaling[site] * math.sqrt(r) for site, r in ranks.items()}
+        alpha = next((alphas[site] for site, r in ranks.items() if r == rank), rank)
+        return {
+            **self.config,
+            "peft_type": "LORA",
+            "r": rank,
+            "lora_alpha": _whole(alpha),
+            "rank_pattern": {self.path(s): r for s, r in ranks.items() if r != rank},
+            "alpha_pattern": {
+                self.path(s): _whole(v) for s, v in alphas.items() if not math.isclose(v, alpha)
+            },
+            "target_modules": sorted(self.path(site) for site in self.factors),
+            # which left out some of others; these are all of them
+            **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
+            "modules_to_save": self._head_modules() or None,
+            "base_model_name_or_path": self.info.backbone,
+            "bias": "none",
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+
+    def _head_modules(self) -> list[str]:
+        """The modules PEFT saves whole: ``score``, ``classifier``, an untrained ``pooler``."""
+        return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """How files of one layout lie on a backbone: module, rank and places of each site; their one
+    dtype, or None.
+    """
+
+    modules: dict[str, str]
+    ranks: dict[str, int]
+    places: dict[str, tuple[Place, Place]]
+    dtype: torch.dtype | None
+    prefix: str
+
+
+def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
+    """The fit, checked: every module is there and has the shape it is for."""
+    dtypes = {_DTYPES[entry.dtype] for entry in found.header.tensors.values()}
+    fit = _Fit({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
+    prefix = ""
+    for module, keys in found.modules.items():
+        site = backbone.site_of(module)
+        if site is None:
+            raise BackboneMismatchError(
+                f"{found.info.name!r} adapts {module}, and {backbone.name} has no such linear "
+                f"layer (it has {_examples(backbone.sites)})"
+            )
+        a, b = (found.header.tensors[key] for key in keys)
+        shape = site_shape(backbone.sites[site])
+        if (a.shape[1], b.shape[0]) != shape:
+            raise BackboneMismatchError(
+                f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
+                f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
+            )
+        fit.modules[site], fit.ranks[site] = module, a.shape[0]
+        if fit.dtype is not None:
+            size = fit.dtype.itemsize
+            fit.places[site] = (
+                (a.shape, (a.shape[1], 1), a.start // size),
+                (b.shape, (b.shape[1], 1), b.start // size),
+            )
+        if site not in backbone.head_sites:
+            prefix = module.removesuffix(site)
+    return replace(fit, prefix=prefix)
+
+
+def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
+    """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
+    data = torch.empty(found.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
+    if len(data):
+        tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))  # type: ignore[arg-type]
+    return data
+
+
+def read_factors(found: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, in) and B (out, r) of each module that a file adapts, for whom no backbone is at hand.
+
+    Raises `AdapterFileError` for numbers that are not finite.
+    """
+    data = read_data(found)
+    _check_finite(data, found)
+    return {
+        module: (_tensor(data, found, a), _tensor(data, found, b))
+        for module, (a, b) in found.modules.items()
+    }
+
+
+def _tensor(data: Tensor, found: AdapterFiles, key: str) -> Tensor:
+    """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
+    entry = found.header.tensors[key]
+    return data[entry.start : entry.end].clone().view(_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def _check_finite(data: Tensor, found: AdapterFiles) -> None:
+    for key in found.header.tensors:
+        if not torch.isfinite(_tensor(data, found, key)).all():
+            raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
+
+
+def target_sites(
+    backbone: Backbone, lora: Any, prefix: str, candidates: Sequence[str]
+) -> list[str]:
+    """The sites a `peft.LoraConfig` means, by PEFT's own rules; `SettingsError` if none."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    sites = list(candidates)
+    if lora.target_modules == "all-linear":
+        lora = copy.copy(lora)  # all of them by name, of which it may still exclude some
+        lora.target_modules = {prefix + site for site in sites}
+        sites = [s for s in sites if check_target_module_exists(lora, prefix + s)]
+    else:
+        if lora.target_modules is None:
+            default = DEFAULTS.get(backbone.config.model_type)
+            if default is None:
+                raise SettingsError(
+                    f"PEFT has no default target_modules for {backbone.config.model_type!r}; "
+                    "give them, or 'all-linear'"
+                )
+            lora.target_modules = set(default)
+        sites = [s for s in sites if check_target_module_exists(lora, prefix + s)]
+    if not sites:
+        raise SettingsError(
+            f"target_modules={lora.target_modules!r} matches no linear layer of {backbone.name} "
+            f"(it has {_examples(backbone.sites)})"
+        )
+    return sites
+
+
+def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
+    """Refuse ``modules_to_save`` that is a trained copy of a part of the backbone, and no head."""
+    own = {
+        name.removeprefix(backbone.prefix)
+        for name, _ in backbone.model.named_parameters(remove_duplicate=False)
+    }
+    own -= backbone.untrained
+    try:  # its prediction head may share names with the classification head, as in ModernBERT
+        head = set(backbone.shell("AutoModelForSequenceClassification", num_labels=2).shapes)
+    except BackboneError:
+        head = set()
+    copied = [p for p in found.head if {p, p.partition(".")[2]} & own and p not in head]
+    if copied:
+        raise UnsupportedAdapterError(
+            f"{found.weights}: modules_to_save holds {copied[0]}, a trained copy of a part of the "
+            f"backbone ({len(copied)} tensors in all); only a task's head can go with an adapter, "
+            "since whole modules cannot be added up"
+        )
+
+
+def _same_backbone(info: AdapterInfo, backbone: Backbone, check: bool) -> None:
+    if check and info.fingerprint not in (None, backbone.fingerprint):
+        raise BackboneMismatchError(
+            f"{info.name!r} belongs to another backbone:\n"
+            f"  adapter:  {info.fingerprint} ({info.backbone})\n"
+            f"  backbone: {backbone.fingerprint} ({backbone.name})\n"
+            "check_backbone=False loads it all the same if the shapes fit"
+        )
+
+
+def _pattern(patterns: Mapping[str, int] | None, module: str, default: int) -> int:
+    import re
+
+    matches = (v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", module))
+    return next(matches, default)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A LoRA configuration as JSON, without what PEFT fills in for nothing."""
+    kept = {k: v for k, v in config.items() if v not in (None, {}, [], False) or k == "r"}
+    text = json.dumps(kept, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+    return json.loads(text)
+
+
+def _whole(value: float) -> float | int:
+    return round(value) if math.isclose(value, round(value)) else value
+
+
+def _examples(sites: Iterable[str]) -> str:
+    names = sorted({site.rpartition(".")[2] for site in sites})
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

@@ -1,0 +1,155 @@
+"""Which adapters are in memory: loaded by exact name, in tiers, as the library has them now.
+
+Knows the bank, the library and files; does not know blends, plans or tasks. Adapters in use are in
+the bank, beside the backbone. Those that leave it, least recently used first, may stay as bytes in
+host memory (``host_memory`` bytes; worth it where the backbone is on another device), and beyond
+that are read from their files again. Those added from memory have no file, and so never leave.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.library import lookup
+from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
+from adapters_hub.library.library import Library
+from adapters_hub.runtime.adapter import Adapter, read_data
+from adapters_hub.runtime.bank import Bank
+
+HOST_MEMORY = 8 << 30
+"""Bytes kept in host memory for a backbone on another device, unless said otherwise."""
+
+
+class Residents:
+    """The adapters of one model. All methods may be called from several threads."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        library: Library,
+        memory: int,
+        host_memory: int | None = None,
+        check_backbone: bool = True,
+    ) -> None:
+        self.backbone = backbone
+        self.library = library
+        self.check_backbone = check_backbone
+        self.lock = threading.RLock()
+        self.bank = Bank(backbone.sites, memory, evicted=self._evicted)
+        on_host = backbone.device.type == "cpu"
+        default = 0 if on_host else HOST_MEMORY
+        self.host_memory = default if host_memory is None else host_memory
+        self._pinned = not on_host and torch.cuda.is_available()
+        self._adapters: dict[str, Adapter] = {}
+        self._own: set[str] = set()  # added from memory: not in the library, so never dropped
+        self._stamps: dict[str, Any] = {}  # the state of the files an adapter was loaded from
+        self._host: OrderedDict[str, tuple[Any, AdapterFiles, torch.Tensor]] = OrderedDict()
+        self._names: dict[str, str] = {}  # term → adapter, as long as the library stays as it is
+        self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
+        self._seen: Any = None  # the state of the library's folder that these are for
+
+    def __getitem__(self, name: str) -> Adapter:
+        """The adapter of exactly this name, loaded if it is not resident."""
+        with self.lock:
+            self.load({name})
+            return self._adapters[name]
+
+    def current(self, name: str) -> Adapter:
+        """The adapter of exactly this name as the library has it now.
+
+        Raises `NotFoundError` also for one that was loaded and has been removed since.
+        """
+        with self.lock:
+            if name not in self._own:
+                self.library.get(name)
+            return self[name]
+
+    def names_of(self, terms: Iterable[str]) -> dict[str, str]:
+        """The exact names that terms mean, by what the library holds now; see `Library.find`."""
+        with self.lock:
+            self._look()
+            return {term: self._name_of(term) for term in terms}
+
+    def load(self, names: Set[str]) -> None:
+        """Make the adapters of these exact names resident, all of them at once."""
+        with self.lock:
+            self._look()
+            for name in sorted(names):
+                if name not in self.bank:
+                    adapter = self._from_library(name)
+                    self.bank.put(name, adapter.factors, adapter.scaling, keep=names)
+                    self._adapters[name] = adapter
+
+    def add(self, adapter: Adapter, trained: bool = False) -> None:
+        """Make an adapter from memory resident under its name; ``trained`` keeps gradients."""
+        with self.lock:
+            self.bank.put(
+                adapter.name, adapter.factors, adapter.scaling, trained=trained, pinned=True
+            )
+            self._adapters[adapter.name] = adapter
+            self._own.add(adapter.name)
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter; it is loaded again from the library when it is next used."""
+        with self.lock:
+            self.bank.drop(name)
+            self._adapters.pop(name, None)
+            self._own.discard(name)
+            self._host.pop(name, None)
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _drop_replaced(self, name: str) -> None:
+        """Forget an adapter that was replaced in the library since it was loaded from there."""
+        stamp = self._stamps.get(name)
+        if name not in self._own and stamp not in (None, self.library.stamp(name)):
+            self.drop(name)
+
+    def _name_of(self, term: str) -> str:
+        if term in self._own:
+            return term
+        if term not in self._names:
+            check = self.backbone.fingerprint if self.check_backbone else None
+            infos, where = [*self._infos.values()], str(self.library.root)
+            self._names[term] = lookup.find(term, infos, check, where).name
+        return self._names[term]
+
+    def _evicted(self, name: str) -> None:
+        self._adapters.pop(name, None)
+
+    def _look(self) -> None:
+        """Look at the library again if it changed."""
+        if (state := self.library.state()) != self._seen:
+            self._names.clear()
+            self._infos = {info.name: info for info in self.library.list()}
+            self._seen = state
+            for name in [*self._adapters]:
+                self._drop_replaced(name)
+
+    def _from_library(self, name: str) -> Adapter:
+        self._look()
+        info = self._infos.get(name) or self.library.get(name)  # which raises, with advice
+        stamp = self.library.stamp(name)
+        with torch.inference_mode(False):  # what stays must serve any later call
+            kept, files, data = self._host.get(name, (None, None, None))
+            if kept != stamp or files is None or data is None:
+                files = read_adapter(Path(info.path or ""), name)
+                data = read_data(files, self._pinned)
+            adapter = Adapter.load(files, self.backbone, self.check_backbone, data)
+        self._stamps[name] = stamp
+        self._keep(name, stamp, files, data)
+        return replace(adapter, info=info)
+
+    def _keep(self, name: str, stamp: Any, files: AdapterFiles, data: torch.Tensor) -> None:
+        if not self.host_memory:
+            return
+        self._host[name] = (stamp, files, data)
+        self._host.move_to_end(name)
+        while sum(len(own) for _, _, own in self._host.values()) > self.host_memory:
+            self._host.popitem(last=False)

@@ -1,0 +1,112 @@
+"""Hidden states pooled to one vector of length 1 a text, under any blend.
+
+Knows hidden states and how adapters say they pool; does not know training, pairs or ranking.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.errors import HeadError, SettingsError
+from adapters_hub.library.blend import Blend
+from adapters_hub.runtime.core import Runtime
+
+POOLINGS = ("mean", "cls", "last")
+
+
+_WORTH = 0.05  # the share of a batch's tokens that another forward must save
+
+
+def default_pooling(backbone: Backbone) -> str:
+    """The last token for decoders, which alone has seen the whole text; else the mean."""
+    return "last" if backbone.kind == "decoder" else "mean"
+
+
+def hidden_states(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+    """The last hidden states (rows, tokens, width); an encoder-decoder's are its encoder's."""
+    whole: Any = backbone.base
+    body = whole.get_encoder() if backbone.kind == "encoder-decoder" else whole
+    return body(**inputs, **backbone.call_options).last_hidden_state
+
+
+def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:
+    """Hidden states (rows, tokens, width) → unit vectors (rows, width), float32.
+
+    ``mask`` (rows, tokens) is 1 at real tokens, ``poolings`` has a name for each row: ``mean`` of
+    the real tokens (arXiv:1908.10084), the first (``cls``) or the last of them.
+    """
+    if wrong := sorted(set(poolings) - set(POOLINGS)):
+        raise SettingsError(f"pooling={wrong[0]!r}: choose one of {', '.join(POOLINGS)}")
+    weights = mask.float() / mask.sum(1, keepdim=True)
+    place = torch.arange(mask.shape[1], device=mask.device) * mask
+    for pooling in {"cls", "last"} & set(poolings):
+        at = mask.argmax(1) if pooling == "cls" else place.argmax(1)
+        own = torch.tensor([name == pooling for name in poolings], device=mask.device)
+        weights[own] = functional.one_hot(at[own], mask.shape[1]).float()
+    with torch.autocast(states.device.type, enabled=False):  # which would round the sum
+        pooled = torch.einsum("rt,rtw->rw", weights, states.float())
+    return functional.normalize(pooled, dim=-1)
+
+
+def unit_vectors(model: Runtime, inputs: dict[str, Tensor], poolings: Sequence[str]) -> Tensor:
+    """Unit vectors (rows, width) of a batch, padded on the right, under the current plan.
+
+    Queries are short and documents long, so rows of one length go through the model together.
+    """
+    mask, plan = inputs["attention_mask"], model.bank.current()
+    lengths = mask.sum(1).cpu()
+    parts = by_length(lengths)
+    found = []
+    for rows in parts:
+        longest = int(lengths[rows].max())
+        at = rows.to(mask.device)
+        own = {name: tensor[at, :longest] for name, tensor in inputs.items()}
+        with model.bank.using(plan and plan.of(rows)):
+            states = hidden_states(model.backbone, own)
+        found.append(pool(states, own["attention_mask"], [poolings[row] for row in rows]))
+    return torch.cat(found)[torch.cat(parts).argsort().to(mask.device)]
+
+
+def by_length(lengths: Tensor) -> list[Tensor]:
+    """Rows, by their lengths (rows,) in tokens, in parts that are each padded to their longest.
+
+    A part, its rows in the batch's order, is cut in two where that saves most padding, as long as
+    that is a fair share of the batch.
+    """
+    ordered, rows = lengths.sort(stable=True)
+    worth = _WORTH * len(rows) * int(ordered[-1])
+
+    def cut(start: int, end: int) -> list[Tensor]:
+        own = ordered[start:end]
+        saved = torch.arange(1, len(own) + 1) * (own[-1] - own)  # by a cut after each row
+        best = int(saved.argmax())
+        if saved[best] <= worth:
+            return [rows[start:end].sort().values]
+        return cut(start, start + best + 1) + cut(start + best + 1, end)
+
+    return cut(0, len(rows))
+
+
+def embedding_of(model: Runtime, blend: Blend) -> tuple[str, dict[str, str]]:
+    """The pooling and the prompts of a resolved blend: those of its adapters that have them.
+
+    A language adapter's count only where no other has any: a domain's was trained over it. Raises
+    `HeadError` for two that differ: each was trained for its own.
+    """
+    infos = [info for name in blend.terms if (info := model.resident(name).info).pooling]
+    infos = [info for info in infos if info.domain or not info.language] or infos
+    found = {info.name: (info.pooling, info.prompts) for info in infos}
+    if not found:
+        return default_pooling(model.backbone), {}
+    (pooling, prompts), *others = found.values()
+    if any(other != (pooling, prompts) for other in others):
+        listed = ", ".join(f"{name}: {own[0]}, {own[1]}" for name, own in found.items())
+        raise HeadError(
+            f"adapters of {str(blend)!r} were trained to embed in different ways ({listed}); keep "
+            "one of them"
+        )
+    return pooling or "", prompts

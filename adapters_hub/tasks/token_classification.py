@@ -1,0 +1,290 @@
+"""Token classification: a tag for each word, and so spans such as names, by the architecture's own
+class.
+
+Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is outside of all.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import BackboneError, DataError, SettingsError
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, pad, per_row
+from adapters_hub.tasks.heads import HeadTask, row_logits
+from adapters_hub.text.tokenising import filler, text_limit
+
+if TYPE_CHECKING:
+    from adapters_hub.training.settings import TrainingSettings
+
+_IGNORED = -100
+_TAG = re.compile(r"O|[BI]-.+")
+_ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
+_NEVER = 10**9  # no text is cut at it
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a row: characters of its text, the token each is judged by (None if it was cut
+    off, or has none), and tags by number, if they are known.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    places: tuple[int | None, ...]
+    tags: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class TokenClassification(HeadTask):
+    """Cross-entropy over ``label_names``, a word at a time; F1 of whole spans as CoNLL counts it.
+
+    Row: ``fields`` hold ``words`` and ``tags`` (see `words_of`). Words and tokens meet by their
+    characters; a word is judged by its first token in an encoder, in a decoder by its last, the
+    only one that has seen all of it. A word that was cut off counts as predicted ``O``.
+    """
+
+    label_names: tuple[str, ...]
+    max_length: int = 256
+    metric: str = "f1"
+    higher_is_better: bool = True
+    name: ClassVar[str] = "token-classification"
+    task_type: ClassVar[str] = "TOKEN_CLS"
+
+    def __post_init__(self) -> None:
+        if len(set(self.label_names)) < 2:
+            raise SettingsError(f"{self.name} needs two tags or more, not {self.label_names}")
+        if wrong := [tag for tag in self.label_names if not _TAG.fullmatch(tag)]:
+            raise SettingsError(f"{self.name}: {wrong[0]!r} is none of O, B-… and I-…")
+
+    @classmethod
+    def from_settings(
+        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
+    ) -> "TokenClassification":
+        return cls(tag_names(splits["train"]), max_length=settings.max_length)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.label_names
+
+    def metric_name(self, backbone: Backbone) -> str:
+        return "span F1"
+
+    def usage(self, row: Row, backbone: Backbone) -> str:
+        return f"model.tag([{row.text!r}])"
+
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+        self.shell(backbone)  # says so if there is none
+        known = {tag: number for number, tag in enumerate(self.label_names)}
+        examples = []
+        for row in rows:
+            spans, tags = words_of(row)
+            for tag in tags or ():
+                if tag not in known:
+                    raise DataError(
+                        f"{row.where}: field 'tags': {tag!r} is not one of the tags "
+                        f"{list(self.label_names)}"
+                    )
+            ids, places = _tokens_of(row.text, spans, backbone, self.max_length)
+            numbers = None if tags is None else tuple(known[tag] for tag in tags)
+            examples.append(Example(ids, row, Words(spans, places, numbers)))
+        return examples
+
+    def check(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            if example.target.tags is None:
+                raise DataError(f"{example.row.where}: field 'tags' is missing")
+
+    def collate(
+        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+    ) -> dict[str, Tensor]:
+        batch = pad(examples, backbone)
+        labels = torch.full_like(batch["input_ids"], _IGNORED, device="cpu")
+        for row, example in enumerate(examples):
+            words: Words = example.target
+            for place, tag in zip(words.places, words.tags or (), strict=False):
+                if place is not None:
+                    labels[row, place] = tag
+        return {**batch, "labels": labels.to(backbone.device)}
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != _IGNORED).sum(1).float()
+
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        labels = batch["labels"]
+        at = labels != _IGNORED
+        logits = self.logits(model, batch, heads)[at]
+        nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
+        return per_row(nats, at.nonzero()[:, 0], len(labels))
+
+    def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        """(rows, tokens, tags), each row by its own head."""
+        return row_logits(self.shell(model.backbone), batch, heads)
+
+    def records(
+        self,
+        model: Runtime,
+        batch: dict[str, Tensor],
+        heads: Heads,
+        examples: Sequence[Example],
+    ) -> list[dict[str, Any]]:
+        """Each word's tag, as predicted and as it should be, and how probable the former is."""
+        shares, best = self.logits(model, batch, heads).float().softmax(-1).max(-1)
+        found = []
+        for example, values, tags in zip(examples, shares.tolist(), best.tolist(), strict=True):
+            words: Words = example.target
+            found.append(
+                {
+                    "tags": None if words.tags is None else [self.labels[n] for n in words.tags],
+                    "predicted": [
+                        "O" if place is None else self.labels[tags[place]] for place in words.places
+                    ],
+                    "scores": [0.0 if place is None else values[place] for place in words.places],
+                    "cut": sum(place is None for place in words.places),
+                }
+            )
+        return found
+
+    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+        if not records:
+            raise DataError("no rows to measure")
+        gold = predicted = hit = right = words = 0
+        for record in records:
+            true, own = set(spans_of(record["tags"])), set(spans_of(record["predicted"]))
+            gold, predicted, hit = gold + len(true), predicted + len(own), hit + len(true & own)
+            words += len(record["tags"])
+            right += sum(a == b for a, b in zip(record["tags"], record["predicted"], strict=True))
+        return {
+            "f1": 2 * hit / max(1, gold + predicted),
+            "precision": hit / max(1, predicted),
+            "recall": hit / max(1, gold),
+            "accuracy": right / max(1, words),
+            "words_cut_off": float(sum(record["cut"] for record in records)),
+        }
+
+    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Spans that were found and are right; all that were found and that there are."""
+        pairs = [(set(spans_of(r["tags"])), set(spans_of(r["predicted"]))) for r in records]
+        return np.array([(len(a & b), len(a) + len(b)) for a, b in pairs], dtype=float)
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return 2 * sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(kind, first word, word behind the last) of each span, as conlleval and seqeval read BIO.
+
+    An ``I-X`` that continues no span of X begins one.
+    """
+    spans: list[tuple[str, int, int]] = []
+    kind, start = "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        mark, _, own = tag.partition("-")
+        if kind and (mark != "I" or own != kind):
+            spans.append((kind, start, place))
+            kind = ""
+        if mark != "O" and not kind:
+            kind, start = own, place
+    return spans
+
+
+def tag_names(rows: Sequence[Row]) -> tuple[str, ...]:
+    """``O`` and both tags of each kind that rows have, since other rows may have longer spans."""
+    kinds = {tag.partition("-")[2] for row in rows for tag in words_of(row)[1] or ()} - {""}
+    return ("O", *(f"{mark}-{kind}" for kind in sorted(kinds) for mark in "BI"))
+
+
+def split_words(text: str) -> list[str]:
+    """A text's words: runs of letters and digits, each sign, each Chinese or Japanese character.
+
+    Combining marks and joiners, which are no letters, belong to what they stand behind.
+    """
+    words: list[str] = []
+    end = -1
+    for match in _WORD.finditer(text):
+        word = match.group()
+        letters = word[0].isalnum() and not _ALONE.match(word)
+        goes_on = match.start() == end and (_joins(word[0]) or (letters and _joins(words[-1][-1])))
+        if goes_on:
+            words[-1] += word
+        else:
+            words.append(word)
+        end = match.end()
+    return words
+
+
+def _joins(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"
+
+
+def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | None]:
+    """The characters of a row's words in its text, and their tags; None where it does not say.
+
+    A row without ``words`` is split by `split_words`. Raises `DataError`, naming file, line and
+    field, for words that are not in the text one after the other, or tags that are not one each.
+    """
+    words, tags = row.fields.get("words"), row.fields.get("tags")
+    if words is None and tags is not None:
+        raise DataError(f"{row.where}: field 'words' is missing, and 'tags' is of words")
+    words = split_words(row.text) if words is None else words
+    for field, value in (("words", words), ("tags", [] if tags is None else tags)):
+        if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
+            raise DataError(f"{row.where}: field {field!r} should be a list of texts: {value!r}")
+    if tags is not None and len(tags) != len(words):
+        raise DataError(
+            f"{row.where}: field 'tags' has {len(tags)} tags for the {len(words)} words"
+        )
+    for tag in tags or ():
+        if not _TAG.fullmatch(tag):
+            raise DataError(f"{row.where}: field 'tags': {tag!r} is none of O, B-… and I-…")
+    spans, end = [], 0
+    for word in words:
+        start = row.text.find(word, end)
+        if start < 0:
+            raise DataError(
+                f"{row.where}: field 'words': {word!r} is not in the text from character {end} on"
+            )
+        end = start + len(word)
+        spans.append((start, end))
+    return tuple(spans), None if tags is None else tuple(tags)
+
+
+def _tokens_of(
+    text: str, spans: Sequence[tuple[int, int]], backbone: Backbone, max_length: int
+) -> tuple[list[int], tuple[int | None, ...]]:
+    """Token ids of a text, and for each span the token it is judged by."""
+    tokenizer = backbone.tokenizer
+    if not tokenizer.is_fast:
+        raise BackboneError(f"{backbone.name}: its tokenizer does not say where tokens are")
+    limit = text_limit(backbone, max_length)
+    encoded = tokenizer(
+        text,
+        truncation=True,
+        max_length=limit,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    marks = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    tokens = [(a, b, i) for i, ((a, b), special) in enumerate(marks) if not special and a < b]
+    places: list[int | None] = []
+    at, decoder = 0, backbone.kind == "decoder"
+    for start, end in spans:
+        while at < len(tokens) and tokens[at][1] <= start:
+            at += 1
+        own = at
+        while own < len(tokens) and tokens[own][0] < end:
+            own += 1
+        if own == at or (decoder and end > tokens[-1][1]):
+            places.append(None)
+        else:
+            places.append(tokens[own - 1 if decoder else at][2])
+    return encoded["input_ids"] or filler(tokenizer), tuple(places)

@@ -1,0 +1,4 @@
+"""Texts as a model reads them: prompts, token ids, language tokens.
+
+Knows tokenizers and templates; does not know tasks.
+"""

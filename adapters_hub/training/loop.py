@@ -1,0 +1,421 @@
+"""The one training loop: one adapter or many at once, on `accelerate`.
+
+Knows tasks by their interface, adapters as tensors, batches as lists of indices. It never asks for
+a task's name. What a step does for each adapter is what it would do alone:
+
+- its loss is the mean over its own targets in the whole batch, over all processes and pieces;
+- its gradient is clipped, its optimizer stepped, on its own;
+- an adapter without a row in the batch does not move, not even by momentum.
+
+So a run gives the same adapter, to rounding, for any number of processes and any accumulation.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from adapters_hub.data.batches import share
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import SettingsError, TrainingError
+from adapters_hub.inference.records import collect_records
+from adapters_hub.library.blend import Blend
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Runtime
+from adapters_hub.tasks.base import Example, Task
+from adapters_hub.training.checkpoint import Checkpoint, Trainee
+from adapters_hub.training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run did: steps, real (unpadded) tokens, seconds, and each look at dev."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def train(
+    model: Runtime,
+    task: Task,
+    adapters: Sequence[Adapter],
+    examples: Sequence[Example],
+    owners: Sequence[int],
+    batches: Sequence[Sequence[int]],
+    settings: TrainingSettings,
+    accelerator: Any,
+    *,
+    over: Callable[[Row], Blend] = lambda row: Blend(),
+    dev: Sequence[Example] = (),
+    dev_owners: Sequence[int] = (),
+    folder: Path | None = None,
+) -> tuple[list[Adapter], Progress]:
+    """Train adapters on batches of example indices; returns them as they were best on dev.
+
+    ``owners`` says which adapter each example trains, ``over`` which frozen, resolved blend its
+    row sees below that. ``folder`` takes checkpoints. Raises `SettingsError` or `DataError` before
+    it starts, `TrainingError` for a loss that is not finite; on Ctrl-C (and SIGTERM) saves a
+    checkpoint and raises `KeyboardInterrupt`. A run that does not end leaves no adapter behind.
+    """
+    check_accelerator(accelerator)
+    names = [adapter.name for adapter in adapters]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"each adapter needs a name of its own, and there are {names}")
+    task.check([*examples, *dev])
+    checkpoint = None
+    if folder is not None:
+        seen = [*zip(examples, owners, strict=True), *zip(dev, dev_owners, strict=True)]
+        checkpoint = Checkpoint(folder, settings, _facts(model, task, seen, batches, over))
+    history: list[dict[str, float]] = []
+    done, loss = 0, math.nan
+    look_every = settings.eval_every or max(1, len(batches) // 10)
+    saved = f"; saved in {folder}, the same command goes on from there" if folder else ""
+    with _in_training(model, adapters) as live:
+        trainees = [Trainee.of(adapter, settings) for adapter in live]
+        run = _Run(model, task, trainees, over, settings, accelerator)
+        if checkpoint and settings.resume:
+            done = checkpoint.load(trainees, history, run.scaler)
+        started = time.perf_counter()
+        bar = tqdm(
+            total=len(batches), initial=done, desc="training", unit="step",
+            disable=not accelerator.is_main_process,
+        )  # fmt: skip
+        with _interruptible() as interrupted, bar:
+            while done < len(batches) and not all(trainee.stopped for trainee in trainees):
+                rate = _rate(done, len(batches), settings)
+                mean, stop = run.step(done, batches[done], examples, owners, rate, interrupted)
+                loss = loss if mean is None else mean
+                done += 1
+                last = done == len(batches)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                accelerator.log({"loss": loss, "rate": rate * settings.learning_rate}, step=done)
+                if dev and (done % look_every == 0 or last):
+                    scores = run.look(done, dev, dev_owners)
+                    history.append({"step": done, "loss": loss, **scores})
+                    accelerator.log(scores, step=done)
+                    shown = f"{next(iter(scores.values())):.3f}" if scores else "-"
+                    bar.set_postfix(loss=f"{loss:.3f}", dev=shown)
+                due = settings.save_every and done % settings.save_every == 0
+                if checkpoint and accelerator.is_main_process and (due or stop) and not last:
+                    checkpoint.save(trainees, history, done, run.scaler)
+                if stop and not last:
+                    raise KeyboardInterrupt(f"interrupted after step {done}{saved}")
+        for trainee in trainees:
+            trainee.restore_best()
+        finished = [model.add(adapter.map(lambda t: t.detach())) for adapter in live]
+    accelerator.wait_for_everyone()
+    if checkpoint and accelerator.is_main_process:
+        checkpoint.remove()
+    seconds, tokens = time.perf_counter() - started, run.tokens
+    if accelerator.num_processes > 1:
+        tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
+    return finished, Progress(done, tokens, seconds, history)
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Raise `SettingsError` for an accelerator that would change what a step is."""
+    if (pieces := accelerator.gradient_accumulation_steps) != 1:
+        raise SettingsError(
+            f"accelerate was asked for gradient_accumulation_steps={pieces} and would divide the "
+            f"gradient by it; leave that at 1. --accumulation {pieces} takes each process's share "
+            "of batch_size in pieces, and the step stays the same"
+        )
+
+
+@dataclass
+class _Run:
+    """What a step and a look at dev have in common."""
+
+    model: Runtime
+    task: Task
+    trainees: Sequence[Trainee]
+    over: Callable[[Row], Blend]
+    settings: TrainingSettings
+    accelerator: Any
+    tokens: int = 0
+
+    def step(
+        self,
+        number: int,
+        batch: Sequence[int],
+        examples: Sequence[Example],
+        owners: Sequence[int],
+        rate: float,
+        interrupted: "_Flag",
+    ) -> tuple[float | None, bool]:
+        """One step of every adapter that has a row in the batch.
+
+        Returns the mean of their losses (None if all of them have stopped), and whether a process
+        was interrupted meanwhile; both are the same in every process.
+        """
+        settings, accelerator, scaler = self.settings, self.accelerator, self.scaler
+        device = self.model.backbone.device
+        if scaler is not None:  # it starts at its first use, and this process may have no row
+            scaler.scale(torch.zeros((), device=device))
+        present = {owners[i] for i in batch if not self.trainees[owners[i]].stopped}
+        counts = torch.zeros(len(self.trainees), dtype=torch.float64)
+        pieces: list[_Piece] = []
+        whole = [i for i in batch if owners[i] in present]
+        for places in share(
+            range(len(whole)),
+            accelerator.process_index,
+            accelerator.num_processes,
+            settings.accumulation,
+        ):
+            numbers = [whole[place] for place in places]
+            chosen = [examples[i] for i in numbers]
+            inputs = self.task.collate(
+                chosen, self.model.backbone, seed=settings.seed * 100_003 + number
+            )
+            own = torch.tensor([owners[i] for i in numbers])
+            counts.index_add_(0, own, self.task.count(inputs).double().cpu())
+            self.tokens += sum(len(example.input_ids) for example in chosen)
+            pieces.append(_Piece(places, chosen, inputs, own))
+        if accelerator.num_processes > 1:
+            counts = accelerator.reduce(counts.to(device), "sum").cpu()
+        total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
+        if self.task.couples and present:
+            trained = [examples[i] for i in whole], [owners[i] for i in whole]
+            total[0] = self._backward_coupled(number, *trained, pieces, counts)
+        elif not self.task.couples:
+            for place, piece in enumerate(pieces):
+                losses = self._forward(self.task.loss, piece, number, place)
+                loss = (losses.float() / counts[piece.owners].to(losses)).sum()
+                accelerator.backward(loss)
+                total[0] += loss.detach()
+        total[1] = float(interrupted.is_set)
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total, "sum")
+        stop = total[1].item() > 0
+        if not present:
+            return None, stop
+        mean = total[0].item() / len(present)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss became {mean} at step {number + 1}: lower the learning rate "
+                f"({settings.learning_rate}), or train without mixed precision"
+            )
+        for owner in sorted(present):
+            _update(self.trainees[owner], rate, settings.clip, accelerator, scaler)
+        if scaler is not None:
+            scaler.update()
+        return mean, stop
+
+    def _forward(self, run: Callable[..., Any], piece: "_Piece", number: int, place: int) -> Any:
+        """What a task's loss or outputs are for one piece; the same again if it is asked again."""
+        settings, accelerator, task = self.settings, self.accelerator, self.task
+        if settings.dropout:  # the same masks whether a run was resumed or not
+            seed = (settings.seed * 7919 + number) * 1009 + accelerator.process_index
+            torch.manual_seed(seed + place * 2**40)
+        blends = [
+            self.blend_of(row, int(owner))
+            for example, owner in zip(piece.examples, piece.owners, strict=True)
+            for row in task.rows(example)
+        ]
+        heads = self.model.heads(blends) if task.needs_head() else []
+        plan = self.model.plan(blends, settings.dropout)
+        with self.model.bank.using(plan), accelerator.autocast():
+            return run(self.model, piece.inputs, heads)
+
+    def _backward_coupled(
+        self,
+        number: int,
+        examples: Sequence[Example],
+        owners: Sequence[int],
+        pieces: Sequence["_Piece"],
+        counts: torch.Tensor,
+    ) -> torch.Tensor:
+        """The step's gradients where rows' losses depend on each other; returns the loss's share.
+
+        Every process has the outputs of the whole batch, takes the gradient of the whole loss by
+        them, and goes on from there into the rows that are its own. With several pieces there are
+        two forwards, of which only the second, a piece at a time, keeps what a backward needs
+        (GradCache, arXiv:2101.06983). So neither processes nor pieces change the step.
+        """
+        device = self.model.backbone.device
+        sizes = [len(self.task.rows(example)) for example in examples]
+        spans = [range(end - size, end) for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
+        table = torch.zeros(sum(sizes), self.model.backbone.width, device=device)
+        rows = [torch.tensor([row for at in p.places for row in spans[at]]) for p in pieces]
+        kept = []
+        for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
+            with torch.set_grad_enabled(len(pieces) == 1):
+                kept.append(self._forward(self.task.outputs, piece, number, place))
+            table[at] = kept[-1].detach()
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table, "sum")  # each row is of one process
+        table.requires_grad_()
+        losses = self.task.coupled_loss(table, examples, owners)
+        loss = (losses / counts[list(owners)].to(losses)).sum()
+        (gradient,) = torch.autograd.grad(loss, table)
+        for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
+            outputs = kept[place]
+            if len(pieces) > 1:
+                outputs = self._forward(self.task.outputs, piece, number, place)
+            self.accelerator.backward((outputs * gradient[at]).sum())
+        return loss.detach() / self.accelerator.num_processes
+
+    def look(self, done: int, dev: Sequence[Example], owners: Sequence[int]) -> dict[str, float]:
+        """Each adapter's score on its dev rows; keeps the best state and says who is finished."""
+        scores = {}
+        for number, trainee in enumerate(self.trainees):
+            own = [example for example, owner in zip(dev, owners, strict=True) if owner == number]
+            if not own or trainee.stopped:
+                continue
+            blend_of = partial(self.blend_of, owner=number)
+            records = collect_records(
+                self.model, self.task, own, blend_of, accelerator=self.accelerator
+            )
+            score = self.task.metrics(records)[self.task.metric]
+            trainee.remember(score, done, self.task.higher_is_better)
+            trainee.stopped = 0 < self.settings.patience <= trainee.waited
+            if trainee.stopped:
+                log.info("%s stopped at step %d: dev got no better", trainee.adapter.name, done)
+            scores[f"dev_{self.task.metric}/{trainee.adapter.name}"] = score
+        return scores
+
+    def blend_of(self, row: Row, owner: int) -> Blend:
+        """What a row of an adapter's data runs under: the adapter, over the row's frozen blend."""
+        names, below = [trainee.adapter.name for trainee in self.trainees], self.over(row)
+        if twice := sorted({*names} & {*below.terms}):
+            raise TrainingError(
+                f"{row.where or repr(row.text)}: {twice[0]!r} is trained here, so it cannot be a "
+                "frozen adapter below too; leave it out there, or give the new one another name"
+            )
+        return Blend(((names[owner], 1.0),)) + below
+
+    @property
+    def scaler(self) -> Any:
+        """What scales the loss at fp16; None at other precisions."""
+        return getattr(self.accelerator, "scaler", None)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Examples of a batch that go through the model together: their places in it, their owners."""
+
+    places: list[int]
+    examples: list[Example]
+    inputs: dict[str, torch.Tensor]
+    owners: torch.Tensor
+
+
+@contextmanager
+def _in_training(model: Runtime, adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
+    """Trainable copies, resident; if the block fails, nothing half-trained is left behind."""
+    try:
+        yield [model.add(adapter.trainable(), trained=True) for adapter in adapters]
+    except BaseException:
+        for adapter in adapters:
+            model.drop(adapter.name)
+        raise
+
+
+def _facts(
+    model: Runtime,
+    task: Task,
+    seen: Sequence[tuple[Example, int]],
+    batches: Sequence[Sequence[int]],
+    over: Callable[[Row], Blend],
+) -> dict[str, Any]:
+    """What a run trains on besides its settings, as short JSON: a checkpoint belongs to just that.
+
+    ``seen`` are all examples with their owners. The frozen adapters below count by their content.
+    """
+    examples = hashlib.sha256()
+    below: set[str] = set()
+    for example, owner in seen:
+        blends = [over(row) for row in task.rows(example)]
+        below.update(term for blend in blends for term in blend.terms)
+        weights = [blend.weights for blend in blends]
+        facts = (owner, weights, example.target, len(example.input_ids))
+        examples.update(repr(facts).encode())
+        examples.update(np.asarray(example.input_ids, dtype=np.int64).tobytes())
+    order = hashlib.sha256(json.dumps([list(batch) for batch in batches]).encode())
+    return {
+        "backbone": model.backbone.fingerprint,
+        "examples": examples.hexdigest(),
+        "batches": order.hexdigest(),
+        "over": {name: model.resident(name).info.hash for name in sorted(below)},
+    }
+
+
+def _update(trainee: Trainee, rate: float, clip: float, accelerator: Any, scaler: Any) -> None:
+    """One optimizer step of one adapter, on gradients summed over processes."""
+    parameters = trainee.adapter.parameters()
+    for tensor in parameters:
+        if tensor.grad is None:  # this process had no row of it
+            tensor.grad = torch.zeros_like(tensor)
+    if accelerator.num_processes > 1:
+        flat = torch.cat([tensor.grad.flatten() for tensor in parameters])  # type: ignore[union-attr]
+        flat = accelerator.reduce(flat, "sum")
+        for tensor, part in zip(
+            parameters, flat.split([t.numel() for t in parameters]), strict=True
+        ):
+            tensor.grad = part.view_as(tensor)
+    if scaler is not None:
+        scaler.unscale_(trainee.optimizer)
+    if clip:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for group, peak in zip(trainee.optimizer.param_groups, trainee.peaks, strict=True):
+        group["lr"] = peak * rate
+    if scaler is not None:
+        scaler.step(trainee.optimizer)
+    else:
+        trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+
+
+def _rate(step: int, steps: int, settings: TrainingSettings) -> float:
+    """The learning rate at a step, as a share of the peak: linear warm-up, then the schedule."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    place = (step - warm) / max(1, steps - warm)
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * place))
+    return 1 - place if settings.schedule == "linear" else 1.0
+
+
+class _Flag:
+    is_set = False
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Flag]:
+    """Turn the first Ctrl-C or SIGTERM into a flag the loop looks at; a second one is immediate."""
+    flag = _Flag()
+    old: dict[signal.Signals, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        flag.is_set = True
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            old[signum] = signal.signal(signum, note)
+    except ValueError:
+        old.clear()  # not the main thread, which alone receives signals
+    try:
+        yield flag
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,432 @@
+"""From settings to a trained, saved adapter: what the recipes share.
+
+Knows how settings, data, backbone, task, training and library fit together, and prints nothing
+but through the accelerator's main process. A recipe decides what is trained and what is shown.
+"""
+
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from adapters_hub.data.batches import plan_batches
+from adapters_hub.data.reading import Splits, read_data, select, with_held_out
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import (
+    AdaptersHubError,
+    DataError,
+    LibraryError,
+    NotFoundError,
+    SettingsError,
+)
+from adapters_hub.library import languages
+from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.blend import Blend
+from adapters_hub.library.library import Library, check_name
+from adapters_hub.model import load_backbone
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import Runtime
+from adapters_hub.tasks import task_class
+from adapters_hub.tasks.base import Example
+from adapters_hub.training.loop import Progress, check_accelerator, train
+from adapters_hub.training.settings import Resolved, TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+class Experiment:
+    """Everything one run needs, made from its settings; raises before any long work starts.
+
+    ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
+    """
+
+    def __init__(self, resolved: Resolved, *, other_languages: bool = False) -> None:
+        set_threads(resolved.settings.threads)
+        self.accelerator = accelerator = make_accelerator(resolved.settings)
+        resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
+        self.settings = settings = resolved.settings
+        self.print = accelerator.print
+        self.print(f"settings (value, where from):\n{resolved.table()}\n")
+        kind = accelerator.device.type
+        self.print(f"processes: {accelerator.num_processes} on {kind}\n")
+        self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
+        self.library = Library(settings.library)
+        self._saved: set[str] = set()
+        self.task_class = task_class(settings.task)
+        self.splits = self._read(other_languages)
+        self.task = self.task_class.from_settings(settings, self.splits)
+        self.model: Runtime = load_backbone(
+            settings.backbone,
+            library=self.library,
+            bits=settings.bits,
+            device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
+            trust_remote_code=settings.trust_remote_code,
+        )
+        if settings.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        if settings.tracker:
+            flat = {
+                k: v if isinstance(v, int | float) else str(v) for k, v in vars(settings).items()
+            }
+            self.accelerator.init_trackers("adapters_hub", config=flat)
+        self._over = self._language_adapters()
+
+    # ── what is trained ──────────────────────────────────────────────────────────────────────
+
+    def new_adapter(
+        self,
+        name: str,
+        *,
+        language: str | None = None,
+        domain: str | None = None,
+        head_only: bool = False,
+        seed: int | None = None,
+    ) -> Adapter:
+        """A fresh adapter for this run's task; ``head_only`` leaves the backbone as it is."""
+        from peft import LoraConfig
+
+        if domain:
+            check_name(domain)  # as the library will
+        settings, backbone = self.settings, self.model.backbone
+        targets = list(settings.targets)
+        alpha = settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.rank
+        lora = LoraConfig(
+            r=settings.rank,
+            lora_alpha=alpha,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.rslora,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            task_type=self.task.peft_task_type(backbone),
+            fan_in_fan_out=any(isinstance(site, Conv1D) for site in backbone.sites.values()),
+        )
+        info = AdapterInfo(
+            name=name,
+            language=language,
+            domain=domain,
+            task=self.task.name,
+            labels=self.task.labels,
+            backbone=settings.backbone,
+            fingerprint=backbone.fingerprint,
+            over=() if head_only else self._over_in_training(),
+            license=settings.license,
+            trained_with="accelerate launch " + shlex.join(sys.argv),
+        )
+        seed = settings.seed if seed is None else seed
+        return self.task.new_adapter(info, backbone, None if head_only else lora, seed)
+
+    def domain_name(self) -> str:
+        """What the domain adapter is called; `SettingsError` if that is not said."""
+        domains = self._domains()
+        if self.settings.name is None and len(domains) != 1:
+            raise SettingsError("say which domain (--domain hotel), or --name one for several")
+        return self.settings.name or domains[0]
+
+    def domain(self, name: str) -> str:
+        """The domain an adapter of a name is for: the one of its rows, else its name."""
+        domains = self._domains()
+        return domains[0] if len(domains) == 1 else name
+
+    def _domains(self) -> tuple[str, ...]:
+        """The domains asked for, else those that the rows name."""
+        found = {row.domain for row in self.splits["train"] if row.domain}
+        return self.settings.domain or tuple(sorted(found))
+
+    def train(
+        self,
+        adapters: Sequence[Adapter],
+        owner: Callable[[Row], int | None] = lambda row: 0,
+        *,
+        over: bool = True,
+        **changes: Any,
+    ) -> tuple[list[Adapter], Progress]:
+        """Train adapters on the train split; ``owner`` says which one a row is for, if any.
+
+        ``over`` puts each row's frozen language adapter below, for ``over_share`` of the rows;
+        ``changes`` are settings of this training alone. Raises `DataError` for an adapter without
+        a row.
+        """
+        settings = self.settings.changed(**changes)
+        examples, owners = _owned(self.examples["train"], owner)
+        dev, dev_owners = _owned(self.examples["dev"], owner)
+        for number, adapter in enumerate(adapters):
+            if number not in owners:
+                raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
+        batches = plan_batches(
+            [len(example.input_ids) for example in examples],
+            [
+                (own, self.task.language(example.row))
+                for own, example in zip(owners, examples, strict=True)
+            ],
+            [example.row.domain for example in examples],
+            batch_size=settings.batch_size,
+            steps=settings.steps,
+            alpha=settings.sampling_alpha,
+            pooled=not self.task.couples,
+            seed=settings.seed,
+        )
+        below = self.language_blend if over else lambda row: Blend()
+        return train(
+            self.model,
+            self.task,
+            adapters,
+            examples,
+            owners,
+            batches,
+            settings,
+            self.accelerator,
+            over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
+            dev=dev,
+            dev_owners=dev_owners,
+            folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
+        )
+
+    @cached_property
+    def examples(self) -> dict[str, list[Example]]:
+        """Every split's rows, encoded and checked; the first use raises before a step is made."""
+        found = {}
+        for name, rows in self.splits.items():
+            found[name] = self.task.encode(rows, self.model.backbone)
+            self.task.check(found[name])
+        if not found["train"]:
+            raise DataError(f"{self.settings.data}: no text long enough to train on")
+        return found
+
+    def language_blend(self, row: Row) -> Blend:
+        """The frozen language adapter of a row, as a blend; bare where there is none."""
+        info = self._over.get(row.language or "")
+        return Blend(((info.name, 1.0),)) if info else Blend()
+
+    def languages_with_adapters(self) -> list[str]:
+        """The data's languages for which a frozen language adapter is used."""
+        return sorted(self._over)
+
+    # ── what comes out ───────────────────────────────────────────────────────────────────────
+
+    def check_can_train(self, name: str) -> None:
+        """Raise now, rather than after the training, for a name the adapter cannot have.
+
+        `LibraryError` for one that is no name or is taken, `SettingsError` for one of a frozen
+        adapter below, over which the new one would be trained: nothing is trained over itself.
+        """
+        check_name(name)
+        for tag, info in self._over.items():
+            if info.name == name:
+                raise SettingsError(
+                    f"{name!r} would be trained over itself: it is the frozen adapter below rows "
+                    f"in {tag}. Leave it out of --over (none, or a list of others), or choose "
+                    "another --name"
+                )
+        if not self.settings.replace and any(info.name == name for info in self.library.list()):
+            raise LibraryError(
+                f"{self.library.root} already has {name!r}: choose another --name, or --replace it"
+            )
+
+    def require_languages(self) -> None:
+        """Raise `DataError` for a row that does not say its language, where it must be known."""
+        field = self.settings.columns.get("language", "language")
+        for row in (row for rows in self.splits.values() for row in rows):
+            if row.language is None:
+                several = ", ".join(self.languages) or "those of the library"
+                raise DataError(
+                    f"{row.where}: field {field!r} is missing, and it could be any of {several}; "
+                    "say it in every row, or ask for one language (--language de)"
+                )
+
+    def save(
+        self, adapter: Adapter, metrics: Mapping[str, float] | None = None
+    ) -> AdapterInfo | None:
+        """Put a trained adapter into the library (main process only), and return what is there.
+
+        Saving it again, with metrics that are known by then, replaces what the first call wrote.
+        """
+        saved, name = None, adapter.name
+        if self.accelerator.is_main_process:
+            adapter = replace(adapter, info=replace(adapter.info, metrics=dict(metrics or {})))
+            dtype = getattr(torch, self.settings.save_precision)
+            kept = Path(self.settings.run_folder) / "trained" / name
+            adapter.map(lambda tensor: tensor.to(dtype)).save(kept)
+            again = self.settings.replace or name in self._saved
+            try:
+                saved = self.library.add(kept, name=name, replace_existing=again)
+            except AdaptersHubError as error:
+                raise LibraryError(
+                    f"{error}\nThe trained adapter is not lost: adapters-hub add "
+                    + shlex.join([str(kept), "--name", name, "--library", str(self.library.root)])
+                ) from error
+            self._saved.add(name)
+            shutil.rmtree(kept)
+            with suppress(OSError):
+                kept.parent.rmdir()  # unless another run keeps one there
+        self.accelerator.wait_for_everyone()
+        return saved
+
+    def close(self) -> None:
+        """End trackers and processes."""
+        self.accelerator.end_training()
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────────
+
+    def _over_in_training(self) -> tuple[str, ...]:
+        """The frozen adapters that train rows see."""
+        tags = self._tags(self.splits["train"])
+        return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
+
+    def _read(self, other_languages: bool) -> Splits:
+        settings = self.settings
+        found = read_data(settings.data, settings.columns, settings.label_separator)
+        domains = {row.domain for rows in found.values() for row in rows}
+        if settings.domain and not domains & {*settings.domain, None}:
+            there = ", ".join(sorted(str(domain) for domain in domains))
+            raise DataError(
+                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
+            )
+        found = {name: select(rows, None, settings.domain or None) for name, rows in found.items()}
+        if not found.get("train"):
+            raise DataError(
+                f"{settings.data}: no train rows; by the names of its files, all are for "
+                + " and ".join(name for name, rows in found.items() if rows)
+            )
+        found = with_held_out(found)
+        splits = {name: found.get(name, []) for name in ("train", "dev", "test")}
+        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
+            (tag,) = self.languages
+            for name, rows in splits.items():
+                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
+        if self.task_class.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
+        have = sorted({str(row.language) for row in splits["train"]})
+        for name in splits:
+            if name != "test" or not other_languages or self.task_class.across:
+                splits[name] = select(splits[name], self.languages or None)
+        if not splits["train"]:
+            raise DataError(
+                f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
+                f"(have: {', '.join(have) or 'none'})"
+            )
+        if not self.task_class.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
+        return splits
+
+    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
+        targets = tuple(dict.fromkeys(map(languages.canonical, self.settings.target_language)))
+        return self.task_class.prepare(rows, self.settings.columns, targets)
+
+    def _tags(self, rows: Sequence[Row]) -> set[str]:
+        """The languages whose adapters would go below rows."""
+        texts = (text for row in rows for text in self.task.rows(Example([], row)))
+        return {text.language for text in texts if text.language}
+
+    def _language_adapters(self) -> dict[str, AdapterInfo]:
+        """The frozen adapter for each language of the data, as ``--over`` says."""
+        asked = self.settings.over
+        if asked in (("none",), ()):
+            return {}
+        tags = {tag for rows in self.splits.values() for tag in self._tags(rows)}
+        wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
+        found = {}
+        for tag in sorted(wanted):
+            try:
+                info = self.library.find(f"lang:{tag}", self.model.backbone.fingerprint)
+            except AdaptersHubError as error:
+                if asked == ("auto",) and isinstance(error, LookupError | RuntimeError):
+                    continue  # 'auto' takes what there is
+                raise
+            if info.language == tag and not info.domain:
+                found[tag] = info
+            elif asked != ("auto",):
+                raise NotFoundError(
+                    f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
+                )
+        return found
+
+
+def _owned(
+    examples: Sequence[Example], owner: Callable[[Row], int | None]
+) -> tuple[list[Example], list[int]]:
+    """The examples that someone owns, and who."""
+    found = [(example, owner(example.row)) for example in examples]
+    mine = [(example, own) for example, own in found if own is not None]
+    return [example for example, _ in mine], [own for _, own in mine]
+
+
+def _share(row: Row) -> float:
+    """A number in [0, 1) that is always the same for a row."""
+    import zlib
+
+    return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
+
+
+def make_accelerator(settings: TrainingSettings) -> Any:
+    """The accelerator as settings and launcher say; `SettingsError` where they cannot both have it.
+
+    Several processes on a machine without an accelerator are CPU processes, also without ``--cpu``:
+    accelerate would otherwise take each of them for the only one.
+    """
+    from accelerate import Accelerator
+
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            cpu=settings.cpu or not torch.accelerator.is_available(),
+            log_with=list(settings.tracker) or None,
+            project_dir=settings.run_folder,
+        )
+    except (ValueError, ImportError) as error:  # such as fp8 without its library
+        raise SettingsError(f"accelerate: {error}") from None
+    check_accelerator(accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError(
+            "mixed_precision='fp16': accelerate leaves it out on a CPU; choose bf16, or no"
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise SettingsError(
+            f"{started} processes were started, and accelerate sees {accelerator.num_processes} on "
+            f"{accelerator.device.type}: start one, or give the recipe --cpu"
+        )
+    if started == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
+        log.warning(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; for two: "
+            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu"
+        )
+    return accelerator
+
+
+def set_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 gives one process all cores, though its launcher says one."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if threads or (alone and os.environ.get("OMP_NUM_THREADS") == "1"):
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def main(recipe: Callable[[], Any]) -> None:
+    """Run a recipe; an error that the library raises on purpose is shown without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an absent extra
+    try:
+        recipe()
+    except AdaptersHubError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"\n{stop or 'interrupted'}")
+
+
+def _folder_name(names: Sequence[str]) -> str:
+    """A name for what adapters are trained together, short enough for a folder."""
+    whole = "+".join(names)
+    if len(whole.encode()) <= 200:
+        return whole
+    return f"{names[0]}+{len(names) - 1}.{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

@@ -1,0 +1,488 @@
+"""The recipes as a user runs them: whole runs, two processes, wrong input, an interruption."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import WORDS
+from helpers import ROOT
+
+import adapters_hub as ah
+from adapters_hub.cli import main as adapters_hub_command
+from adapters_hub.errors import LibraryError, SettingsError
+from adapters_hub.training.run import make_accelerator
+from adapters_hub.training.settings import TrainingSettings
+
+RECIPES = ROOT / "recipes"
+
+
+@pytest.fixture
+def feedback(tmp_path):
+    """A labelled file in three languages, of words the tiny tokenizer knows."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split, items in (("train", 12), ("dev", 4), ("test", 4)):
+        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+            for item in range(items):
+                for language in ("en", "de", "da"):
+                    good = item % 2 == 0
+                    words = [WORDS[(item * 3 + k) % 4] for k in range(3 + item % 4)]
+                    row = {
+                        "id": f"{split}-{item}",
+                        "text": " ".join([*words, "lovely quiet" if good else "rude slow"]),
+                        "label": "positive" if good else "negative",
+                        "language": language,
+                        "domain": "hotel",
+                    }
+                    file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def run(recipe, *arguments, monkeypatch, cwd):
+    """Run a recipe in this process, as ``accelerate launch`` would with one process."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, arguments)])
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+
+
+def launch(recipe, *arguments, processes, cwd, **options):
+    """Run a recipe by ``accelerate launch`` on the CPU.
+
+    ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; with
+    ``--multi_gpu`` it starts as many as it is told, and the recipe's ``--cpu`` keeps them there.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(RECIPES / recipe), *map(str, arguments)],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """No accelerator made before, and none left behind."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_a_language_is_learnt_from_pairs_too(tiny, tmp_path, monkeypatch, capsys):
+    """For sentence encoders, whose checkpoints have no language-model head."""
+    pairs = [{"text": f"{a} {b}", "positive": f"{b} the", "language": language,
+              "positive_language": other}
+             for a in WORDS for b in WORDS[:6]
+             for language, other in (("de", "en"), ("da", "de"))]  # fmt: skip
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run(
+        "lora_language.py", "--backbone", tiny("bert"), "--data", data, "--library", "library",
+        "--language", "de", "da", "--task", "retrieval", "--steps", 3, "--batch-size", 8,
+        "--rank", 2, "--cpu", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert re.search(r"nDCG@10 on \d+ test texts \(higher is better\)", out)
+    assert re.search(r"\| da +\| +[01]\.\d+ \| +[01]\.\d+ \|", out)
+    info = ah.Library(tmp_path / "library").resolve("de").info
+    assert (info.name, info.language, info.domain, info.task) == ("de", "de", None, "retrieval")
+    assert set(info.metrics) == {"nDCG@10, bare", "nDCG@10, adapted"}
+
+
+def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    backbone = str(tiny("qwen3"))
+    library = tmp_path / "library"
+    common = ["--backbone", backbone, "--data", feedback, "--library", library, "--cpu"]
+    run(
+        "lora_language.py", *common, "--language", "de", "da", "--steps", 6, "--rank", 2,
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert "| language |" in out
+    assert [i.name for i in ah.Library(library).list()] == ["da", "de"]
+
+    (tmp_path / "run.yaml").write_text("rank: 3\nsteps: 8\n")
+    run(
+        "lora_domain.py", *common, "--config", "run.yaml", "--language", "en,de", "--steps", 10,
+        "--task", "classification", "--domain", "hotel",
+        "--tracker", "tensorboard", "--license", "cc0-1.0", monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    lines = {
+        line.split()[0]: line.split()[-1] for line in out.splitlines() if line.startswith("  ")
+    }
+    assert lines["rank"] == "run.yaml"
+    assert lines["seed"] == "default"
+    assert "steps                   10" in out
+    assert "| language" in out
+    assert "head only" in out
+    assert "language + hotel" in out
+    assert "da (not trained on)" in out
+    assert list((tmp_path / "runs").rglob("events.out.tfevents*"))
+
+    info = ah.Library(library).get("hotel")
+    assert (info.domain, info.over, info.labels) == ("hotel", ("de",), ("negative", "positive"))
+    assert set(info.metrics) == {
+        "macro-F1, bare backbone (head only)", "macro-F1, hotel", "macro-F1, language + hotel"
+    }  # fmt: skip
+    assert info.license == "cc0-1.0"
+    assert not ah.Library(library).verify("hotel")
+    model = ah.load("da", domain="hotel", library=library)
+    assert model.active == ah.Blend.parse("da + hotel")
+    assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
+
+
+def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_folder):
+    factors = []
+    for processes in (1, 2):
+        needless = (
+            processes == 2 and not torch.accelerator.is_available()
+        )  # the CPU is all there is
+        library = tmp_path / f"library{processes}"
+        ah.Library(library).add(lora_folder("qwen3", "one"), name="de", language="de")
+        running = launch(
+            "lora_domain.py", "--backbone", tiny("qwen3"), "--data", feedback, "--library", library,
+            "--steps", 6, "--batch-size", 6, "--rank", 2, *([] if needless else ["--cpu"]),
+            processes=processes, cwd=tmp_path,
+        )  # fmt: skip
+        output, _ = running.communicate(timeout=300)
+        assert running.returncode == 0, output
+        assert f"processes: {processes} on cpu" in output
+        assert "language adapters below: de" in output
+        model = ah.load_backbone(str(tiny("qwen3")), library=library)
+        factors.append(model.adapter("hotel").parameters())
+    for one, two in zip(*factors, strict=True):
+        torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-3)
+
+
+def test_control_c_saves_and_the_same_command_goes_on(tiny, feedback, tmp_path):
+    arguments = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library"]
+    arguments += ["--language", "da", "--steps", 3000, "--eval-every", 3000, "--rank", 2, "--cpu"]
+    running = launch(
+        "lora_language.py", *arguments, processes=1, cwd=tmp_path, start_new_session=True
+    )
+    for _ in range(1200):
+        if list(tmp_path.glob("runs/da*")) or running.poll() is not None:
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.killpg(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "interrupted after step" in output, output
+    assert not (tmp_path / "library" / "da").exists()
+    state = json.loads((tmp_path / "runs" / "da" / "checkpoint" / "state.json").read_text())
+    assert 0 < state["step"] < 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nothing/here.jsonl"], "no such file or folder"),
+        (["--data", "empty.jsonl"], "empty"),
+        (["--data", "no-text.jsonl"], r"no-text.jsonl:2: field 'text' is missing"),
+        (["--language", "klingonese"], "Klingon|no train rows|not a language"),
+        (["--language", "fr"], r"no train rows in fr \(have: da, de, en\)"),
+        (["--domain", "zoo"], r"no rows of the domain zoo \(hotel\)"),
+        (["--name", "../x"], "cannot name an adapter"),
+        (["--bits", "7"], "choose one of 32, 16, 8, 4"),
+        (["--over", "sw"], 'no adapter for "sw"'),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--targets", "nonsense"], "matches no linear layer"),
+        (["--backbone", "no/such-hub-model"], "no such folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    arguments, message, tiny, feedback, tmp_path, monkeypatch
+):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "no-text.jsonl").write_text('{"text": "a", "label": "b"}\n{"label": "c"}\n')
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        run(
+            "lora_domain.py", *common, "--language", "en", *arguments, "--steps", 2,
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("library/*"))
+
+
+def texts_file(path, rows):
+    """A file of rows, each (text, other fields); the texts are of words the tokenizer knows."""
+    lines = [json.dumps({"text": text, **fields}) for text, fields in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def plain_texts(count, **fields):
+    return [(" ".join([WORDS[n % 5], WORDS[n % 7], WORDS[n % 11]]), fields) for n in range(count)]
+
+
+@pytest.fixture
+def language(tiny, tmp_path, monkeypatch):
+    """Run ``lora_language.py`` for two steps on a file of rows."""
+
+    def start(rows, *arguments, name="texts.jsonl"):
+        path = texts_file(tmp_path / name, rows)
+        common = ["--backbone", tiny("qwen3"), "--data", path, "--library", "library", "--cpu"]
+        common += ["--steps", 2, "--rank", 2, "--batch-size", 4, *arguments]
+        run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+        return ah.Library(tmp_path / "library")
+
+    return start
+
+
+@pytest.mark.parametrize("flags", [[], ["--name", "mine"]])
+def test_texts_that_name_no_language_are_in_the_one_asked_for(language, flags, capsys):
+    library = language(plain_texts(60), "--language", "Danish", *flags)
+    (info,) = library.list()
+    assert (info.name, info.language) == (flags[-1] if flags else "da", "da")
+    assert set(info.metrics) == {"bits per byte, bare", "bits per byte, adapted"}
+    assert "| da " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--name", "mine"]])
+def test_of_several_languages_a_row_must_name_its_own(language, tmp_path, flags):
+    rows = [*plain_texts(30, lang="da"), *plain_texts(30, lang="sv"), *plain_texts(1)]
+    message = r"texts.jsonl:61: field 'lang' is missing, and it could be any of da, sv"
+    with pytest.raises(SystemExit, match=message):
+        language(rows, "--language", "da", "sv", "--columns", "language=lang", *flags)
+    assert not (tmp_path / "library").exists()
+
+
+def test_one_language_by_two_names_is_one_adapter(language):
+    library = language(plain_texts(60, language="da"), "--language", "da", "Danish", "dan")
+    assert [info.name for info in library.list()] == ["da"]
+
+
+def test_a_language_without_rows_gets_no_adapter(language, tmp_path):
+    with pytest.raises(SystemExit, match=r"texts.jsonl: no train rows for 'sv'"):
+        language(plain_texts(60, language="da"), "--language", "da", "sv")
+    assert not list(tmp_path.glob("library/*"))
+
+
+def test_without_test_rows_there_is_an_adapter_and_no_table(language, capsys):
+    library = language(
+        plain_texts(2, language="da"), "--language", "da"
+    )  # too few to hold some out
+    (info,) = library.list()
+    assert info.metrics == {}
+    out = capsys.readouterr().out
+    assert "no test rows, so there is no table" in out
+    assert "| language" not in out
+
+
+def test_texts_that_are_all_for_testing_cannot_train(language):
+    with pytest.raises(
+        SystemExit, match=r"no train rows; by the names of its files, all are for test"
+    ):
+        language(plain_texts(9), "--language", "da", name="my_test.jsonl")
+
+
+def test_an_adapter_has_the_figures_of_its_own_language_only(language, capsys):
+    rows = [*plain_texts(60, language="da"), (WORDS[0], {"language": "sv"})]
+    library = language([*rows, ("rude slow", {"language": "sv"})], "--language", "da", "sv")
+    assert "| sv " not in capsys.readouterr().out  # no row of it was held out
+    assert library.get("da").metrics
+    assert library.get("sv").metrics == {}
+
+
+def test_an_adapter_is_not_trained_over_itself(language, lora_folder, tmp_path):
+    ah.Library(tmp_path / "library").add(lora_folder("qwen3", "one"), name="da", language="da")
+    rows = [*plain_texts(60, language="da"), *plain_texts(60, language="sv")]
+    flags = ["--language", "da", "sv", "--over", "auto", "--replace"]
+    message = "'da' would be trained over itself: it is the frozen adapter below rows in da"
+    with pytest.raises(SystemExit, match=message):
+        language(rows, *flags)
+    library = language(rows, *flags, "--name", "nordic")
+    assert library.get("nordic").over == ("da",)
+
+
+def test_a_trained_adapter_outlives_what_fails_after_it(language, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("adapters_hub.evaluation.scores.metrics_by", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        language(plain_texts(60), "--language", "da")
+    library = ah.Library(tmp_path / "library")
+    assert library.get("da").metrics == {}
+    assert not library.verify("da")
+
+
+def test_a_trained_adapter_that_the_library_refuses_is_kept(language, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise LibraryError("no space left")
+
+    monkeypatch.setattr(ah.Library, "add", full)
+    with pytest.raises(
+        SystemExit, match="no space left\nThe trained adapter is not lost"
+    ) as caught:
+        language(plain_texts(60), "--language", "da")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    command = str(caught.value).partition("adapters-hub ")[2]
+    assert adapters_hub_command(command.split()) == 0
+    assert ah.Library(tmp_path / "library").get("da").language == "da"
+
+
+def test_a_domain_learns_from_rows_that_name_no_language(tiny, tmp_path, monkeypatch, capsys):
+    texts_file(tmp_path / "texts.jsonl", plain_texts(60))
+    run(
+        "lora_domain.py", "--backbone", tiny("qwen3"), "--data", "texts.jsonl", "--name", "mine",
+        "--library", "library", "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4,
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert "| - " in out
+    assert "not trained on" not in out
+    assert ah.Library(tmp_path / "library").get("mine").metrics
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "metric", "call"),
+    [
+        ("question-answering", "my-hotel-questions", "F1", "answer"),
+        ("token-classification", "my-hotel-entities", "span F1", "tag"),
+    ],
+)
+def test_other_tasks_have_a_sample_of_their_own(
+    tiny, tmp_path, monkeypatch, capsys, lora_folder, task, name, metric, call
+):
+    ah.Library(tmp_path / "library").add(lora_folder("bert", "one"), name="fr", language="fr")
+    run(
+        "lora_domain.py", "--task", task, "--backbone", tiny("bert"), "--library", "library",
+        "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4, "--language", "en", "fr",
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert f"{metric} on" in out
+    assert f"model.{call}(" in out
+    assert "da (not trained on)" in out
+    info = ah.Library(tmp_path / "library").get(name)
+    assert (info.task, info.domain, info.over) == (task, "hotel", ("fr",))
+    assert f"{metric}, language + {name}" in info.metrics
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "field 'stars' is missing, and classification needs it"),
+        ("mixed", "field 'stars': no train row has the label 'mixed' of this {split} row"),
+    ],
+)
+def test_labels_are_checked_in_every_split_before_training(
+    tiny, tmp_path, monkeypatch, split, label, message
+):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev", "test"):
+        rows = [*plain_texts(4, stars="good"), *plain_texts(4, stars="bad")]
+        rows += plain_texts(1, **({"stars": label} if label else {})) if name == split else []
+        texts_file(tmp_path / "data" / f"{name}.jsonl", rows)
+    with pytest.raises(SystemExit, match=rf"{split}.jsonl:9: {message.format(split=split)}"):
+        run(
+            "lora_domain.py", "--backbone", tiny("qwen3"), "--data", "data", "--library", "library",
+            "--task", "classification", "--name", "mine", "--columns", "label=stars", "--cpu",
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
+    assert not (tmp_path / "library").exists()
+
+
+def test_an_adapter_of_that_name_is_not_overwritten_unasked(tiny, feedback, tmp_path, monkeypatch):
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    common += ["--language", "da", "--steps", 2, "--rank", 2]
+    run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    with pytest.raises(SystemExit, match="already has 'da'"):
+        run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    run("lora_language.py", *common, "--replace", monkeypatch=monkeypatch, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [([], "bf16  accelerate"), (["--mixed-precision", "no"], "no  command line")],
+)
+def test_the_launchers_precision_holds_unless_another_is_chosen(
+    tiny, feedback, tmp_path, monkeypatch, capsys, fresh_accelerate, flags, shown
+):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    common += ["--language", "da", "--steps", 2, "--rank", 2, "--batch-size", 4, *flags]
+    run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("  mixed_precision")]
+    assert " ".join(line.split()[1:]) == " ".join(shown.split())
+    from accelerate.state import AcceleratorState
+
+    assert AcceleratorState().mixed_precision == shown.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "message"),
+    [
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            [],
+            "gradient_accumulation_steps=4.*--acc",
+        ),
+        ({}, ["--mixed-precision", "fp16"], "fp16.*choose bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "fp8"),
+    ],
+)
+def test_what_the_launcher_asks_for_and_cannot_have(
+    tiny, feedback, tmp_path, monkeypatch, fresh_accelerate, variables, flags, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    common = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library", "--cpu"]
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        run(
+            "lora_language.py", *common, "--language", "da", "--steps", 2, *flags,
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
+    assert not (tmp_path / "library").exists()
+
+
+def test_one_process_where_several_were_asked_for_is_said(monkeypatch, caplog, fresh_accelerate):
+    """``accelerate launch --cpu --num_processes 2`` leaves these traces, and starts one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert make_accelerator(TrainingSettings(cpu=True)).num_processes == 1
+    assert not caplog.records
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    make_accelerator(TrainingSettings(cpu=True))
+    assert "--multi_gpu --num_processes 2" in caplog.text
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(SettingsError, match="2 processes were started, and accelerate sees 1"):
+        make_accelerator(TrainingSettings())
+
+
+def test_a_domain_adapter_needs_a_domain_or_a_name(tiny, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "the room was {w}"}}\n' for w in WORDS))
+    common = ["--backbone", tiny("qwen3"), "--data", data, "--library", "library", "--cpu"]
+    common += ["--steps", 2, "--rank", 2]
+    with pytest.raises(SystemExit, match="say which domain"):
+        run("lora_domain.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
+    run("lora_domain.py", *common, "--name", "rooms", monkeypatch=monkeypatch, cwd=tmp_path)
+    assert ah.Library(tmp_path / "library").get("rooms").domain == "rooms"
+    with pytest.raises(SystemExit, match=r"lora_domain\.py takes the others"):
+        run(
+            "lora_language.py", *common, "--language", "en", "--task", "classification",
+            monkeypatch=monkeypatch, cwd=tmp_path,
+        )  # fmt: skip
