@@ -15,7 +15,8 @@ AdaptersHubError
 ├── BackboneError            the backbone cannot be loaded as asked
 │   └── BackboneMismatchError     the adapter belongs to another backbone
 ├── DataError                a data file, line or field is wrong
-└── TrainingError            training cannot go on
+├── TrainingError            training cannot go on
+└── MissingExtraError        a package that only some uses need is not installed
 """
 
 
@@ -81,3 +82,7 @@ class DataError(AdaptersHubError, ValueError):
 
 class TrainingError(AdaptersHubError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class MissingExtraError(AdaptersHubError, ImportError):
+    """A package of one of the extras is not installed; the message has the command."""
