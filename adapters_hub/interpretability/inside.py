@@ -3,6 +3,7 @@
 Knows a model's sites, layers, final norm and LM head; does not know tasks.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,12 @@ def _weight_energy(module: Any) -> float | None:
     if packed == "Params4bit":
         from bitsandbytes.functional import dequantize_4bit
 
-        weight = dequantize_4bit(weight.data, weight.quant_state)
+        # In rows of one block each: where a block of 64 numbers runs over the end of a row, the
+        # AVX-512 kernel of bitsandbytes 0.50 takes another block's scale for it.
+        state, whole = copy.copy(weight.quant_state), weight.quant_state.shape.numel()
+        if whole % state.blocksize == 0:
+            state.shape = torch.Size((whole // state.blocksize, state.blocksize))
+        weight = dequantize_4bit(weight.data, state)
     elif packed == "Int8Params":
         scale = weight.SCB if module.state.SCB is None else module.state.SCB  # of rows, times 127
         rows = weight.data.float().square().sum(1).double()

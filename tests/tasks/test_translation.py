@@ -252,10 +252,11 @@ def test_a_decoder_that_goes_on_gives_its_first_line():
 def test_training_brings_translations_that_survive_saving(kind, load):
     model, task = load(kind), Translation(languages=("en", "de"))
     rows = [pair("the room", "rude"), pair("staff", "slow"), pair("view", "clean")]
-    examples, adapter = learn_task(model, task, rows, steps=150)
+    # The head of nllb is of single letters: it takes longer until what is written differs by row.
+    examples, adapter = learn_task(model, task, rows, steps=150 if kind == "qwen3" else 600)
     texts = [row.text for row in rows]
     got = model.translate(texts, "en", "de", "hotel", max_new_tokens=8)
-    if kind == "qwen3":  # the other's head is of single letters, and says less in so few steps
+    if kind == "qwen3":
         assert got == [row.fields["target"] for row in rows]
     final = task.final()
     blends = {"hotel": model.resolve("hotel"), "bare": ah.Blend()}
@@ -263,7 +264,7 @@ def test_training_brings_translations_that_survive_saving(kind, load):
         model, final, examples, {name: lambda row, b=blend: b for name, blend in blends.items()}
     )
     for column in ("de", "mean"):
-        assert found["chrf++"]["hotel"][column] > found["chrf++"]["bare"][column] + 10
+        assert found["chrf++"]["hotel"][column] > found["chrf++"]["bare"][column] + 20
         assert found["bits"]["hotel"][column] < found["bits"]["bare"][column]
     assert set(found) == {"bits", "chrf++", "bleu", "wrong_language"}
     model.library.add(adapter.save(model.library.root.parent / "kept"), name="again")
