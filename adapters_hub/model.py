@@ -25,17 +25,25 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.bank import MEMORY
-from adapters_hub.runtime.core import Adapters, Runtime, Weights
+from adapters_hub.runtime.core import ACTIVE, Active, Adapters, Languages, Runtime, Weights
 from adapters_hub.tasks.question_answering import Answer, QuestionAnswering
 
 
 class AdaptedModel(Runtime):
-    """A frozen backbone whose rows can each use another blend of adapters; see `Runtime`."""
+    """A frozen backbone whose rows can each use another blend of adapters; see `Runtime`.
+
+    In every method ``adapters`` is one blend for all rows, or a list of one a row; None is the bare
+    backbone, and not given it is the active blend (`use`). ``languages``, one for all rows or one a
+    row, adds to each row's blend the adapter of its language, as training with ``--over auto``
+    does; a language without an adapter adds nothing, which is logged once.
+    """
 
     def generate(
         self,
         texts: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any],
-        adapters: Adapters = None,
+        adapters: Adapters = ACTIVE,
+        *,
+        languages: Languages = None,
         **options: Any,
     ) -> list[str]:
         """Continue each text (decoder) or answer it (encoder-decoder); transformers' options.
@@ -45,25 +53,32 @@ class AdaptedModel(Runtime):
         ``transformers``; ``max_new_tokens`` defaults to 32. Raises `BackboneError` for an encoder.
         """
         rows = [texts] if isinstance(texts, str | Mapping) else list(texts)
-        return generate(self, rows, adapters, options) if rows else []
+        return generate(self, rows, adapters, languages, options) if rows else []
 
     def stream(
-        self, text: str | Mapping[str, Any], adapters: Adapters = None, **options: Any
+        self,
+        text: str | Mapping[str, Any],
+        adapters: Adapters = ACTIVE,
+        *,
+        languages: Languages = None,
+        **options: Any,
     ) -> Iterator[str]:
         """The pieces of what `generate` gives for one text, as they are written.
 
         A thread writes; what it raises is raised here, and it stops when the iterator is left or
         closed. Not with beams, which write no text from left to right.
         """
-        return stream(self, text, adapters, options)
+        return stream(self, text, adapters, languages, options)
 
     def translate(
         self,
         texts: Sequence[str] | str,
         source: str | Sequence[str],
         target: str | Sequence[str],
-        adapters: Adapters = None,
+        adapters: Adapters = ACTIVE,
         batch_size: int = 32,
+        *,
+        languages: Languages = None,
         **options: Any,
     ) -> list[str]:
         """Each text, in language ``source`` (one, or one a row), in language ``target``.
@@ -74,26 +89,31 @@ class AdaptedModel(Runtime):
         `BackboneError` for a language that the tokenizer has no token for, and for an encoder.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return translate(self, texts, source, target, adapters, batch_size, options)
+        return translate(self, texts, source, target, adapters, languages, batch_size, options)
 
     def classify(
-        self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
+        self,
+        texts: Sequence[str] | str,
+        adapters: Adapters = ACTIVE,
+        batch_size: int = 32,
+        *,
+        languages: Languages = None,
     ) -> list[dict[str, float]]:
         """Each text's labels with their probabilities, the most probable first.
 
         They add up to one, but where a text may have any number of the labels (multi-label): there
         each label has its own, between 0 and 1.
         """
-        return classify(
-            self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size
-        )
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return classify(self, texts, adapters, languages, batch_size)
 
     def embed(
         self,
         texts: Sequence[str] | str,
-        adapters: Adapters = None,
+        adapters: Adapters = ACTIVE,
         batch_size: int = 32,
         *,
+        languages: Languages = None,
         prompt: str | None = None,
         prompt_name: str | None = None,
         pooling: str | None = None,
@@ -106,18 +126,28 @@ class AdaptedModel(Runtime):
         `HeadError` for a blend of adapters that were trained to embed in different ways.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return embed(self, texts, adapters, batch_size, prompt, prompt_name, pooling)
+        return embed(self, texts, adapters, languages, batch_size, prompt, prompt_name, pooling)
 
-    def encoder(self, adapters: Weights = None, pooling: str | None = None) -> Encoder:
-        """The model under one blend, usable where a ``SentenceTransformer`` encodes."""
-        return Encoder(self, adapters, pooling)
+    def encoder(
+        self,
+        adapters: Weights | Active = ACTIVE,
+        pooling: str | None = None,
+        *,
+        languages: str | None = None,
+    ) -> Encoder:
+        """The model under one blend, usable where a ``SentenceTransformer`` encodes.
+
+        ``languages`` is one language here, whose adapter the blend gets.
+        """
+        return Encoder(self, adapters, pooling, languages)
 
     def answer(
         self,
         question: str | Sequence[str],
         context: str | Sequence[str],
-        adapters: Adapters = None,
+        adapters: Adapters = ACTIVE,
         *,
+        languages: Languages = None,
         no_answer: float | None = 0.0,
         max_answer_tokens: int = 30,
         max_length: int = 256,
@@ -132,16 +162,22 @@ class AdaptedModel(Runtime):
         has no head for it.
         """
         task = QuestionAnswering(max_length, stride, max_answer_tokens, no_answer)
-        return answer(self, task, question, context, adapters, batch_size)
+        return answer(self, task, question, context, adapters, languages, batch_size)
 
     def tag(
-        self, texts: Sequence[str] | str, adapters: Adapters = None, batch_size: int = 32
+        self,
+        texts: Sequence[str] | str,
+        adapters: Adapters = ACTIVE,
+        batch_size: int = 32,
+        *,
+        languages: Languages = None,
     ) -> list[list[Entity]]:
         """Each text's spans (`Entity`: text, label, score, start and end in characters), in order.
 
         What is behind the last position that the backbone has is in none.
         """
-        return tag(self, [texts] if isinstance(texts, str) else list(texts), adapters, batch_size)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return tag(self, texts, adapters, languages, batch_size)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
@@ -228,8 +264,7 @@ def load(
             + "; load_backbone(...) takes it from you"
         )
     model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
-    exact = Blend.of([info.name for info in reversed(found)])
-    model.residents.load(set(exact.terms))
-    once = tuple((name, 1.0) for name in exact.terms)  # if both are one
-    model.active = Blend(once, exact=True)
+    both = tuple(dict.fromkeys(info.name for info in reversed(found)))  # may be one
+    model.residents.load(set(both))
+    model.active = Blend([(name, 1.0) for name in both], exact=True)
     return model

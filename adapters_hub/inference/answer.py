@@ -6,7 +6,7 @@ import torch
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.heads import outputs_of
 from adapters_hub.tasks.question_answering import Answer, QuestionAnswering, by_question
 
@@ -18,6 +18,7 @@ def answer(
     questions: str | Sequence[str],
     contexts: str | Sequence[str],
     adapters: Adapters,
+    languages: Languages,
     batch_size: int,
 ) -> list[Answer]:
     """See `AdaptedModel.answer`."""
@@ -31,7 +32,7 @@ def answer(
     contexts = [contexts] * rows if isinstance(contexts, str) else list(contexts)
     if len(questions) != len(contexts):
         raise DataError(f"{len(questions)} questions for {len(contexts)} contexts: one each")
-    blends = model.blends(rows, adapters)
+    blends = model.blends(rows, adapters, languages)
     for name in sorted(set(map(model.head_owner, blends))):
         outputs_of(model.resident(name), model.backbone, QuestionAnswering.name)
     asked = [

@@ -6,7 +6,7 @@ import torch
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.heads import label_names, multi_label
@@ -15,12 +15,16 @@ from adapters_hub.text.tokenising import encode_texts
 
 @torch.no_grad()
 def classify(
-    model: Runtime, texts: Sequence[str], adapters: Adapters, batch_size: int
+    model: Runtime,
+    texts: Sequence[str],
+    adapters: Adapters,
+    languages: Languages,
+    batch_size: int,
 ) -> list[dict[str, float]]:
     """See `AdaptedModel.classify`. Rows may use heads with different labels, of both kinds."""
     if batch_size < 1:
         raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
-    blends = model.blends(len(texts), adapters)
+    blends = model.blends(len(texts), adapters, languages)
     owners = list(map(model.head_owner, blends))
     tasks = {}
     for name in dict.fromkeys(owners):

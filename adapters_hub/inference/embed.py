@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.pooling import embedding_of, unit_vectors
 from adapters_hub.text.tokenising import encode_texts
@@ -22,6 +22,7 @@ def embed(
     model: Runtime,
     texts: Sequence[str],
     adapters: Adapters,
+    languages: Languages,
     batch_size: int,
     prompt: str | None,
     prompt_name: str | None,
@@ -34,7 +35,7 @@ def embed(
     if prompt is not None and prompt_name is not None:
         raise SettingsError("give a prompt or a prompt_name, not both")
     backbone = model.backbone
-    blends = model.blends(len(texts), adapters)
+    blends = model.blends(len(texts), adapters, languages)
     known = {blend: embedding_of(model, blend) for blend in set(blends)}
     poolings = [pooling or known[blend][0] for blend in blends]
     names = sorted({"query", "document"}.union(*(own for _, own in known.values())))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.inference.embed import embed
-from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.tasks.pooling import embedding_of
 
 
@@ -25,10 +25,14 @@ class Encoder:
     similarity_fn_name = "cosine"
 
     def __init__(
-        self, model: Runtime, adapters: Weights = None, pooling: str | None = None
+        self,
+        model: Runtime,
+        adapters: Weights | Active = ACTIVE,
+        pooling: str | None = None,
+        language: str | None = None,
     ) -> None:
         self.model = model
-        (self.blend,) = model.blends(1, adapters)
+        (self.blend,) = model.blends(1, adapters, language)
         own, self.prompts = embedding_of(model, self.blend)
         self.pooling = pooling or own
         self.model_card_data = Evaluations()
@@ -62,7 +66,7 @@ class Encoder:
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         progress = bool(show_progress_bar)
         found = embed(
-            self.model, texts, self.blend, batch_size, prompt, None, self.pooling, progress
+            self.model, texts, self.blend, None, batch_size, prompt, None, self.pooling, progress
         )
         if truncate_dim is not None:
             found = functional.normalize(found[:, :truncate_dim], dim=-1)

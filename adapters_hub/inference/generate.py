@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.library.blend import Blend
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.runtime.merged import merging_pays
 from adapters_hub.tasks.generation import decoder_inputs
 from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids, prompt_of
@@ -25,22 +25,26 @@ Text = str | Mapping[str, Any]
 
 @torch.no_grad()
 def generate(
-    model: Runtime, texts: Sequence[Text], adapters: Adapters, options: dict[str, Any]
+    model: Runtime,
+    texts: Sequence[Text],
+    adapters: Adapters,
+    languages: Languages,
+    options: dict[str, Any],
 ) -> list[str]:
     """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
     check_writes(model.backbone)
-    blends = model.blends(len(texts), adapters)
+    blends = model.blends(len(texts), adapters, languages)
     return continuations(model, blends, _encoded(model, texts, blends), options)
 
 
 def stream(
-    model: Runtime, text: Text, adapters: Adapters, options: dict[str, Any]
+    model: Runtime, text: Text, adapters: Adapters, languages: Languages, options: dict[str, Any]
 ) -> Iterator[str]:
     """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
     check_writes(model.backbone)
     if "streamer" in options:
         raise SettingsError("streamer: stream has its own; give it to generate")
-    blends = model.blends(1, adapters)
+    blends = model.blends(1, adapters, languages)
     inputs, _ = _inputs(model, _encoded(model, [text], blends), options, None, _NEW_TOKENS)
     return _pieces(model, blends, inputs)
 

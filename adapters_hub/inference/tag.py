@@ -7,7 +7,7 @@ import torch
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.heads import label_names
 from adapters_hub.tasks.token_classification import _NEVER, TokenClassification, spans_of
 
@@ -28,6 +28,7 @@ def tag(
     model: Runtime,
     texts: Sequence[str],
     adapters: Adapters,
+    languages: Languages,
     batch_size: int,
 ) -> list[list[Entity]]:
     """See `AdaptedModel.tag`. Rows may use heads with different tags."""
@@ -35,7 +36,7 @@ def tag(
 
     if batch_size < 1:
         raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
-    blends = model.blends(len(texts), adapters)
+    blends = model.blends(len(texts), adapters, languages)
     owners = [model.head_owner(blend) for blend in blends]
     names = {
         owner: label_names(model.resident(owner), model.backbone, TokenClassification.name)

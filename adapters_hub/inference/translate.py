@@ -7,8 +7,8 @@ import torch
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
-from adapters_hub.library import languages
-from adapters_hub.runtime.core import Adapters, Runtime
+from adapters_hub.library.languages import canonical
+from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.translation import Translation
 from adapters_hub.text.prompts import check_writes, prompt_of
 
@@ -20,6 +20,7 @@ def translate(
     source: str | Sequence[str],
     target: str | Sequence[str],
     adapters: Adapters,
+    languages: Languages,
     batch_size: int,
     options: dict[str, Any],
 ) -> list[str]:
@@ -32,7 +33,7 @@ def translate(
         raise SettingsError("num_return_sequences: a text has one translation here")
     backbone = model.backbone
     check_writes(backbone)
-    blends = model.blends(len(texts), adapters)
+    blends = model.blends(len(texts), adapters, languages)
     sources, targets = (_each(said, len(texts)) for said in (source, target))
     rows = [
         Row(text, language=own, fields={"target_language": tag}, where=f"text {number}")
@@ -61,7 +62,7 @@ def translate(
 
 def _each(said: str | Sequence[str], rows: int) -> list[str]:
     """The canonical tag of each row's language, from one for all or one each."""
-    tags = [languages.canonical(tag) for tag in ([said] if isinstance(said, str) else said)]
+    tags = [canonical(tag) for tag in ([said] if isinstance(said, str) else said)]
     if isinstance(said, str):
         return tags * rows
     if len(tags) != rows:

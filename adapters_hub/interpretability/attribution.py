@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
-from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.heads import label_names
@@ -48,16 +48,16 @@ class Attribution:
 def attribute(
     model: Runtime,
     text: str,
-    adapters: Weights = None,
+    adapters: Weights | Active = ACTIVE,
     target: str | None = None,
     *,
     steps: int = 64,
 ) -> Attribution:
     """Integrated gradients (arXiv:1703.01365) of a label's logit by the input embeddings.
 
-    ``adapters``: a blend with a classification head, else the active one. ``target`` is a label,
-    the most probable one unless said otherwise. The baseline has the embedding of the mask token,
-    else of padding, in place of every token but special ones. ``steps`` points of the path
+    ``adapters``: a blend with a classification head, the active one unless given. ``target`` is a
+    label, the most probable one unless said otherwise. The baseline has the embedding of the mask
+    token, else of padding, in place of every token but special ones. ``steps`` points of the path
     (Gauss-Legendre). Needs captum. Raises `HeadError` for a blend with no such head or label,
     `BackboneError` for an encoder-decoder, whose two stacks share their embeddings.
     """
@@ -75,7 +75,7 @@ def attribute(
         )
     if steps < 1:
         raise SettingsError(f"steps={steps}: must be 1 or more")
-    blend = model.active if adapters is None else model.resolve(adapters)
+    blend = model.resolve(adapters)
     names = label_names(model.resident(model.head_owner(blend)), backbone, Classification.name)
     if target is not None and target not in names:
         raise HeadError(f"the head of {blend} has no label {target!r} (it has {', '.join(names)})")

@@ -240,7 +240,8 @@ def interference(
             batch = pad([Example(ids, Row(""))], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
-            model(adapters=first, **batch, **backbone.call_options)
+            options: dict[str, Any] = {**batch, **backbone.call_options}
+            model(adapters=first, **options)
     finally:
         for hook in hooks:
             hook.remove()

@@ -18,7 +18,7 @@ from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, deltas_of, in_depth, one_term
 from adapters_hub.interpretability.geometry import energy
 from adapters_hub.library.layers import layer_of, layers_of
-from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.text.tokenising import encode_texts
 
@@ -136,7 +136,12 @@ class LogitLens:
 
 @torch.no_grad()
 def logit_lens(
-    model: Runtime, text: str, adapters: Weights, against: Weights = None, *, top: int = 5
+    model: Runtime,
+    text: str,
+    adapters: Weights | Active = ACTIVE,
+    against: Weights | Active = None,
+    *,
+    top: int = 5,
 ) -> LogitLens:
     """Each layer's hidden states through the final norm and the LM head, with and without adapters.
 

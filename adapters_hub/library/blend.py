@@ -4,16 +4,17 @@ Knows the grammar and the arithmetic; does not know which adapters exist.
 
     blend  = [sign] item { sign item }
     item   = [number "*"] term  |  term "*" number
-    term   = ["lang:" | "domain:"] name
+    term   = ["lang:" | "domain:" | "name:"] name ["?"]
     name   = word characters and dots, in parts joined by single hyphens
 
-A hyphen inside a name is part of it (``pt-BR``), so a minus needs a space before it.
+A hyphen inside a name is part of it (``pt-BR``), so a minus needs a space before it. A term with a
+question mark is optional: the adapter it means if there is one, else nothing.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Union
 
 from adapters_hub.errors import BlendError
@@ -21,7 +22,7 @@ from adapters_hub.errors import BlendError
 NAME = re.compile(r"\w+(?:[.\-]\w+)*")
 """What a term may look like, and so what an adapter may be called."""
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = rf"(?:(?:lang|domain):)?{NAME.pattern}"
+_TERM = rf"(?:(?:lang|domain|name):)?{NAME.pattern}\??"
 _ITEM = re.compile(
     rf"\s*(?P<sign>[+\-])?\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<term>{_TERM})"
     rf"(?:\s*\*\s*(?P<after>{_NUMBER}))?(?=\s|[+\-]|$)"
@@ -31,19 +32,29 @@ BlendLike = Union["Blend", str, None]
 _MOST = 1e9  # what is added must stay a number in float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Blend:
     """A weighted set of terms; immutable, hashable, ordered by first mention.
 
-    ``Blend.of("de") + 0.5 * Blend.of("hotel") - "en"`` builds what ``Blend.parse`` reads.
+    ``Blend("de") + 0.5 * Blend("hotel") - "en"`` builds what ``Blend("de + 0.5*hotel - en")``
+    reads. The terms of an ``exact`` blend are names of adapters, which are not looked up again.
     """
 
-    weights: tuple[tuple[str, float], ...] = ()
-    exact: bool = field(default=False, compare=False)  # the terms are names, not to be looked up
+    weights: tuple[tuple[str, float], ...]
+    exact: bool
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        weights: str | Mapping[str, float] | Iterable[tuple[str, float]] = (),
+        exact: bool = False,
+    ) -> None:
+        """A blend from its text, from a mapping of weights, or from pairs (term, weight)."""
+        if isinstance(weights, str):
+            weights = _read(weights)
+        elif isinstance(weights, Mapping):
+            weights = weights.items()
         total: dict[str, float] = {}
-        for term, weight in self.weights:
+        for term, weight in weights:
             if not math.isfinite(weight):
                 raise BlendError(f"the weight of {term!r} is {weight}, not a finite number")
             total[term] = total.get(term, 0.0) + float(weight)
@@ -51,55 +62,64 @@ class Blend:
                 raise BlendError(
                     f"the weight of {term!r} is {total[term]:g}, and {_MOST:g} is the most"
                 )
-        cleaned = tuple((term, weight) for term, weight in total.items() if weight != 0.0)
-        object.__setattr__(self, "weights", cleaned)
+        kept = tuple((term, weight) for term, weight in total.items() if weight != 0.0)
+        object.__setattr__(self, "weights", kept)
+        object.__setattr__(self, "exact", exact and bool(kept))  # there is only one empty blend
 
     @classmethod
     def parse(cls, text: str) -> "Blend":
         """Read the grammar at the top of this module; raises `BlendError` with the position."""
-        items: list[tuple[str, float]] = []
-        at = 0
-        while text[at:].strip():
-            match = _ITEM.match(text, at)
-            tight = items and not text[at].isspace() and text[at] == "-"
-            if match is None or tight or (items and match["sign"] is None):
-                rest = text[at:].strip()
-                expected = "'+' or '-' with a space before it" if match else "a name"
-                raise BlendError(f"cannot read the blend {text!r} at {rest!r}: expected {expected}")
-            if match["before"] and match["after"]:
-                raise BlendError(f"two weights for {match['term']!r} in the blend {text!r}")
-            weight = float(match["before"] or match["after"] or 1.0)
-            items.append((match["term"], -weight if match["sign"] == "-" else weight))
-            at = match.end()
-        if not items:
-            raise BlendError("an empty blend: write a name such as 'de', or None for no adapter")
-        return cls(tuple(items))
+        return cls(_read(text))
 
     @classmethod
-    def of(cls, value: BlendLike | Mapping[str, float] | Iterable[str]) -> "Blend":
-        """A blend from a text, a mapping of weights, several terms, None or a blend."""
+    def of(cls, value: BlendLike | Mapping[str, float]) -> "Blend":
+        """A blend from a text, a mapping of weights, None (bare) or a blend.
+
+        Raises `BlendError` for a list, which is never a sum.
+        """
         if value is None:
             return cls()
         if isinstance(value, Blend):
             return value
-        if isinstance(value, str):
-            return cls.parse(value)
-        if isinstance(value, Mapping):
-            return cls(tuple(value.items()))
-        return cls(tuple((term, 1.0) for term in value))
+        if isinstance(value, str | Mapping):
+            return cls(value)
+        if isinstance(value, list | tuple | set | frozenset):
+            total = " + ".join(map(str, value)) or "de"
+            raise BlendError(
+                f"a list {value!r} where one blend is wanted: the sum of adapters is written "
+                f"{total!r}; only `adapters` takes a list, of one blend a row"
+            )
+        raise BlendError(
+            f"{value!r} ({type(value).__name__}) is no blend: give a text such as 'de + hotel', a "
+            "mapping of weights, a Blend, or None for no adapter"
+        )
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The terms, in order of first mention."""
         return tuple(term for term, _ in self.weights)
 
-    def rename(self, names: Mapping[str, str]) -> "Blend":
-        """The blend with terms replaced by exact names; those that become equal are added up."""
-        renamed = tuple((names.get(term, term), weight) for term, weight in self.weights)
-        return Blend(renamed, exact=True)
+    def rename(self, names: Mapping[str, str | None]) -> "Blend":
+        """The blend with terms replaced by exact names; those that become equal are added up.
+
+        A term that becomes None is left out.
+        """
+        pairs = ((names.get(term, term), weight) for term, weight in self.weights)
+        return Blend([(name, weight) for name, weight in pairs if name is not None], exact=True)
 
     def __add__(self, other: BlendLike) -> "Blend":
-        return Blend(self.weights + Blend.of(other).weights)
+        added = Blend.of(other)
+        if self.exact and added.exact:
+            return Blend(self.weights + added.weights, exact=True)
+        if not (self and added):
+            return self or added
+        return Blend(self._to_look_up() + added._to_look_up())
+
+    def _to_look_up(self) -> tuple[tuple[str, float], ...]:
+        """The weights with terms that mean the same when they are looked up."""
+        if not self.exact:
+            return self.weights
+        return tuple((f"name:{term}", weight) for term, weight in self.weights)
 
     def __radd__(self, other: BlendLike) -> "Blend":
         return Blend.of(other) + self
@@ -114,7 +134,7 @@ class Blend:
         return Blend.of(other) - self
 
     def __mul__(self, factor: float) -> "Blend":
-        return Blend(tuple((term, weight * factor) for term, weight in self.weights))
+        return Blend([(term, weight * factor) for term, weight in self.weights], self.exact)
 
     __rmul__ = __mul__
 
@@ -125,7 +145,7 @@ class Blend:
         return bool(self.weights)
 
     def __str__(self) -> str:
-        """Canonical text; ``Blend.parse(str(blend)) == blend`` unless it is empty ('none')."""
+        """Canonical text, 'none' of an empty blend; reading it gives a blend of equal weights."""
         if not self.weights:
             return "none"
         text = ""
@@ -134,3 +154,24 @@ class Blend:
             size = "" if abs(weight) == 1 else f"{abs(weight)!r}*"
             text += f" {sign} {size}{term}" if text else ("-" if weight < 0 else "") + size + term
         return text
+
+
+def _read(text: str) -> tuple[tuple[str, float], ...]:
+    """The terms and weights of a text in the grammar at the top of this module."""
+    items: list[tuple[str, float]] = []
+    at = 0
+    while text[at:].strip():
+        match = _ITEM.match(text, at)
+        tight = items and not text[at].isspace() and text[at] == "-"
+        if match is None or tight or (items and match["sign"] is None):
+            rest = text[at:].strip()
+            expected = "'+' or '-' with a space before it" if match else "a name"
+            raise BlendError(f"cannot read the blend {text!r} at {rest!r}: expected {expected}")
+        if match["before"] and match["after"]:
+            raise BlendError(f"two weights for {match['term']!r} in the blend {text!r}")
+        weight = float(match["before"] or match["after"] or 1.0)
+        items.append((match["term"], -weight if match["sign"] == "-" else weight))
+        at = match.end()
+    if not items:
+        raise BlendError("an empty blend: write a name such as 'de', or None for no adapter")
+    return tuple(items)

@@ -13,7 +13,8 @@ MAX_DISTANCE = 10
 """Default limit of `closest`. CLDR's distance: 0 the same, below 10 a reader of one usually reads
 the other (pt-PT for pt-BR: 5, Swiss German for German: 8), above 50 another script or language."""
 
-_NO_LANGUAGE = {"und", "mul", "mis", "zxx"}  # codes for undetermined, several, uncoded and none
+UNDETERMINED = {"und", "mul", "mis", "zxx"}
+"""Codes of ISO 639 for a language that is undetermined, several, uncoded, or none."""
 
 
 @lru_cache(maxsize=4096)
@@ -31,12 +32,12 @@ def canonical(text: str) -> str:
         raise LanguageError(f"{wanted!r} is not a language")
     try:
         tag = langcodes.standardize_tag(wanted, macro=True)
-        if langcodes.tag_is_valid(tag) and tag.partition("-")[0] not in _NO_LANGUAGE:
+        if langcodes.tag_is_valid(tag) and tag.partition("-")[0] not in UNDETERMINED:
             return tag
     except ValueError:
         pass  # not shaped like a tag: it may be a name
     found = _by_name(wanted)
-    if found is None or found in _NO_LANGUAGE:
+    if found is None or found in UNDETERMINED:
         raise LanguageError(_unknown(wanted))
     return langcodes.standardize_tag(found, macro=True)
 

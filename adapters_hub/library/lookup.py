@@ -74,7 +74,7 @@ def find(
         readings["language"] = _named(_for_language(tag, infos), tag, kind)
     if kind in ("", "domain"):
         readings["domain"] = _named(_for_domain(value, infos), value, kind)
-    named = [info for info in infos if not kind and info.name == value]
+    named = [info for info in infos if kind in ("", "name") and info.name == value]
     if named and all(not found or named[0] in found for found in readings.values()):
         return named[0]
     found = {info.name: info for group in (named, *readings.values()) for info in group}
@@ -144,5 +144,5 @@ def _ambiguous(
         advice = f"write lang:{value} or domain:{value}, or an adapter's full name"
     elif named:
         kind = "lang" if readings.get("language") else "domain"
-        advice = f"write {kind}:{value} for that one; the other needs another name"
+        advice = f"write {kind}:{value} for that one, or name:{value} for the adapter called so"
     return f"{term!r} in {where} could be {' or '.join(options)}; {advice}"

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self, cast
+from enum import Enum
+from typing import Any, Final, Self, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapters_hub.backbone.backbone import Backbone, enable_checkpointing
 from adapters_hub.compose.core_space import Piece
-from adapters_hub.errors import BackboneError, HeadError
+from adapters_hub.errors import HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
 from adapters_hub.library.blend_file import BlendFile
 from adapters_hub.library.layers import layers_of
@@ -30,8 +31,20 @@ from adapters_hub.runtime.residents import Residents
 
 log = logging.getLogger(__name__)
 
+
+class Active(Enum):
+    """The type of `ACTIVE`, which stands where no blend was given; None is the bare backbone."""
+
+    ACTIVE = "active"
+
+    def __repr__(self) -> str:
+        return "ACTIVE"
+
+
+ACTIVE: Final = Active.ACTIVE
 Weights = BlendLike | Mapping[str, float]
-Adapters = Weights | Sequence[Weights | Sequence[Weights]]
+Adapters = Active | Weights | Sequence[Weights | Sequence[Weights]]
+Languages = str | Sequence[str | None] | None
 BlendsOfRow = Blend | tuple[Blend, ...]
 Heads = list[tuple[dict[str, Tensor], Tensor | None]]
 
@@ -93,14 +106,19 @@ class Runtime:
         self.active = self.resolve(blend)
         return self
 
-    def resolve(self, blend: Weights) -> Blend:
-        """The blend with every term replaced by an adapter's exact name, each one loaded."""
+    def resolve(self, blend: Weights | Active) -> Blend:
+        """The blend with every term replaced by an adapter's exact name, each one loaded.
+
+        An optional term (``en?``) for which there is no adapter is left out.
+        """
+        if blend is ACTIVE:
+            return self.active
         wanted = Blend.of(blend)
         with self.residents.lock:
-            names = dict(zip(wanted.terms, wanted.terms, strict=True))
+            names: dict[str, str | None] = {term: term for term in wanted.terms}
             if not wanted.exact:
                 names = self.residents.names_of(wanted.terms)
-            self.residents.load(set(names.values()))
+            self.residents.load({name for name in names.values() if name is not None})
         return wanted.rename(names)
 
     def load_blend(
@@ -150,7 +168,10 @@ class Runtime:
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
         with self.residents.lock:
-            return self.residents[self.residents.names_of([term])[term]]
+            name = self.residents.names_of([term])[term]
+            if name is None:
+                raise NotFoundError(f"no adapter for {term!r} in {self.library.root}")
+            return self.residents[name]
 
     def resident(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""
@@ -158,28 +179,55 @@ class Runtime:
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────
 
-    def blends(self, rows: int, adapters: Adapters = None) -> list[Blend]:
-        """One resolved blend a row, from what a caller may give as ``adapters``."""
-        found = self._rows(rows, adapters)
-        if any(isinstance(row, tuple) for row in found):
-            raise BackboneError("a blend a token works in a plain call of the model, not here")
-        return cast(list[Blend], found)
+    def blends(
+        self, rows: int, adapters: Adapters = ACTIVE, languages: Languages = None
+    ) -> list[Blend]:
+        """One resolved blend a row, from what a caller may give as ``adapters``.
 
-    def _rows(self, rows: int, adapters: Adapters) -> list[BlendsOfRow]:
+        That is one blend for all rows (None is bare), or a list of one a row; not given, it is the
+        active one. ``languages`` (one for all rows, or one a row) adds to each row's blend the
+        adapter of its language, if there is one and it is not in it. Raises `SettingsError` for a
+        list of another length, and for a blend a token.
+        """
+        resolved = self._rows(rows, adapters, languages)
+        blends = [row for row in resolved if isinstance(row, Blend)]
+        if len(blends) < rows:
+            raise SettingsError("a blend a token works in a plain call of the model, not here")
+        return blends
+
+    def _rows(self, rows: int, adapters: Adapters, languages: Languages) -> list[BlendsOfRow]:
+        """One resolved blend a row, or a tuple of one a token, with the rows' languages."""
+        resolved = self._resolved(rows, adapters)
+        if languages is None:
+            return resolved
+        tags = [languages] * rows if isinstance(languages, str) else list(languages)
+        if len(tags) != rows:
+            raise SettingsError(
+                f"{len(tags)} tags in `languages` for {rows} rows: give one for all, or one a row "
+                "(None for a row without a language adapter)"
+            )
+        with self.residents.lock:
+            named = {tag: self.residents.language_adapter(tag) for tag in set(tags) if tag}
+        return [
+            tuple(with_adapter(blend, named.get(tag or "")) for blend in row)
+            if isinstance(row, tuple)
+            else with_adapter(row, named.get(tag or ""))
+            for row, tag in zip(resolved, tags, strict=True)
+        ]
+
+    def _resolved(self, rows: int, adapters: Adapters) -> list[BlendsOfRow]:
         """One resolved blend a row, or a tuple of one a token."""
-        if adapters is None:
-            return [self.active] * rows
-        if isinstance(adapters, str | Blend | Mapping):
+        if adapters is None or isinstance(adapters, Active | str | Blend | Mapping):
             return [self.resolve(adapters)] * rows
         if len(adapters) != rows:
-            raise BackboneError(
+            raise SettingsError(
                 f"{len(adapters)} blends in `adapters` for {rows} rows: give one for all, "
                 "or one a row (None for a bare row)"
             )
-        known: dict[Blend, Blend] = {}
+        known: dict[Blend, Blend] = {}  # distinct blends are resolved once
 
         def resolve(weights: Weights) -> Blend:
-            wanted = Blend.of(weights)
+            wanted = self.active if isinstance(weights, Active) else Blend.of(weights)
             if wanted not in known:
                 known[wanted] = self.resolve(wanted)
             return known[wanted]
@@ -194,7 +242,7 @@ class Runtime:
         shape: tuple[int, ...] = (len(rows),)
         lengths = {len(row) for row in rows if isinstance(row, tuple)}
         if len(lengths) > 1:
-            raise BackboneError(
+            raise SettingsError(
                 f"rows of {sorted(lengths)} blends: give as many as there are tokens"
             )
         for tokens in lengths:
@@ -212,9 +260,11 @@ class Runtime:
             return self.bank.plan(mappings, index, dropout)
 
     @contextmanager
-    def adapted(self, rows: int, adapters: Adapters = None) -> Iterator[None]:
-        """Every forward inside the block follows the given blends."""
-        with self.bank.using(self.plan(self._rows(rows, adapters))):
+    def adapted(
+        self, rows: int, adapters: Adapters = ACTIVE, languages: Languages = None
+    ) -> Iterator[None]:
+        """Every forward inside the block follows the given blends; see `blends`."""
+        with self.bank.using(self.plan(self._rows(rows, adapters, languages))):
             yield
 
     def heads(self, blends: Sequence[Blend]) -> Heads:
@@ -253,20 +303,23 @@ class Runtime:
 
     # ── use ──────────────────────────────────────────────────────────────────────────────────
 
-    def __call__(self, *, adapters: Adapters = None, **inputs: Any) -> Any:
+    def __call__(
+        self, *, adapters: Adapters = ACTIVE, languages: Languages = None, **inputs: Any
+    ) -> Any:
         """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
 
         ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
-        A row of ``adapters`` may be a list of blends, one a token, for packed rows.
+        A row of ``adapters`` may be a list of blends, one a token, for packed rows; further see
+        `blends`.
         """
         tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
         if not tensors:
-            raise BackboneError("give the inputs by name: model(input_ids=…, attention_mask=…)")
+            raise SettingsError("give the inputs by name: model(input_ids=…, attention_mask=…)")
         known = [tensors[key] for key in ("input_ids", "inputs_embeds") if key in tensors]
         rows = len((known or [*tensors.values()])[0])
         if self.hooks and torch.is_grad_enabled() and self.backbone.kind != "encoder":
             inputs.setdefault("use_cache", False)  # a layer computed twice would fill it twice
-        with self.adapted(rows, adapters):
+        with self.adapted(rows, adapters, languages):
             return self.backbone.model(**inputs)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -328,3 +381,10 @@ class Runtime:
             kept = key, merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
             self._merged = kept
         return kept[1]
+
+
+def with_adapter(blend: Blend, name: str | None) -> Blend:
+    """A resolved blend and one adapter more, if it is not in it."""
+    if name is None or name in blend.terms:
+        return blend
+    return blend + Blend(((name, 1.0),), exact=True)

@@ -6,6 +6,7 @@ host memory (``host_memory`` bytes; worth it where the backbone is on another de
 that are read from their files again. Those added from memory have no file, and so never leave.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Set
@@ -16,11 +17,14 @@ from typing import Any
 import torch
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.library import lookup
+from adapters_hub.errors import BackboneMismatchError, NotFoundError
+from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.adapter import Adapter, read_data
 from adapters_hub.runtime.bank import Bank
+
+log = logging.getLogger(__name__)
 
 HOST_MEMORY = 8 << 30
 """Bytes kept in host memory for a backbone on another device, unless said otherwise."""
@@ -47,10 +51,12 @@ class Residents:
         self.host_memory = default if host_memory is None else host_memory
         self._pinned = not on_host and torch.cuda.is_available()
         self._adapters: dict[str, Adapter] = {}
-        self._own: set[str] = set()  # added from memory: not in the library, so never dropped
+        self._added: set[str] = set()  # added from memory: not in the library, so never dropped
         self._stamps: dict[str, Any] = {}  # the state of the files an adapter was loaded from
         self._host: OrderedDict[str, tuple[Any, AdapterFiles, torch.Tensor]] = OrderedDict()
-        self._names: dict[str, str] = {}  # term → adapter, as long as the library stays as it is
+        # term → adapter, or None of an optional one, as long as the library stays as it is
+        self._names: dict[str, str | None] = {}
+        self._languages: dict[str, str | None] = {}  # language → its adapter, likewise
         self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
         self._seen: Any = None  # the state of the library's folder that these are for
 
@@ -66,12 +72,15 @@ class Residents:
         Raises `NotFoundError` also for one that was loaded and has been removed since.
         """
         with self.lock:
-            if name not in self._own:
+            if name not in self._added:
                 self.library.get(name)
             return self[name]
 
-    def names_of(self, terms: Iterable[str]) -> dict[str, str]:
-        """The exact names that terms mean, by what the library holds now; see `Library.find`."""
+    def names_of(self, terms: Iterable[str]) -> dict[str, str | None]:
+        """The exact names that terms mean, by what the library holds now; see `Library.find`.
+
+        None for an optional term (``en?``) for which there is no adapter.
+        """
         with self.lock:
             self._look()
             return {term: self._name_of(term) for term in terms}
@@ -93,14 +102,14 @@ class Residents:
                 adapter.name, adapter.factors, adapter.scaling, trained=trained, pinned=True
             )
             self._adapters[adapter.name] = adapter
-            self._own.add(adapter.name)
+            self._added.add(adapter.name)
 
     def drop(self, name: str) -> None:
         """Forget an adapter; it is loaded again from the library when it is next used."""
         with self.lock:
             self.bank.drop(name)
             self._adapters.pop(name, None)
-            self._own.discard(name)
+            self._added.discard(name)
             self._host.pop(name, None)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
@@ -108,17 +117,51 @@ class Residents:
     def _drop_replaced(self, name: str) -> None:
         """Forget an adapter that was replaced in the library since it was loaded from there."""
         stamp = self._stamps.get(name)
-        if name not in self._own and stamp not in (None, self.library.stamp(name)):
+        if name not in self._added and stamp not in (None, self.library.stamp(name)):
             self.drop(name)
 
-    def _name_of(self, term: str) -> str:
-        if term in self._own:
-            return term
+    def _name_of(self, term: str) -> str | None:
+        plain = term.removesuffix("?")
+        if (name := plain.removeprefix("name:")) in self._added:
+            return name
         if term not in self._names:
-            check = self.backbone.fingerprint if self.check_backbone else None
-            infos, where = [*self._infos.values()], str(self.library.root)
-            self._names[term] = lookup.find(term, infos, check, where).name
+            try:
+                self._names[term] = self._find(plain).name
+            except (NotFoundError, BackboneMismatchError):
+                if plain == term:
+                    raise
+                log.info("no adapter for the optional term %r: it adds nothing", term)
+                self._names[term] = None
         return self._names[term]
+
+    def language_adapter(self, language: str) -> str | None:
+        """The adapter that a language has: of just this, else of the closest language.
+
+        None, with one logged line, where there is none or the tag says "undetermined". Raises
+        `LanguageError` for what is no language, `AmbiguousTermError` for a language with several
+        adapters, none of which is named as it.
+        """
+        with self.lock:
+            self._look()
+            if language not in self._languages:
+                self._languages[language] = self._language_adapter(language)
+            return self._languages[language]
+
+    def _language_adapter(self, language: str) -> str | None:
+        if language.strip().lower() not in languages.UNDETERMINED:
+            tag = languages.canonical(language)
+            try:
+                info = self._find(f"lang:{tag}")
+            except (NotFoundError, BackboneMismatchError):
+                info = None
+            if info is not None and not info.domain:
+                return info.name
+        log.warning("no language adapter for %r: its rows go without one", language)
+        return None
+
+    def _find(self, term: str) -> AdapterInfo:
+        check = self.backbone.fingerprint if self.check_backbone else None
+        return lookup.find(term, [*self._infos.values()], check, str(self.library.root))
 
     def _evicted(self, name: str) -> None:
         self._adapters.pop(name, None)
@@ -127,6 +170,7 @@ class Residents:
         """Look at the library again if it changed."""
         if (state := self.library.state()) != self._seen:
             self._names.clear()
+            self._languages.clear()
             self._infos = {info.name: info for info in self.library.list()}
             self._seen = state
             for name in [*self._adapters]:

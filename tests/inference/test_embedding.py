@@ -11,10 +11,10 @@ from test_retrieval import PAIRS, moved, new, pair
 
 import adapters_hub as ah
 from adapters_hub.errors import HeadError, SettingsError
-from adapters_hub.tasks import pooling
 from adapters_hub.inference.encoder import Encoder
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
+from adapters_hub.tasks import pooling
 from adapters_hub.tasks.pooling import by_length, pool
 from adapters_hub.tasks.retrieval import Retrieval
 

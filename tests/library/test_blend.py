@@ -13,7 +13,8 @@ names = st.builds(
     words,
     st.lists(st.tuples(st.sampled_from(".-"), words), max_size=3),
 )
-terms = st.builds(str.__add__, st.sampled_from(["", "", "lang:", "domain:"]), names)
+kinds = st.sampled_from(["", "", "lang:", "domain:", "name:"])
+terms = st.builds(lambda *parts: "".join(parts), kinds, names, st.sampled_from(["", "?"]))
 numbers = st.floats(min_value=-1e6, max_value=1e6, allow_subnormal=False).filter(bool)
 blends = st.dictionaries(terms, numbers, min_size=1, max_size=5).map(Blend.of)
 
@@ -62,6 +63,8 @@ def test_arithmetic_is_that_of_the_weights(left, right, factor):
         ("lang:it + domain:it", {"lang:it": 1, "domain:it": 1}),
         ("lang:pt-BR*0.25", {"lang:pt-BR": 0.25}),
         ("2*v2", {"v2": 2}),
+        ("en? + topics", {"en?": 1, "topics": 1}),
+        ("-0.5*lang:en? + name:it", {"lang:en?": -0.5, "name:it": 1}),
         ("语言 + größe", {"语言": 1, "größe": 1}),
         ("de + de", {"de": 2}),
         ("de + en - de", {"en": 1}),
@@ -145,7 +148,7 @@ def test_operators_take_texts_and_mappings_on_both_sides():
 
 def test_of_everything_that_stands_for_a_blend():
     assert Blend.of(None) == Blend()
-    assert Blend.of(["de", "hotel"]) == Blend.parse("de + hotel")
+    assert Blend("de + hotel") == Blend.parse("de + hotel") == Blend({"de": 1, "hotel": 1})
     blend = Blend.parse("de")
     assert Blend.of(blend) is blend
 
@@ -184,3 +187,20 @@ def test_rename_adds_up_terms_that_become_equal():
 def test_every_name_is_a_term(name):
     assert NAME.fullmatch(name)
     assert Blend.parse(name).terms == (name,)
+
+
+def test_a_list_is_never_a_sum_and_the_error_writes_it():
+    with pytest.raises(BlendError, match=r"'de \+ hotel'"):
+        Blend.of(["de", "hotel"])
+    with pytest.raises(BlendError, match="no blend"):
+        Blend.of(3)
+
+
+def test_exact_names_stay_exact_in_arithmetic_and_keys():
+    exact = Blend({"it": 1.0}, exact=True)
+    assert len({exact, Blend("it")}) == 2  # the text may mean a language
+    assert (exact + exact).exact
+    assert (0.5 * exact).exact
+    assert exact + None == exact
+    assert exact + "de" == Blend("name:it + de")  # what is looked up says which it means
+    assert Blend.of(None) == exact - exact

@@ -6,11 +6,20 @@ from conftest import TEXTS
 from transformers import GenerationConfig
 
 import adapters_hub as ah
-from adapters_hub.errors import AdapterFileError, AmbiguousTermError, BackboneError, NotFoundError
+from adapters_hub.errors import (
+    AdapterFileError,
+    AmbiguousTermError,
+    BackboneError,
+    BlendError,
+    LanguageError,
+    NotFoundError,
+    SettingsError,
+)
 from adapters_hub.inference import generate as generation
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.core import ACTIVE
 
 
 @pytest.fixture
@@ -26,7 +35,7 @@ def model(tiny, library):
     return ah.load_backbone(str(tiny("qwen3")), library=library)
 
 
-def logits(model, inputs, adapters=None):
+def logits(model, inputs, adapters=ACTIVE):
     with torch.no_grad():
         return model(**inputs, adapters=adapters).logits
 
@@ -108,7 +117,7 @@ def test_a_resolved_blend_means_what_it_meant(tiny, tmp_path, lora_folder, input
     model.use(model.resolve("lang:it"))
     assert model.export(model.active, tmp_path / "out").is_dir()
     assert isinstance(model.merge(model.active), torch.nn.Module)
-    assert model.active == ah.Blend.of("it")
+    assert str(model.active) == "it"
 
 
 def test_the_active_blend_follows_the_library(model, library, lora_folder, inputs):
@@ -218,3 +227,52 @@ def test_files_that_differ_in_numbers_and_metadata_share_a_layout(tmp_path):
         path.write_bytes(raw_safetensors(text, bytes([number] * 4)))
         layouts.add(id(tensorfile.read_header(path).layout))
     assert len(layouts) == 1
+
+
+def test_none_is_bare_and_what_is_not_given_is_active(model, inputs):
+    bare = model.backbone.model(**inputs).logits
+    active = logits(model.use("one"), inputs)
+    assert (active - bare).abs().max() > 1e-3
+    torch.testing.assert_close(logits(model, inputs, None), bare)
+    torch.testing.assert_close(logits(model, inputs, "one"), active)
+    texts = ["abc"]
+    assert model.generate(texts, max_new_tokens=8) == model.generate(texts, "one", max_new_tokens=8)
+    assert model.generate(texts, None, max_new_tokens=8) != model.generate(texts, max_new_tokens=8)
+    with pytest.raises(BlendError, match=r"'one \+ two'"):
+        model.use(["one", "two"])
+
+
+def test_an_optional_term_is_left_out_where_there_is_no_adapter(model, inputs, caplog):
+    want = logits(model, inputs, "one")
+    with caplog.at_level("INFO", logger="adapters_hub"):
+        torch.testing.assert_close(logits(model, inputs, "one + absent?"), want)
+        torch.testing.assert_close(logits(model, inputs, "one? + lang:sw?"), want)
+        torch.testing.assert_close(logits(model, inputs, "one + absent?"), want)
+    assert sum("absent" in record.message for record in caplog.records) == 1
+    with pytest.raises(NotFoundError):
+        model.use("one + absent")
+
+
+def test_rows_get_the_adapters_of_their_languages(tiny, tmp_path, lora_folder, inputs, caplog):
+    library = ah.Library(tmp_path / "library")
+    name = str(tiny("qwen3"))
+    for language in ("de", "fr"):
+        library.add(lora_folder("qwen3", language), language=language, backbone=name)
+    library.add(lora_folder("qwen3", "shop"), domain="shop", backbone=name)
+    model = ah.load_backbone(name, library=library).use("shop")
+    want = logits(model, inputs, ["shop + de", "shop + fr", "shop", "shop"])
+
+    def by_language(languages, **given):
+        with torch.no_grad():
+            return model(**inputs, **given, languages=languages).logits
+
+    with caplog.at_level("WARNING", logger="adapters_hub"):
+        torch.testing.assert_close(by_language(["de", "fra", "sw", None]), want)
+        torch.testing.assert_close(by_language(["de-AT", "French", "und", "sw"]), want)
+    assert sum("'sw'" in record.message for record in caplog.records) == 1
+    both = by_language("de", adapters=["shop + de", "shop", None, "de"])  # it is added once
+    torch.testing.assert_close(both, logits(model, inputs, ["shop + de", "shop + de", "de", "de"]))
+    with pytest.raises(SettingsError, match="2 tags in `languages` for 4 rows"):
+        by_language(["de", "fr"])
+    with pytest.raises(LanguageError):
+        by_language("no language at all")
