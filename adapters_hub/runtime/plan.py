@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_hub.errors import BackboneError
+from adapters_hub.errors import SettingsError
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 Place = tuple[Sequence[int], Sequence[int], int]
@@ -252,7 +252,7 @@ class Plan:
         if self.index.dim() == 2 and x.numel() == units * x.shape[-1]:
             return units
         tokens = f" of {self.index.shape[1]} tokens" if self.index.dim() == 2 else ""
-        raise BackboneError(
+        raise SettingsError(
             f"{site} got an input of {' × '.join(map(str, x.shape))} for a plan of {self.rows} "
             f"rows{tokens}: `adapters` must have a blend a row (or a token) of just this batch"
         )

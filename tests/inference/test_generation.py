@@ -7,7 +7,7 @@ from tokenizers import processors
 
 import adapters_hub as ah
 from adapters_hub.backbone.padding import padded
-from adapters_hub.errors import BackboneError
+from adapters_hub.errors import SettingsError
 from adapters_hub.inference import generate as generation
 from adapters_hub.runtime import merged as merging
 
@@ -153,9 +153,9 @@ def test_tokens_of_a_row_may_have_blends_of_their_own(make, inputs):
         first = model(**inputs, adapters="one").logits
     torch.testing.assert_close(split[:, :3], first[:, :3], atol=1e-4, rtol=1e-4)
     assert (split[:, 3:] - first[:, 3:]).abs().max() > 1e-3
-    with pytest.raises(BackboneError, match="as many as there are tokens"):
+    with pytest.raises(SettingsError, match="as many as there are tokens"):
         model(**inputs, adapters=[["one"] * 2, ["one"] * 3, None, None])
-    with pytest.raises(BackboneError, match="for a plan of 4 rows of 2 tokens"):
+    with pytest.raises(SettingsError, match="for a plan of 4 rows of 2 tokens"):
         model(**inputs, adapters=[["one", "two"]] * 4)
-    with pytest.raises(BackboneError, match="not here"):
+    with pytest.raises(SettingsError, match="not here"):
         model.generate(TEXTS[:1], adapters=[["one"]])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adapters_hub.errors import BackboneError
+from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.runtime import bank as bank_module
 from adapters_hub.runtime import plan as plan_module
 from adapters_hub.runtime.bank import Bank
@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_the_plan_is_refused_and_leaves_nothing():
     x = torch.randn(3, 2, IN)
     bare = layers["a"](x)
     with (
-        pytest.raises(BackboneError, match="input of 3 × 2 × 6 for a plan of 2 rows"),
+        pytest.raises(SettingsError, match="input of 3 × 2 × 6 for a plan of 2 rows"),
         bank.using(bank.plan([{"ad0": 1.0}, {}], [0, 1])),
     ):
         layers["a"](x)

@@ -399,7 +399,7 @@ def test_rows_are_counted_by_the_tokens_not_by_what_comes_first(model, inputs):
     with torch.no_grad():
         got = model(position_ids=positions, **inputs, adapters=MIXED).logits
         torch.testing.assert_close(got, model(**inputs, adapters=MIXED).logits)
-    with pytest.raises(BackboneError, match="by name"):
+    with pytest.raises(SettingsError, match="by name"):
         model()
 
 

@@ -273,9 +273,9 @@ def test_flat_factors_are_views_made_when_asked_for():
 
 
 def test_tokens_must_fit_a_plan_of_tokens():
-    from adapters_hub.errors import BackboneError
+    from adapters_hub.errors import SettingsError
 
     model, bank = make([2] * 5, set(), torch.float32)
     plan = bank.plan([{"ad0": 1.0}, {}], torch.tensor([[0, 1, 0]]))
-    with bank.using(plan), pytest.raises(BackboneError, match="for a plan of 1 rows of 3 tokens"):
+    with bank.using(plan), pytest.raises(SettingsError, match="for a plan of 1 rows of 3 tokens"):
         model(torch.randn(1, 4, IN))
