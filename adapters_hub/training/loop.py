@@ -299,7 +299,7 @@ class _Run:
                 f"{row.where or repr(row.text)}: {twice[0]!r} is trained here, so it cannot be a "
                 "frozen adapter below too; leave it out there, or give the new one another name"
             )
-        return Blend(((names[owner], 1.0),)) + below
+        return Blend(((names[owner], 1.0),), exact=True) + below
 
     @property
     def scaler(self) -> Any:

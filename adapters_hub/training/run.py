@@ -205,7 +205,7 @@ class Experiment:
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
         info = self._over.get(row.language or "")
-        return Blend(((info.name, 1.0),)) if info else Blend()
+        return Blend(((info.name, 1.0),), exact=True) if info else Blend()
 
     def languages_with_adapters(self) -> list[str]:
         """The data's languages for which a frozen language adapter is used."""
