@@ -161,7 +161,12 @@ class AdaptedModel(Runtime):
         ``max_length`` tokens that share ``stride``. Raises `HeadError` where a row's blend
         has no head for it.
         """
-        task = QuestionAnswering(max_length, stride, max_answer_tokens, no_answer)
+        task = QuestionAnswering(
+            max_length=max_length,
+            stride=stride,
+            max_answer_tokens=max_answer_tokens,
+            no_answer=no_answer,
+        )
         return answer(self, task, question, context, adapters, languages, batch_size)
 
     def tag(

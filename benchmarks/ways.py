@@ -76,7 +76,7 @@ class Ways(ABC):
             cpu=True,
         )
         splits = {"train": train_rows, "test": test_rows}
-        self.task: Any = task_class(self.name).from_settings(self.settings, splits)
+        self.task: Any = task_class(self.name).from_rows(self.settings.task_options, splits, {})
         self.train_rows, self.test_rows = train_rows, test_rows
         self.examples = self.task.encode(train_rows, self.model.backbone)
         self.test = self.task.encode(test_rows, self.model.backbone)

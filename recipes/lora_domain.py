@@ -27,6 +27,7 @@ from pathlib import Path
 
 from adapters_hub.evaluation.scores import compare
 from adapters_hub.metrics.tables import table
+from adapters_hub.tasks import declaration_of
 from adapters_hub.training.run import Experiment, main
 from adapters_hub.training.settings import parse_settings
 
@@ -40,33 +41,18 @@ RECIPE = {
 # The sample text, unless told otherwise: two of its languages are kept for the test, and the
 # result goes beside the hotel adapter that ships, again and again.
 SAMPLE = {"language": ("en", "de", "fr", "es", "ru", "zh")}
-OWN = {
-    "retrieval": {"columns": {"text": "question", "positive": "text"}},
-    "generation": {"columns": {"target": "answer"}, "prompt": "{text}\n{question}\n"},
-    "translation": {"language": ("en",)},  # into all of its languages
-}
-NAMES = {"generation": "my-hotel-answers", "translation": "my-hotel-translation"}
-DEMO = {"domain": ("hotel",), "name": "my-hotel", "replace": True}
-# Tasks whose sample is another: its folder, beside the sample text, and what is trained on it.
-SAMPLES = {
-    "question-answering": ("questions", "my-hotel-questions"),
-    "token-classification": ("entities", "my-hotel-entities"),
-}
 
 
 def run() -> None:
     """Settings, data, train, save, show."""
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if resolved.origins["data"] == "recipe":
-        own = resolved.origins["domain"] != "default" or resolved.origins["name"] != "default"
-        demo = {} if own else DEMO
-        if sample := SAMPLES.get(resolved.settings.task):
-            data = str(Path(__file__).parent / sample[0])
-            resolved = replace(resolved, settings=resolved.settings.changed(data=data))
-            demo = demo and {**demo, "name": sample[1]}
-        task = resolved.settings.task
-        demo = demo and {**demo, "name": NAMES.get(task, demo["name"])}
-        resolved = resolved.defaults(**{**SAMPLE, **OWN.get(task, {}), **demo})
+        sample = declaration_of(resolved.settings.task).sample
+        data = str(Path(__file__).parent / sample.folder)
+        resolved = replace(resolved, settings=resolved.settings.changed(data=data))
+        resolved = resolved.defaults(**{**SAMPLE, **sample.settings})
+        if {resolved.origins["domain"], resolved.origins["name"]} == {"default"}:
+            resolved = resolved.defaults(domain=("hotel",), name=sample.name, replace=True)
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()

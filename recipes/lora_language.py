@@ -21,6 +21,7 @@ from pathlib import Path
 from adapters_hub.errors import SettingsError
 from adapters_hub.evaluation.scores import compare
 from adapters_hub.metrics.tables import table
+from adapters_hub.tasks.registry import declarations
 from adapters_hub.training.run import Experiment, main
 from adapters_hub.training.settings import parse_settings
 
@@ -32,7 +33,6 @@ RECIPE = {
     "steps": 300,
     "learning_rate": 2e-3,
 }
-TASKS = ("language-modeling", "retrieval")  # which leave the language without a head
 
 
 def run() -> None:
@@ -40,10 +40,11 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
-    if resolved.settings.task not in TASKS:
+    tasks = [task.name for task in declarations() if task.trains_languages]
+    if resolved.settings.task not in tasks:
         raise SettingsError(
             f"task={resolved.settings.task!r}: a language adapter is trained by one of "
-            f"{', '.join(TASKS)}; lora_domain.py takes the others"
+            f"{', '.join(tasks)}; lora_domain.py takes the others"
         )
     experiment = Experiment(resolved)
     settings, model, tags = experiment.settings, experiment.model, experiment.languages

@@ -23,7 +23,7 @@ Columns of a cell, all with one head each:
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ class Matrix:
         """An adapter as a PEFT file can hold it: one that is only a head with a delta of zero."""
         if adapter.factors:
             return adapter
-        site = self.task.sites(self.model.backbone)[0]
+        site = self.task.body_sites_of(self.model.backbone)[0]
         wide, tall = site_shape(self.model.backbone.sites[site])
         nothing = (torch.zeros(1, wide), torch.zeros(tall, 1))
         prefix = self.task.prefix(self.model.backbone)
@@ -352,8 +352,7 @@ class Matrix:
 
     def _claim(self) -> None:
         """Make the results' folder this run's; `SettingsError` where it is another's."""
-        asked = [f.name for f in fields(self.settings) if f.name not in _FREE]
-        facts = {name: getattr(self.settings, name) for name in asked}
+        facts = {k: v for k, v in self.settings.flat().items() if k not in _FREE}
         facts |= {
             "fingerprint": self.model.backbone.fingerprint,
             "rows": _digest(self.experiment.splits),
@@ -368,7 +367,7 @@ class Matrix:
                 self.results.mkdir(parents=True, exist_ok=True)
                 _write(path, facts)
             return
-        usual = json.loads(json.dumps(asdict(MatrixSettings())))  # of what the file is too old for
+        usual = json.loads(json.dumps(MatrixSettings().flat()))  # of what the file is too old for
         differ = sorted(key for key in facts if facts[key] != kept.get(key, usual.get(key)))
         if differ:
             raise SettingsError(

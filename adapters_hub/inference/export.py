@@ -59,6 +59,7 @@ def composed(
         task=main.info.task,
         labels=main.info.labels,
         problem_type=main.info.problem_type,
+        pipeline_tag=main.info.pipeline_tag,
         pooling=pooling,
         prompts=prompts,
         backbone=model.backbone.name,

@@ -30,6 +30,11 @@ _TASK_OF_PEFT_TYPE = {
     "SEQ_CLS": "classification", "QUESTION_ANS": "question-answering",
     "TOKEN_CLS": "token-classification",
 }  # fmt: skip
+_TAG_OF_PEFT_TYPE = {  # where the files do not say the tag themselves
+    "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering", "FEATURE_EXTRACTION": "feature-extraction",
+    "CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text-generation",
+}  # fmt: skip
 _REFUSED = {
     "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
     "cannot be summed or mixed; train a plain LoRA (use_dora=False)",
@@ -47,10 +52,12 @@ _REFUSED = {
 }
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
-    "name", "language", "domain", "task", "problem_type", "pooling", "backbone", "fingerprint",
-    "license", "description", "trained_with", "hash",
+    "name", "language", "domain", "task", "problem_type", "pipeline_tag", "pooling", "backbone",
+    "fingerprint", "license", "description", "trained_with", "hash",
 )  # fmt: skip
-_ONE_LINE = ("backbone", "task", "license", "problem_type", "pooling", "fingerprint")
+_ONE_LINE = (
+    "backbone", "task", "license", "problem_type", "pipeline_tag", "pooling", "fingerprint",
+)  # fmt: skip
 _MOST = 1e300  # of a metric: what is written in digits may be more than a float holds
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
@@ -72,6 +79,7 @@ class AdapterInfo:
     task: str | None = None  # a name in adapters_hub.tasks, None for a bare delta
     labels: tuple[str, ...] | None = None  # classification: in the order of the logits
     problem_type: str | None = None  # classification: of PROBLEM_TYPES, as in transformers
+    pipeline_tag: str | None = None  # the Hub's tag for what it does, such as text-generation
     pooling: str | None = None  # retrieval: how hidden states become one vector
     prompts: dict[str, str] = field(default_factory=dict)  # put before or around texts, by kind
     backbone: str | None = None  # hub id, folder, or "starter"
@@ -179,6 +187,9 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
             backbone=config.get("base_model_name_or_path"),
             task=_TASK_OF_PEFT_TYPE.get(config.get("task_type") or ""),
         )
+    if info.pipeline_tag is None:
+        tag = _TAG_OF_PEFT_TYPE.get(config.get("task_type") or "")
+        info = replace(info, pipeline_tag=tag)
     info = replace(
         info,
         name=name or info.name or path.stem,

@@ -9,15 +9,6 @@ from adapters_hub.errors import AdapterFileError
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.safetensors_file import read_small
 
-_TASK_TAG = {
-    "classification": "text-classification",
-    "language-modeling": "text-generation",
-    "retrieval": "feature-extraction",
-    "question-answering": "question-answering",
-    "token-classification": "token-classification",
-    "generation": "text-generation",
-    "translation": "translation",
-}
 _MAX_BYTES = 1_000_000
 _PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
 
@@ -32,7 +23,7 @@ def write_card(info: AdapterInfo) -> str:
         "base_model": info.backbone,
         "language": info.language,
         "license": info.license,
-        "pipeline_tag": _TASK_TAG.get(info.task or ""),
+        "pipeline_tag": info.pipeline_tag,
         "tags": tags,
     }
     front = {key: value for key, value in front.items() if value is not None}

@@ -1,13 +1,14 @@
 """The small interface between tasks and everything that trains or measures them.
 
 Training and evaluation see a `Task` and never its name: they encode rows, collate examples, ask
-for a loss a row, and hand records to `metrics`.
+for a loss a row, and hand records to `metrics`. Knows backbones, adapters and the runtime; knows
+neither the settings of a run nor how anything is trained.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.padding import padded
 from adapters_hub.data.rows import Row
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
 
 if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
+    from peft import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class Shown:
     note: str = ""
 
 
-class Task(ABC):
-    """One task on one kind of head. Subclasses are values: settings, no state of training."""
+Record = dict[str, Any]
+"""What `Task.metrics` needs of one example: JSON values and, in some tasks, numpy arrays."""
 
+
+class Task(TaskOptions, ABC):
+    """One task on one kind of head. Subclasses are values: options, no state of training."""
+
+    declaration: ClassVar[Declaration]
     name: ClassVar[str]
     metric: str  # the one early stopping watches and tables show
     higher_is_better: bool
@@ -57,20 +65,36 @@ class Task(ABC):
 
     @classmethod
     def prepare(
-        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+        cls, rows: Sequence[Row], columns: Mapping[str, str], options: TaskOptions
     ) -> list[Row]:
-        """A split's rows as the task takes them, such as paired; ``columns`` for messages.
-
-        ``targets``: the languages of what is to be written, where a task writes; none: any.
-        """
+        """A split's rows as the task takes them, such as paired; ``columns`` for messages."""
         return list(rows)
 
     @classmethod
-    @abstractmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "Task":
-        """The task as a run's settings and its rows have it; `DataError` for rows it cannot use."""
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
+        """The task with a run's options, as its rows need it; ``columns`` for messages.
+
+        ``options`` are an instance of ``declaration.options``. Raises `DataError` for rows that
+        the task cannot use.
+        """
+        return cls(**vars(options))
+
+    @classmethod
+    def of_blend(cls, model: Runtime, blend: Blend, max_length: int) -> Self:
+        """The task again, as the adapters of a resolved blend were trained for it.
+
+        Raises `HeadError` for a blend that brings no head for it, or several.
+        """
+        return cls(max_length=max_length)
+
+    def pipeline_tag(self, backbone: Backbone) -> str:
+        """The Hub's tag for what a trained adapter does."""
+        return self.declaration.pipeline_tag
 
     @abstractmethod
     def prefix(self, backbone: Backbone) -> str:
@@ -80,7 +104,7 @@ class Task(ABC):
     def peft_task_type(self, backbone: Backbone) -> str | None:
         """PEFT's ``task_type`` of a trained adapter."""
 
-    def sites(self, backbone: Backbone) -> list[str]:
+    def body_sites_of(self, backbone: Backbone) -> list[str]:
         """The body's sites in the class that a trained adapter is saved for."""
         return backbone.lm_sites
 
@@ -93,15 +117,15 @@ class Task(ABC):
         return {}
 
     def new_adapter(
-        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+        self, info: AdapterInfo, backbone: Backbone, lora: "LoraConfig | None", seed: int = 0
     ) -> Adapter:
         """A fresh adapter with this task's head; see `Adapter.create`."""
         return Adapter.create(
-            info,
+            replace(info, pipeline_tag=self.pipeline_tag(backbone)),
             backbone,
             lora,
             prefix=self.prefix(backbone),
-            sites=self.sites(backbone),
+            sites=self.body_sites_of(backbone),
             head=self.new_head(backbone, seed),
             seed=seed,
         )
@@ -164,15 +188,15 @@ class Task(ABC):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
-        """What `metrics` needs of each row, as JSON values."""
+    ) -> list[Record]:
+        """What `metrics` needs of each example; several processes send them to each other."""
 
     @abstractmethod
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """All metrics over records of any rows; contains ``self.metric``."""
 
     @abstractmethod
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """(units, k): what each unit adds to the sums that `score` takes, for a bootstrap.
 
         A unit is a record, or the records that are judged together, such as a question's windows,

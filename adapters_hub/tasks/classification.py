@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,44 +14,50 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.library.adapter_file import MULTI_LABEL, AdapterInfo
+from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, pad
-from adapters_hub.tasks.heads import HeadTask, row_logits
+from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.classification import DECLARATION, ClassificationOptions
+from adapters_hub.tasks.heads import LabelledTask, multi_label, row_logits
 from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
+    from peft import LoraConfig
 
 
 @dataclass(frozen=True)
-class Classification(HeadTask):
+class Classification(LabelledTask, ClassificationOptions):
     """Cross-entropy over ``label_names``; accuracy and macro-F1 (of the labels that occur).
 
     With ``multi_label`` a row has any number of them, or none: the mean of the labels' binary
     cross-entropies; micro-F1, macro-F1 (of the labels that occur or are predicted) and exact match
     (of all the labels of a row), where a label is predicted from a probability of 0.5 on.
-    ``smoothing`` gives that share of a target evenly to all labels, or to a label's yes and no.
+    ``label_smoothing`` gives that share of a target evenly to all labels, or to a label's yes and
+    no.
     """
 
-    label_names: tuple[str, ...]
-    max_length: int = 256
-    smoothing: float = 0.0
     multi_label: bool = False
     metric: str = "macro_f1"
     higher_is_better: bool = True
-    name: ClassVar[str] = "classification"
-    task_type: ClassVar[str] = "SEQ_CLS"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
+    method: ClassVar[str] = "classify"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.label_names)) < 2:
             raise SettingsError(f"classification needs two labels or more, not {self.label_names}")
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "Classification":
-        field = settings.columns.get("label", "label")
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
+        field = columns.get("label", "label")
         several = any(isinstance(row.label, tuple) for row in splits["train"])
         known = sorted({label for row in splits["train"] for label in row.labels})
         for split, rows in splits.items():
@@ -71,24 +77,22 @@ class Classification(HeadTask):
                             f"{where}: no train row has the label {label!r} of this {split} row "
                             f"(they have {', '.join(known)}); add some, or take it out"
                         )
-        smoothing = settings.label_smoothing
-        return cls(tuple(known), settings.max_length, smoothing, multi_label=several)
+        return cls(tuple(known), multi_label=several, **vars(options))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.label_names
+    @classmethod
+    def of_blend(cls, model: Runtime, blend: Blend, max_length: int) -> Self:
+        owner = model.resident(model.head_owner(blend))
+        again = super().of_blend(model, blend, max_length)
+        return replace(again, multi_label=multi_label(owner))
 
     def metric_name(self, backbone: Backbone) -> str:
         return "macro-F1"
 
     def new_adapter(
-        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+        self, info: AdapterInfo, backbone: Backbone, lora: "LoraConfig | None", seed: int = 0
     ) -> Adapter:
         kept = replace(info, problem_type=MULTI_LABEL if self.multi_label else None)
         return super().new_adapter(kept, backbone, lora, seed)
-
-    def usage(self, row: Row, backbone: Backbone) -> str:
-        return f"model.classify([{row.text!r}])"
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         known = {label: number for number, label in enumerate(self.label_names)}
@@ -137,11 +141,11 @@ class Classification(HeadTask):
     def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
         if self.multi_label:
-            targets = targets * (1 - self.smoothing) + self.smoothing / 2
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
             return losses.mean(1)
         return functional.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=self.smoothing
+            logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
 
     def records(
@@ -150,7 +154,7 @@ class Classification(HeadTask):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         logits = self.logits(model, batch, heads)
         if self.multi_label:
             found = [[self.label_names[n] for n in row.nonzero()[:, 0]] for row in logits >= 0]
@@ -163,7 +167,7 @@ class Classification(HeadTask):
             for example, number in zip(examples, logits.argmax(-1).tolist(), strict=True)
         ]
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         if self.multi_label:
@@ -177,7 +181,7 @@ class Classification(HeadTask):
         accuracy = sum(gold == predicted for gold, predicted in pairs) / len(pairs)
         return {"accuracy": accuracy, "macro_f1": sum(scores) / len(scores)}
 
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Of each label: hits, rows that have it, rows that were given it."""
         gold, predicted = (
             np.array([[label in own for label in self.label_names] for own in sets])
@@ -206,7 +210,7 @@ class Classification(HeadTask):
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
 
 
-def multi_label_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def multi_label_metrics(records: Sequence[Record]) -> dict[str, float]:
     """Micro-F1, macro-F1 and exact match of sets of labels; where there is nothing to find, and
     nothing found, F1 is 1.
     """

@@ -5,10 +5,9 @@ in the decoder of an encoder-decoder.
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,16 +18,19 @@ from adapters_hub.data.pairs import is_text
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.text_scores import chrf, has_sacrebleu, signature
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Shown, pad
-from adapters_hub.tasks.language_modeling import IGNORED, BitsTask
-from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids
+from adapters_hub.tasks.base import Example, Record, Shown, pad
+from adapters_hub.tasks.bits import IGNORED, BitsTask
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.generation import DECLARATION, GenerationOptions
+from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids, prompt_of
 from adapters_hub.text.tokenising import surroundings
 
 if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
+    from peft import LoraConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Generation(BitsTask):
+class Generation(BitsTask, GenerationOptions):
     """Cross-entropy of each row's ``target`` (a field), its end token included.
 
     ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
@@ -57,38 +59,36 @@ class Generation(BitsTask):
     is installed.
     """
 
-    max_length: int = 256
-    prompt: str | None = None
-    chat: bool = False
-    max_new_tokens: int = 128
     writes: bool = False
-    metric: str = "bits"
-    higher_is_better: bool = False
-    name: ClassVar[str] = "generation"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prompt is not None and "target" in Prompt(self.prompt).names:
             raise SettingsError(f"prompt={self.prompt!r}: the target is what is to be written")
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "Generation":
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
         for row in (row for rows in splits.values() for row in rows):
-            target_of(row, settings.columns.get("target", "target"))
-        return cls(
-            max_length=settings.max_length,
-            prompt=settings.prompt,
-            chat=settings.chat,
-            max_new_tokens=settings.max_new_tokens,
-        )
+            target_of(row, columns.get("target", "target"))
+        return super().from_rows(options, splits, columns)
+
+    @classmethod
+    def of_blend(cls, model: Runtime, blend: Blend, max_length: int) -> Self:
+        prompt = prompt_of(model, blend)
+        if prompt is None:
+            return cls(max_length=max_length)
+        return cls(max_length=max_length, prompt=prompt.template, chat=prompt.chat)
 
     def peft_task_type(self, backbone: Backbone) -> str:
         check_writes(backbone)
         return "CAUSAL_LM" if backbone.kind == "decoder" else "SEQ_2_SEQ_LM"
-
-    def metric_name(self, backbone: Backbone) -> str:
-        return "bits per byte"
 
     def default_prompt(self, backbone: Backbone) -> str:
         """The template where none was given."""
@@ -99,7 +99,7 @@ class Generation(BitsTask):
         return Prompt(self.prompt or self.default_prompt(backbone), self.chat)
 
     def new_adapter(
-        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+        self, info: AdapterInfo, backbone: Backbone, lora: "LoraConfig | None", seed: int = 0
     ) -> Adapter:
         prompts = self.prompting(backbone).stored()
         return super().new_adapter(replace(info, prompts=prompts), backbone, lora, seed)
@@ -201,28 +201,22 @@ class Generation(BitsTask):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
-        nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
-        found: list[dict[str, Any]] = [
-            {"nats": n, "tokens": t, "bytes": example.target.bytes, "first": True}
-            for n, t, example in zip(nats, tokens, examples, strict=True)
-        ]
+    ) -> list[Record]:
+        records = super().records(model, batch, heads, examples)
         if self.writes:
             texts = self.written(model, examples)
-            for record, text, example in zip(found, texts, examples, strict=True):
+            for record, text, example in zip(records, texts, examples, strict=True):
                 record |= {"written": text, "target": target_of(example.row)}
-        return found
+        return records
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-        tokens = sum(record["tokens"] for record in records)
-        if not tokens:
-            raise DataError("no targets to measure")
-        bits = sum(record["nats"] for record in records) / math.log(2)
-        per_byte = bits / max(1, sum(record["bytes"] for record in records))
-        out = {"bits": per_byte, "bits_per_byte": per_byte, "perplexity": 2 ** (bits / tokens)}
-        return out | (self.text_metrics(records) if "written" in records[0] else {})
+    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+        return example.target.bytes, True
 
-    def text_metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        bits = super().metrics(records)
+        return bits | (self.text_metrics(records) if "written" in records[0] else {})
+
+    def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """What is measured on written texts."""
         pairs = [(record["written"], record["target"]) for record in records]
         return {"chrf": chrf(pairs)}

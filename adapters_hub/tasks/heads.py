@@ -5,7 +5,8 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
@@ -13,25 +14,23 @@ from torch import Tensor
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.task_shell import TaskShell
+from adapters_hub.data.rows import Row
 from adapters_hub.errors import HeadError
 from adapters_hub.library.adapter_file import MULTI_LABEL
+from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
-from adapters_hub.runtime.core import Heads
+from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Task
+from adapters_hub.tasks.registry import HEAD_DEFAULT, declaration_of, has_head, task_class
 
-CLASSES = {
-    "classification": "AutoModelForSequenceClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "token-classification": "AutoModelForTokenClassification",
-}
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class HeadTask(Task):
     """A task whose adapters bring the head of one of transformers' task classes."""
 
-    task_type: ClassVar[str]
-    """PEFT's name for the class."""
+    has_labels: ClassVar[bool] = False
+    """Whether the head's outputs are labels with names; see `LabelledTask`."""
 
     @property
     def head_size(self) -> int:
@@ -45,11 +44,11 @@ class HeadTask(Task):
     def prefix(self, backbone: Backbone) -> str:
         return self.shell(backbone).prefix
 
-    def sites(self, backbone: Backbone) -> list[str]:
+    def body_sites_of(self, backbone: Backbone) -> list[str]:
         return self.shell(backbone).sites
 
-    def peft_task_type(self, backbone: Backbone) -> str:
-        return self.task_type
+    def peft_task_type(self, backbone: Backbone) -> str | None:
+        return self.declaration.peft_task_type
 
     def new_head(self, backbone: Backbone, seed: int) -> dict[str, Tensor]:
         return self.shell(backbone).initial_head(seed)
@@ -58,9 +57,37 @@ class HeadTask(Task):
         return True
 
 
+@dataclass(frozen=True)
+class LabelledTask(HeadTask):
+    """A task whose head has one output for each of its labels, in the order of ``label_names``."""
+
+    label_names: tuple[str, ...]
+    has_labels: ClassVar[bool] = True
+    method: ClassVar[str]
+    """The method of `AdaptedModel` that takes texts and gives labels."""
+
+    @classmethod
+    def of_blend(cls, model: Runtime, blend: Blend, max_length: int) -> Self:
+        owner = model.resident(model.head_owner(blend))
+        return cls(label_names(owner, model.backbone, cls.name), max_length=max_length)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.label_names
+
+    def usage(self, row: Row, backbone: Backbone) -> str:
+        return f"model.{self.method}([{row.text!r}])"
+
+
 def task_shell(backbone: Backbone, task: str, outputs: int) -> TaskShell:
     """A task's class around the backbone, with so many outputs."""
-    return backbone.shell(CLASSES[task], num_labels=outputs)
+    return backbone.shell(_auto_class(task), num_labels=outputs)
+
+
+def _auto_class(task: str) -> str:
+    name = declaration_of(task).auto_class
+    assert name is not None, f"{task} has no head"
+    return name
 
 
 def row_logits(shell: TaskShell, batch: Mapping[str, Tensor], heads: Heads) -> Tensor:
@@ -80,9 +107,11 @@ def outputs_of(adapter: Adapter, backbone: Backbone, task: str) -> int:
 
     Raises `HeadError` where the head is another task's, or not one of this architecture's class.
     """
-    said = adapter.info.task
-    if said in CLASSES and said != task:
-        raise HeadError(f"the head of {adapter.name!r} was trained for {said}, not for {task}")
+    trained_for = adapter.info.task
+    if has_head(trained_for) and trained_for != task:
+        raise HeadError(
+            f"the head of {adapter.name!r} was trained for {trained_for}, not for {task}"
+        )
     sizes = {len(tensor) for tensor in adapter.head.values()}
     for count in sorted(sizes):
         shapes = {name: tensor.shape for name, tensor in adapter.head.items()}
@@ -124,13 +153,14 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
     """A transformers model of the head's class, all of it a copy, with an adapter's head."""
     config, task = copy.deepcopy(backbone.config), task_of(adapter)
     config.num_labels = outputs_of(adapter, backbone, task)
-    if task != "question-answering":
+    kind = task_class(task)
+    if issubclass(kind, HeadTask) and kind.has_labels:
         labels = label_names(adapter, backbone, task)
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: number for number, name in enumerate(labels)}
         config.problem_type = adapter.info.problem_type
     with torch.device("meta"):
-        plain = getattr(transformers, CLASSES[task]).from_config(config)
+        plain = getattr(transformers, _auto_class(task)).from_config(config)
     setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
     dtype = next(backbone.base.parameters()).dtype
     head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
@@ -139,5 +169,6 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
 
 
 def task_of(adapter: Adapter) -> str:
-    """The task of an adapter's head; one whose files say none is taken for a classifier."""
-    return adapter.info.task if adapter.info.task in CLASSES else "classification"
+    """The task of an adapter's head; `HEAD_DEFAULT` where its files say none."""
+    task = adapter.info.task
+    return task if task is not None and has_head(task) else HEAD_DEFAULT

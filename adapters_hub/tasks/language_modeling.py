@@ -1,58 +1,27 @@
 """The language-model objective: causal for decoders, masked for encoders (arXiv:1810.04805)."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import BackboneError, DataError, SettingsError
-from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Task, pad, per_row
+from adapters_hub.errors import BackboneError, SettingsError
+from adapters_hub.tasks.base import Example, pad
+from adapters_hub.tasks.bits import IGNORED, BitsTask
+from adapters_hub.tasks.declaration import Declaration
+from adapters_hub.tasks.declarations.language_modeling import (
+    DECLARATION,
+    LanguageModelingOptions,
+)
 from adapters_hub.text.tokenising import surroundings
-
-if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
-
-IGNORED = -100
-_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
-
-
-class BitsTask(Task):
-    """A task that predicts target tokens by the backbone's own head, measured in bits."""
-
-    def prefix(self, backbone: Backbone) -> str:
-        return backbone.prefix
-
-    def count(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != IGNORED).sum(1).float()
-
-    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        return target_nats(model, batch)
-
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
-        """(texts, 2): bits, and what they are counted by: bytes, or masked tokens."""
-        pairs = [
-            (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
-            for r in records
-        ]
-        texts = np.cumsum([r["first"] for r in records]) - 1  # a long text's windows go together
-        found = np.zeros((int(texts[-1]) + 1, 2))
-        np.add.at(found, texts, np.array(pairs, dtype=float))
-        return found
-
-    def score(self, sums: np.ndarray) -> np.ndarray:
-        return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
 @dataclass(frozen=True)
-class LanguageModeling(BitsTask):
+class LanguageModeling(BitsTask, LanguageModelingOptions):
     """Predict the text itself; the backbone's own language-model head serves, frozen.
 
     A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
@@ -60,17 +29,11 @@ class LanguageModeling(BitsTask):
     Bits per byte count every UTF-8 byte of the text; the masked loss is bits per masked token.
     """
 
-    max_length: int = 256
-    mask_probability: float = 0.15
-    metric: str = "bits"
-    higher_is_better: bool = False
-    name: ClassVar[str] = "language-modeling"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
 
-    @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "LanguageModeling":
-        return cls(max_length=settings.max_length, mask_probability=settings.mask_probability)
+    def pipeline_tag(self, backbone: Backbone) -> str:
+        return "fill-mask" if backbone.kind == "encoder" else self.declaration.pipeline_tag
 
     def peft_task_type(self, backbone: Backbone) -> str | None:
         return "CAUSAL_LM" if backbone.kind == "decoder" else None
@@ -135,35 +98,9 @@ class LanguageModeling(BitsTask):
             return {**batch, "labels": labels}
         return {**batch, **self._mask(batch, examples, backbone, seed)}
 
-    def records(
-        self,
-        model: Runtime,
-        batch: dict[str, Tensor],
-        heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
-        nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
-        masked = model.backbone.kind == "encoder"
-        return [
-            {
-                "nats": n,
-                "tokens": t,
-                "bytes": None if masked else example.target,
-                "first": example.target > 0,
-            }
-            for n, t, example in zip(nats, tokens, examples, strict=True)
-        ]
-
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
-        tokens = sum(record["tokens"] for record in records)
-        if not tokens:
-            raise DataError("no tokens to measure")
-        bits = sum(record["nats"] for record in records) / math.log(2)
-        out = {"bits_per_token": bits / tokens, "perplexity": 2 ** (bits / tokens)}
-        if records[0]["bytes"] is None:
-            return {"bits": bits / tokens, **out}
-        per_byte = bits / max(1, sum(record["bytes"] for record in records))
-        return {"bits": per_byte, "bits_per_byte": per_byte, **out}
+    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+        masked = backbone.kind == "encoder"
+        return None if masked else example.target, example.target > 0
 
     def _mask(
         self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: Backbone, seed: int
@@ -190,26 +127,3 @@ class LanguageModeling(BitsTask):
             kept = ids[row, chosen]
             ids[row, chosen] = torch.where(draw < 0.8, mask, torch.where(draw < 0.9, random, kept))
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
-
-
-def target_nats(model: Runtime, batch: dict[str, Tensor]) -> Tensor:
-    """Each row's nats summed over its targets (rows,), under the current plan.
-
-    ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those
-    that predict them. Only the positions with a target go through the vocabulary-sized head.
-    """
-    labels = batch["labels"]
-    inputs = {key: value for key, value in batch.items() if key in _INPUTS}
-    if model.backbone.kind == "decoder":
-        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    at = labels != IGNORED
-    plan, outer = model.bank.current(), model.backbone.head_sites
-    adapted = plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms)
-    if model.backbone.kind == "encoder-decoder":  # whose targets are nearly all positions
-        logits = model.backbone.model(**inputs, use_cache=False).logits[at]
-    elif adapted:
-        logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
-    else:
-        logits = model.backbone.lm_logits(inputs, at)
-    nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
-    return per_row(nats, at.nonzero()[:, 0], len(labels))

@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.errors import HeadError, SettingsError
+from adapters_hub.errors import HeadError
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
-
-POOLINGS = ("mean", "cls", "last")
-
+from adapters_hub.tasks.declarations.retrieval import checked_pooling
 
 _WORTH = 0.05  # the share of a batch's tokens that another forward must save
 
@@ -39,8 +37,8 @@ def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:
     ``mask`` (rows, tokens) is 1 at real tokens, ``poolings`` has a name for each row: ``mean`` of
     the real tokens (arXiv:1908.10084), the first (``cls``) or the last of them.
     """
-    if wrong := sorted(set(poolings) - set(POOLINGS)):
-        raise SettingsError(f"pooling={wrong[0]!r}: choose one of {', '.join(POOLINGS)}")
+    for name in sorted(set(poolings)):
+        checked_pooling(name)
     weights = mask.float() / mask.sum(1, keepdim=True)
     place = torch.arange(mask.shape[1], device=mask.device) * mask
     for pooling in {"cls", "last"} & set(poolings):

@@ -7,7 +7,7 @@ context that is too long for one row is read in windows that overlap.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.metrics.squad import exact_match, f1
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, pad
+from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.question_answering import (
+    DECLARATION,
+    QuestionAnsweringOptions,
+)
 from adapters_hub.tasks.heads import HeadTask, row_logits
-
-if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
 
 Span = tuple[str, int]  # a gold answer and where it starts in the context, in characters
 _BEST = 20  # spans of a window that are looked at, as in SQuAD's scripts
@@ -65,7 +67,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class QuestionAnswering(HeadTask):
+class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
     """The mean cross-entropy of start and end; exact match and F1 as SQuAD and MLQA count them.
 
     Row: ``text`` is the context, ``fields`` hold ``question`` and ``answers`` (see `gold_spans`).
@@ -76,31 +78,27 @@ class QuestionAnswering(HeadTask):
     there to be no answer (arXiv:1806.03822); None always gives a span.
     """
 
-    max_length: int = 256
-    stride: int = 64
     max_answer_tokens: int = 30
     no_answer: float | None = 0.0
     metric: str = "f1"
     higher_is_better: bool = True
-    name: ClassVar[str] = "question-answering"
-    task_type: ClassVar[str] = "QUESTION_ANS"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
 
     def __post_init__(self) -> None:
-        if self.stride < 0:
-            raise SettingsError(f"stride={self.stride}: must be 0 or more")
+        super().__post_init__()
         if self.max_answer_tokens < 1:
             raise SettingsError(f"max_answer_tokens={self.max_answer_tokens}: must be 1 or more")
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "QuestionAnswering":
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
         unanswerable = any(gold_spans(row) == () for row in splits["train"])
-        return cls(
-            max_length=settings.max_length,
-            stride=settings.stride,
-            no_answer=0.0 if unanswerable else None,
-        )
+        return cls(no_answer=0.0 if unanswerable else None, **vars(options))
 
     @property
     def head_size(self) -> int:
@@ -163,7 +161,7 @@ class QuestionAnswering(HeadTask):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """A window's null score and its best spans [score, start, end, text]."""
         logits = self.logits(model, batch, heads)
         nulls = logits.gather(1, batch["null"][:, None, None].expand(-1, 1, 2)).sum(2)[:, 0]
@@ -200,7 +198,7 @@ class QuestionAnswering(HeadTask):
             )
         return found
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """Over questions, whose windows' records are in any order."""
         if not records:
             raise DataError("no rows to measure")
@@ -218,7 +216,7 @@ class QuestionAnswering(HeadTask):
             out["answerable_exact_match"], out["answerable_f1"] = _means(answerable)
         return out
 
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Each question's F1, and 1."""
         found = []
         for own in by_question(records):
@@ -229,7 +227,7 @@ class QuestionAnswering(HeadTask):
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
-    def best(self, records: Sequence[dict[str, Any]]) -> Answer:
+    def best(self, records: Sequence[Record]) -> Answer:
         """The answer that the records of one question's windows give together.
 
         The null score is the smallest of its windows': only one that holds the answer denies it.
@@ -351,9 +349,9 @@ def gold_spans(row: Row) -> tuple[Span, ...] | None:
     return tuple(found)
 
 
-def by_question(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+def by_question(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each question's windows, questions in the order of their numbers."""
-    groups: dict[int, list[dict[str, Any]]] = {}
+    groups: dict[int, list[Record]] = {}
     for record in records:
         groups.setdefault(record["question"], []).append(record)
     return [groups[number] for number in sorted(groups)]

@@ -1,10 +1,9 @@
 """Retrieval: a text finds its positive among others, by the cosine of their embeddings."""
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,21 +13,28 @@ from torch.nn import functional
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.pairs import pair_rows
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.errors import DataError
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Task, pad
-from adapters_hub.tasks.pooling import POOLINGS, default_pooling, unit_vectors
+from adapters_hub.tasks.base import Example, Record, Task, pad
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.retrieval import (
+    DECLARATION,
+    RetrievalOptions,
+    checked_pooling,
+)
+from adapters_hub.tasks.pooling import default_pooling, embedding_of, unit_vectors
 from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
+    from peft import LoraConfig
 
 
 @dataclass(frozen=True)
-class Retrieval(Task):
+class Retrieval(Task, RetrievalOptions):
     """InfoNCE (arXiv:1807.03748) over the documents of a batch, as in DPR (arXiv:2004.04906).
 
     A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
@@ -45,42 +51,26 @@ class Retrieval(Task):
     decoders, else the mean). The prompts are put before queries and before documents.
     """
 
-    max_length: int = 256
-    pooling: str | None = None
-    query_prompt: str = ""
-    document_prompt: str = ""
-    temperature: float = 0.05
     metric: str = "ndcg@10"
     higher_is_better: bool = True
-    name: ClassVar[str] = "retrieval"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
     couples: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.pooling is not None and self.pooling not in POOLINGS:
-            raise SettingsError(f"pooling={self.pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if not 0 < self.temperature < float("inf"):
-            raise SettingsError(f"temperature={self.temperature}: must be above 0")
 
     @classmethod
     def prepare(
-        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+        cls, rows: Sequence[Row], columns: Mapping[str, str], options: TaskOptions
     ) -> list[Row]:
         return pair_rows(rows, columns)
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "Retrieval":
-        if settings.batch_size < 2:
-            raise SettingsError(
-                "batch_size=1: a row of retrieval learns from the others of its batch"
-            )
+    def of_blend(cls, model: Runtime, blend: Blend, max_length: int) -> Self:
+        pooling, prompts = embedding_of(model, blend)
         return cls(
-            max_length=settings.max_length,
-            pooling=settings.pooling,
-            query_prompt=settings.query_prompt,
-            document_prompt=settings.document_prompt,
-            temperature=settings.temperature,
+            max_length=max_length,
+            pooling=checked_pooling(pooling),
+            query_prompt=prompts.get("query", ""),
+            document_prompt=prompts.get("document", ""),
         )
 
     def prefix(self, backbone: Backbone) -> str:
@@ -89,7 +79,7 @@ class Retrieval(Task):
     def peft_task_type(self, backbone: Backbone) -> str:
         return "FEATURE_EXTRACTION"
 
-    def sites(self, backbone: Backbone) -> list[str]:
+    def body_sites_of(self, backbone: Backbone) -> list[str]:
         sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
         if backbone.kind == "encoder-decoder":
             sites = [site for site in sites if site.startswith("encoder.")]
@@ -99,7 +89,7 @@ class Retrieval(Task):
         return "nDCG@10"
 
     def new_adapter(
-        self, info: AdapterInfo, backbone: Backbone, lora: Any, seed: int = 0
+        self, info: AdapterInfo, backbone: Backbone, lora: "LoraConfig | None", seed: int = 0
     ) -> Adapter:
         prompts = {"query": self.query_prompt, "document": self.document_prompt}
         prompts = {name: text for name, text in prompts.items() if text}
@@ -171,32 +161,33 @@ class Retrieval(Task):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
-        """Vectors are base64 of float32, texts are hashes: a record is JSON, and short."""
-        vectors = iter(self.outputs(model, batch, heads).cpu().numpy())
-        found = []
+    ) -> list[Record]:
+        """``vectors`` are numpy arrays (texts, width) of float32; ``texts`` are hashes of them."""
+        vectors = self.outputs(model, batch, heads).cpu().numpy()
+        records, start = [], 0
         for example in examples:
             texts = [_hash(row.text) for row in self.rows(example)]
-            packed = [base64.b64encode(next(vectors)).decode() for _ in texts]
-            found.append({"key": example.row.key, "texts": texts, "vectors": packed})
-        return found
+            of_row = vectors[start : start + len(texts)].copy()  # not a view that keeps the batch
+            records.append({"key": example.row.key, "texts": texts, "vectors": of_row})
+            start += len(texts)
+        return records
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         return ranking_metrics(self.ranks(records))
 
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Each query's nDCG@10 among all documents, and 1: the corpus is not drawn again."""
         return np.array([(ndcg(own), 1.0) for own in self.ranks(records)])
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
-    def ranks(self, records: Sequence[dict[str, Any]]) -> list[list[int]]:
+    def ranks(self, records: Sequence[Record]) -> list[list[int]]:
         """The ranks of what each record's query may find, among the documents of all."""
         if not records:
             raise DataError("no rows to measure")
         places: dict[str, int] = {}  # a document's text → its number in the corpus
-        corpus: list[str] = []
+        corpus: list[np.ndarray] = []
         known: dict[Any, set[int]] = {}  # an id, or a query's text → what it may find
         for record in records:
             for text, vector in zip(record["texts"][1:], record["vectors"][1:], strict=True):
@@ -213,8 +204,8 @@ class Retrieval(Task):
             set().union(*(known[item] for item in _items(record))) - own
             for record, own in zip(records, copies, strict=True)
         ]
-        queries = _vectors([record["vectors"][0] for record in records])
-        return ranks(queries, _vectors(corpus), relevant, copies)
+        queries = _table([record["vectors"][0] for record in records])
+        return ranks(queries, _table(corpus), relevant, copies)
 
 
 def info_nce(vectors: Tensor, documents: Tensor, allowed: Tensor, temperature: float) -> Tensor:
@@ -305,6 +296,6 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _vectors(packed: Sequence[str]) -> Tensor:
-    rows = [np.frombuffer(base64.b64decode(text), dtype=np.float32) for text in packed]
-    return torch.from_numpy(np.stack(rows))
+def _table(vectors: Sequence[np.ndarray]) -> Tensor:
+    """Vectors (width,) as one tensor (vectors, width)."""
+    return torch.from_numpy(np.stack(vectors))

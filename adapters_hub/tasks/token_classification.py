@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, pad, per_row
-from adapters_hub.tasks.heads import HeadTask, row_logits
+from adapters_hub.tasks.base import Example, Record, pad, per_row
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.token_classification import DECLARATION
+from adapters_hub.tasks.heads import LabelledTask, row_logits
 from adapters_hub.text.tokenising import filler, text_limit
-
-if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
 
 _IGNORED = -100
 _TAG = re.compile(r"O|[BI]-.+")
@@ -45,7 +44,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class TokenClassification(HeadTask):
+class TokenClassification(LabelledTask):
     """Cross-entropy over ``label_names``, a word at a time; F1 of whole spans as CoNLL counts it.
 
     Row: ``fields`` hold ``words`` and ``tags`` (see `words_of`). Words and tokens meet by their
@@ -53,34 +52,30 @@ class TokenClassification(HeadTask):
     only one that has seen all of it. A word that was cut off counts as predicted ``O``.
     """
 
-    label_names: tuple[str, ...]
-    max_length: int = 256
     metric: str = "f1"
     higher_is_better: bool = True
-    name: ClassVar[str] = "token-classification"
-    task_type: ClassVar[str] = "TOKEN_CLS"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
+    method: ClassVar[str] = "tag"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(set(self.label_names)) < 2:
             raise SettingsError(f"{self.name} needs two tags or more, not {self.label_names}")
         if wrong := [tag for tag in self.label_names if not _TAG.fullmatch(tag)]:
             raise SettingsError(f"{self.name}: {wrong[0]!r} is none of O, B-… and I-…")
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "TokenClassification":
-        return cls(tag_names(splits["train"]), max_length=settings.max_length)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.label_names
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
+        return cls(tag_names(splits["train"]), **vars(options))
 
     def metric_name(self, backbone: Backbone) -> str:
         return "span F1"
-
-    def usage(self, row: Row, backbone: Backbone) -> str:
-        return f"model.tag([{row.text!r}])"
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         self.shell(backbone)  # says so if there is none
@@ -136,7 +131,7 @@ class TokenClassification(HeadTask):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """Each word's tag, as predicted and as it should be, and how probable the former is."""
         shares, best = self.logits(model, batch, heads).float().softmax(-1).max(-1)
         found = []
@@ -154,7 +149,7 @@ class TokenClassification(HeadTask):
             )
         return found
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         gold = predicted = hit = right = words = 0
@@ -171,7 +166,7 @@ class TokenClassification(HeadTask):
             "words_cut_off": float(sum(record["cut"] for record in records)),
         }
 
-    def tallies(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Spans that were found and are right; all that were found and that there are."""
         pairs = [(set(spans_of(r["tags"])), set(spans_of(r["predicted"]))) for r in records]
         return np.array([(len(a & b), len(a) + len(b)) for a, b in pairs], dtype=float)

@@ -6,7 +6,7 @@ mBART), else by name in the prompt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -23,20 +23,19 @@ from adapters_hub.metrics.text_scores import (
     wrong_language,
 )
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Shown
+from adapters_hub.tasks.base import Example, Record, Shown
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
+from adapters_hub.tasks.declarations.translation import DECLARATION, TranslationOptions
 from adapters_hub.tasks.generation import Generation, start_token, target_of
 from adapters_hub.text.language_codes import codes_of, decoder_start, special_tokens
 from adapters_hub.text.tokenising import cut
-
-if TYPE_CHECKING:
-    from adapters_hub.training.settings import TrainingSettings
 
 _DECODER = "{source_language}: {text}\n{target_language}:\n"
 _ENCODER_DECODER = "translate {source_language} to {target_language}: {text}"  # T5's
 
 
 @dataclass(frozen=True)
-class Translation(Generation):
+class Translation(Generation, TranslationOptions):
     """`Generation` of the ``target`` in ``target_language`` from a text in the row's language.
 
     A prompt may name ``source_language`` and ``target_language``, in English. A row is drawn and
@@ -46,22 +45,27 @@ class Translation(Generation):
     """
 
     languages: tuple[str, ...] = ()
-    name: ClassVar[str] = "translation"
+    declaration: ClassVar[Declaration] = DECLARATION
+    name: ClassVar[str] = DECLARATION.name
     across: ClassVar[bool] = True
 
     @classmethod
     def prepare(
-        cls, rows: Sequence[Row], columns: Mapping[str, str], targets: Sequence[str] = ()
+        cls, rows: Sequence[Row], columns: Mapping[str, str], options: TaskOptions
     ) -> list[Row]:
+        assert isinstance(options, TranslationOptions)
+        targets = tuple(dict.fromkeys(map(languages.canonical, options.target_language)))
         return translations(rows, columns, targets)
 
     @classmethod
-    def from_settings(
-        cls, settings: "TrainingSettings", splits: Mapping[str, Sequence[Row]]
-    ) -> "Translation":
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
         require_scores()
-        task = super().from_settings(settings, splits)
-        assert isinstance(task, Translation)
+        task = super().from_rows(options, splits, columns)
         rows = [row for rows in splits.values() for row in rows]
         tags = {row.language for row in rows} | {target_language(row) for row in rows}
         return replace(task, languages=tuple(sorted(tag for tag in tags if tag)))
@@ -122,14 +126,14 @@ class Translation(Generation):
         batch: dict[str, Tensor],
         heads: Heads,
         examples: Sequence[Example],
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         found = super().records(model, batch, heads, examples)
         return [
             {**record, "language": target_language(example.row)}
             for record, example in zip(found, examples, strict=True)
         ]
 
-    def text_metrics(self, records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """The plain mean over the languages written in, each of which has its own tokenizer."""
         by_language: dict[str, list[tuple[str, str]]] = {}
         for record in records:

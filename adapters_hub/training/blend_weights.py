@@ -28,11 +28,9 @@ from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.tasks import make_task
 from adapters_hub.tasks.base import Example, Task
-from adapters_hub.tasks.heads import label_names, multi_label, task_of
-from adapters_hub.tasks.pooling import embedding_of
-from adapters_hub.text.prompts import prompt_of
+from adapters_hub.tasks.heads import task_of
+from adapters_hub.tasks.registry import DEFAULT, task_class
 
 METHODS = ("gradient", "lorahub")
 BOUND = 1.5
@@ -101,7 +99,7 @@ def fit(
     splits: dict[str, list[Example]] = {}
     for split, given in (("rows", rows), ("dev", dev), ("held_out", held_out)):
         if split == "rows" or given:
-            splits[split] = task.encode(task.prepare(given, {}), model.backbone)
+            splits[split] = task.encode(task.prepare(given, {}, task), model.backbone)
             task.check(splits[split])
             if not splits[split]:
                 raise DataError(f"{split}: no row long enough to fit weights on")
@@ -290,27 +288,11 @@ def _by_search(best: _Best, steps: int) -> None:
 
 
 def _task(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Task:
-    """The task of a name; without one, that of the head which the blend brings."""
-    headed = any(model.resident(term).head for term in blend.terms)
+    """The task of a name, else that of the head which the blend brings, else the default."""
     if name is None:
-        name = task_of(model.resident(model.head_owner(blend))) if headed else "language-modeling"
-    if name == "retrieval":
-        pooling, prompts = embedding_of(model, blend)
-        return make_task(
-            name,
-            max_length=max_length,
-            pooling=pooling,
-            query_prompt=prompts.get("query", ""),
-            document_prompt=prompts.get("document", ""),
-        )
-    if name in ("generation", "translation") and (prompt := prompt_of(model, blend)):
-        return make_task(name, max_length=max_length, prompt=prompt.template, chat=prompt.chat)
-    if name not in ("classification", "token-classification"):
-        return make_task(name, max_length=max_length)
-    owner = model.resident(model.head_owner(blend))
-    options = {"multi_label": multi_label(owner)} if name == "classification" else {}
-    labels = label_names(owner, model.backbone, name)
-    return make_task(name, max_length=max_length, label_names=labels, **options)
+        headed = any(model.resident(term).head for term in blend.terms)
+        name = task_of(model.resident(model.head_owner(blend))) if headed else DEFAULT
+    return task_class(name).of_blend(model, blend, max_length)
 
 
 def _check(per: str, method: str, rate: float, l1: float, **whole: int) -> None:

@@ -86,7 +86,7 @@ class Checkpoint:
     def __init__(self, folder: Path, settings: TrainingSettings, facts: Mapping[str, Any]) -> None:
         self.folder = folder / "checkpoint"
         folder.mkdir(parents=True, exist_ok=True)
-        chosen = {k: v for k, v in vars(settings).items() if k not in _IRRELEVANT}
+        chosen = {k: v for k, v in settings.flat().items() if k not in _IRRELEVANT}
         self.run = json.loads(json.dumps({**chosen, **facts}, default=list))
 
     def save(

@@ -40,7 +40,7 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.loop import Progress, check_accelerator, train
-from adapters_hub.training.settings import Resolved, TrainingSettings
+from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,12 @@ class Experiment:
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
         self.splits = self._read(other_languages)
-        self.task = self.task_class.from_settings(settings, self.splits)
+        if self.task_class.couples and settings.batch_size < 2:
+            raise SettingsError(
+                f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
+                "others of its batch; give 2 or more"
+            )
+        self.task = self.task_class.from_rows(settings.task_options, self.splits, settings.columns)
         self.model: Runtime = load_backbone(
             settings.backbone,
             library=self.library,
@@ -77,7 +82,7 @@ class Experiment:
             self.model.enable_gradient_checkpointing()
         if settings.tracker:
             flat = {
-                k: v if isinstance(v, int | float) else str(v) for k, v in vars(settings).items()
+                k: v if isinstance(v, int | float) else str(v) for k, v in settings.flat().items()
             }
             self.accelerator.init_trackers("adapters_hub", config=flat)
         self._over = self._language_adapters()
@@ -99,14 +104,13 @@ class Experiment:
         if domain:
             check_name(domain)  # as the library will
         settings, backbone = self.settings, self.model.backbone
-        targets = list(settings.targets)
         alpha = settings.lora_alpha if settings.lora_alpha is not None else 2 * settings.rank
         lora = LoraConfig(
             r=settings.rank,
             lora_alpha=alpha,
             lora_dropout=settings.dropout,
             use_rslora=settings.rslora,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            target_modules=_target_modules(settings.targets),
             task_type=self.task.peft_task_type(backbone),
             fan_in_fan_out=any(isinstance(site, Conv1D) for site in backbone.sites.values()),
         )
@@ -319,8 +323,8 @@ class Experiment:
         return splits
 
     def _prepared(self, rows: Sequence[Row]) -> list[Row]:
-        targets = tuple(dict.fromkeys(map(languages.canonical, self.settings.target_language)))
-        return self.task_class.prepare(rows, self.settings.columns, targets)
+        settings = self.settings
+        return self.task_class.prepare(rows, settings.columns, settings.task_options)
 
     def _tags(self, rows: Sequence[Row]) -> set[str]:
         """The languages whose adapters would go below rows."""
@@ -349,6 +353,12 @@ class Experiment:
                     f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
                 )
         return found
+
+
+def _target_modules(targets: Sequence[str]) -> str | list[str]:
+    """Targets as PEFT takes them: a regular expression and its own words are texts, not lists."""
+    one = len(targets) == 1 and (targets[0] == "all-linear" or is_pattern(targets[0]))
+    return targets[0] if one else list(targets)
 
 
 def _owned(

@@ -1,123 +1,173 @@
 """The settings of a training run: one dataclass, read from defaults, a YAML file and flags.
 
-The dataclass is the only list of settings there is: flags, ``--help``, YAML keys and the printed
-table are made from it. Knows nothing of what the settings do.
+Flags, ``--help``, YAML keys and the printed table are made from the dataclass and from what the
+tasks declare. Knows nothing of what the settings do, and never imports torch.
 """
 
 import argparse
-import types
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from adapters_hub.errors import SettingsError
+from adapters_hub.tasks.declaration import TaskOptions
+from adapters_hub.tasks.registry import DEFAULT, declaration_of, declarations, task_names
+from adapters_hub.training.conversion import (
+    add_flag,
+    choices,
+    converted,
+    is_optional,
+    read_yaml,
+    shown,
+)
+
+SYNONYMS = {
+    "r": "rank",
+    "lora_dropout": "dropout",
+    "use_rslora": "rslora",
+    "target_modules": "targets",
+    "max_steps": "steps",
+    "gradient_accumulation_steps": "accumulation",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+}
+"""What PEFT's ``LoraConfig`` and transformers' ``TrainingArguments`` call a setting → its name."""
+
+_PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
+
+_MODEL = "backbone"
+_DATA = "data"
+_ADAPTER = "adapter"
+_STEPS = "steps and rates"
+_MACHINE = "machine and run"
 
 
-def _setting(default: Any, help: str) -> Any:
+def _setting(default: Any, help: str, group: str) -> Any:
+    metadata = {"help": help, "group": group}
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
+_Settings = TypeVar("_Settings", bound="TrainingSettings")
+
+
+def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
+    """Let a settings class be called with synonyms, and with options of tasks by their names."""
+    initialise: Callable[..., None] = settings.__init__
+
+    @functools.wraps(initialise)
+    def with_every_name(self: _Settings, *values: Any, **named: Any) -> None:
+        named = _by_own_names(named, "settings")
+        options = {name: named.pop(name) for name in [*named] if name in _task_fields()}
+        if options:
+            named["options"] = {**named.get("options", {}), **options}
+        initialise(self, *values, **named)
+
+    settings.__init__ = with_every_name  # type: ignore[assignment]
+    return settings
+
+
+@_takes_every_name
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What one run trains, on what, and how. Raises `SettingsError` for values that cannot work."""
+    """What one run trains, on what, and how. Raises `SettingsError` for values that cannot work.
 
-    backbone: str = _setting("starter", "'starter', a model folder, or a hub id")
-    task: str = _setting(
-        "language-modeling",
-        "'language-modeling', 'classification', 'question-answering', 'token-classification', "
-        "'retrieval', 'generation' or 'translation'",
-    )
-    data: str = _setting(
-        "recipes/data",
-        "file, folder or Hub data set: text, label, language, domain, positive, target",
-    )
-    columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars")
+    The settings that only some tasks have are given by their names too: they are kept in
+    ``options``, and `task_options` are those of the run's task.
+    """
+
+    backbone: str = _setting("starter", "'starter', a model folder, or a hub id", _MODEL)
+    bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4", _MODEL)
+    trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
+    task: str = _setting(DEFAULT, "what is learnt: " + ", ".join(task_names()), _DATA)
+    data: str = _setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
+    columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars", _DATA)
     label_separator: str | None = _setting(
-        None, "what stands between the labels of one cell, such as ';'; default: a cell is one"
+        None,
+        "what stands between the labels of one cell, such as ';'; default: it is one",
+        _DATA,
     )
-    language: tuple[str, ...] = _setting((), "languages to train on; none given: all in the data")
-    domain: tuple[str, ...] = _setting((), "domains to train on; rows that name none fit any")
+    language: tuple[str, ...] = _setting(
+        (), "languages to train on; none given: all in the data", _DATA
+    )
+    domain: tuple[str, ...] = _setting(
+        (), "domains to train on; rows that name none fit any", _DATA
+    )
+    sampling_alpha: float = _setting(
+        0.3, "languages, then their domains, are drawn with p ~ n^alpha", _DATA
+    )
+    max_length: int = _setting(256, "tokens a text is cut at, or into (language, questions)", _DATA)
+    name: str | None = _setting(
+        None, "the adapter's name; default: its one language or domain", _ADAPTER
+    )
+    library: str | None = _setting(None, "folder of adapters to read from and save to", _ADAPTER)
+    replace: bool = _setting(False, "replace an adapter of the same name", _ADAPTER)
+    save_precision: Literal["float32", "bfloat16", "float16"] = _setting(
+        "float32", "number format of the saved adapter", _ADAPTER
+    )
+    license: str | None = _setting(None, "licence written into the model card", _ADAPTER)
     over: tuple[str, ...] = _setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
         "'auto' takes those the library has, 'none' none, or a list of languages",
+        _ADAPTER,
     )
-    over_share: float = _setting(1.0, "share of the rows that see their language adapter")
-    library: str | None = _setting(None, "folder of adapters to read from and save to")
-    name: str | None = _setting(None, "the adapter's name; default: its one language or domain")
-    save_precision: Literal["float32", "bfloat16", "float16"] = _setting(
-        "float32", "number format of the saved adapter"
+    over_share: float = _setting(1.0, "share of the rows that see their language adapter", _ADAPTER)
+    rank: int = _setting(8, "LoRA rank", _ADAPTER)
+    lora_alpha: float | None = _setting(None, "LoRA alpha; default: twice the rank", _ADAPTER)
+    rslora: bool = _setting(False, "scale by alpha / sqrt(rank)", _ADAPTER)
+    dropout: float = _setting(0.0, "dropout before A", _ADAPTER)
+    targets: tuple[str, ...] = _setting(
+        ("all-linear",),
+        "modules to adapt, as in PEFT: the ends of their names, or one regular expression",
+        _ADAPTER,
     )
-    replace: bool = _setting(False, "replace an adapter of the same name")
-    license: str | None = _setting(None, "licence written into the model card")
-    bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4")
-    trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint")
-    rank: int = _setting(8, "LoRA rank")
-    lora_alpha: float | None = _setting(None, "LoRA alpha; default: twice the rank")
-    rslora: bool = _setting(False, "scale by alpha / sqrt(rank)")
-    dropout: float = _setting(0.0, "dropout before A")
-    targets: tuple[str, ...] = _setting(("all-linear",), "modules to adapt, as in PEFT")
-    max_length: int = _setting(256, "tokens a text is cut at, or into (language, questions)")
-    stride: int = _setting(64, "question answering: tokens that windows of a long text share")
-    mask_probability: float = _setting(0.15, "masked language modelling: share of targets")
-    label_smoothing: float = _setting(0.0, "classification: label smoothing")
-    pooling: Literal["mean", "cls", "last"] | None = _setting(
-        None, "retrieval: default: the last token of a decoder, else the mean"
+    steps: int = _setting(300, "optimizer steps", _STEPS)
+    batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces", _STEPS)
+    accumulation: int = _setting(1, "pieces each process takes its share of a batch in", _STEPS)
+    learning_rate: float = _setting(1e-3, "peak learning rate of the adapter", _STEPS)
+    head_learning_rate: float | None = _setting(
+        None, "of the head; default: as the adapter", _STEPS
     )
-    query_prompt: str = _setting("", "retrieval: put before each text")
-    document_prompt: str = _setting("", "retrieval: put before each positive and negative")
-    temperature: float = _setting(0.05, "retrieval: what cosines are divided by")
-    prompt: str | None = _setting(
-        None,
-        "generation, translation: a template over the row's fields, such as '{text} {question}'",
+    weight_decay: float = _setting(0.0, "AdamW's, on the factors", _STEPS)
+    warmup: float = _setting(0.06, "share of the steps with a rising rate", _STEPS)
+    schedule: Literal["cosine", "linear", "constant"] = _setting(
+        "cosine", "decay after that", _STEPS
     )
-    chat: bool = _setting(False, "generation, translation: the prompt in the chat template")
-    target_language: tuple[str, ...] = _setting(
-        (), "translation: languages to translate into; none given: all in the data"
+    clip: float = _setting(1.0, "gradient norm limit of each adapter; 0: none", _STEPS)
+    eval_every: int = _setting(0, "steps between looks at dev; 0: ten looks a run", _STEPS)
+    patience: int = _setting(
+        0, "looks without a better dev score before stopping; 0: never", _STEPS
     )
-    max_new_tokens: int = _setting(128, "generation, translation: tokens written in the test")
-    steps: int = _setting(300, "optimizer steps")
-    batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces")
-    accumulation: int = _setting(1, "pieces each process takes its share of a batch in")
-    sampling_alpha: float = _setting(
-        0.3, "languages, then their domains, are drawn with p ~ n^alpha"
-    )
-    learning_rate: float = _setting(1e-3, "peak learning rate of the adapter")
-    head_learning_rate: float | None = _setting(None, "of the head; default: as the adapter")
-    weight_decay: float = _setting(0.0, "AdamW's, on the factors")
-    warmup: float = _setting(0.06, "share of the steps with a rising rate")
-    schedule: Literal["cosine", "linear", "constant"] = _setting("cosine", "decay after that")
-    clip: float = _setting(1.0, "gradient norm limit of each adapter; 0: none")
-    eval_every: int = _setting(0, "steps between looks at dev; 0: ten looks a run")
-    patience: int = _setting(0, "looks without a better dev score before stopping; 0: never")
-    seed: int = _setting(0, "seed of everything random")
+    seed: int = _setting(0, "seed of everything random", _STEPS)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(
-        None, "autocast of the forward; default: as accelerate was launched"
+        None, "autocast of the forward; default: as accelerate was launched", _MACHINE
     )
-    gradient_checkpointing: bool = _setting(False, "recompute activations to save memory")
-    cpu: bool = _setting(False, "do not use an accelerator")
-    threads: int = _setting(0, "CPU threads a process; 0: all cores for one process")
-    tracker: tuple[str, ...] = _setting((), "accelerate trackers: tensorboard, …")
-    run_folder: str = _setting("runs", "checkpoints and tracker logs go below it")
-    save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted")
-    resume: bool = _setting(True, "go on from this run's checkpoint if there is one")
+    gradient_checkpointing: bool = _setting(False, "recompute activations to save memory", _MACHINE)
+    cpu: bool = _setting(False, "do not use an accelerator", _MACHINE)
+    threads: int = _setting(0, "CPU threads a process; 0: all cores for one process", _MACHINE)
+    tracker: tuple[str, ...] = _setting((), "accelerate trackers: tensorboard, …", _MACHINE)
+    run_folder: str = _setting("runs", "checkpoints and tracker logs go below it", _MACHINE)
+    save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
+    resume: bool = _setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What tasks have of their own, by name, where it is not the default."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "rank", "max_length", "max_new_tokens"):
+        for name in ("steps", "batch_size", "accumulation", "rank"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("dropout", "warmup", "over_share", "label_smoothing", "mask_probability"):
+        for name in ("dropout", "warmup", "over_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")
         for name in ("sampling_alpha", "clip", "weight_decay", "patience", "threads", "eval_every",
-                     "save_every", "stride"):  # fmt: skip
+                     "save_every"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("learning_rate", "head_learning_rate", "lora_alpha", "temperature"):
+        for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(f"{name}={value}: must be above 0")
@@ -127,28 +177,60 @@ class TrainingSettings:
             raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
-        for setting in fields(self):
-            hint, value = get_type_hints(type(self))[setting.name], getattr(self, setting.name)
-            choices = _choices(hint)
-            if choices and value not in choices and not (value is None and _is_optional(hint)):
-                raise SettingsError(f"{setting.name}={value!r}: choose one of {', '.join(choices)}")
+        _check_targets(self.targets)
+        for name, hint in _hints(type(self)).items():
+            value = self.value(name)
+            allowed = choices(hint)
+            if allowed and value not in allowed and not (value is None and is_optional(hint)):
+                raise SettingsError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+        if unknown := sorted(self.options.keys() - _task_fields().keys()):
+            raise SettingsError(f"options: no task has {', '.join(unknown)}")
+        given = {name: value for name, value in self.options.items()
+                 if value != _task_fields()[name].default}  # fmt: skip
+        object.__setattr__(self, "options", given)
+        declaration_of(self.task)
+        for declaration in declarations():
+            self._options_of(declaration.options)  # which checks them
+
+    @property
+    def task_options(self) -> TaskOptions:
+        """The options of the run's task."""
+        return self._options_of(declaration_of(self.task).options)
+
+    def value(self, name: str) -> Any:
+        """A setting's value, or a task's option's, by name."""
+        if name in _task_fields():
+            return self.options.get(name, _task_fields()[name].default)
+        return getattr(self, name)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting, and every option of every task, by name."""
+        return {name: self.value(name) for name in _hints(type(self))}
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""
         return replace(self, **values)
 
+    def _options_of(self, kind: type[TaskOptions]) -> TaskOptions:
+        names = {setting.name for setting in fields(kind)}
+        given = {name: value for name, value in self.options.items() if name in names}
+        return kind(max_length=self.max_length, **given)
 
+
+@_takes_every_name
 @dataclass(frozen=True)
 class MatrixSettings(TrainingSettings):
     """A run's settings, and what a matrix by language and domain needs beside them."""
 
-    source: str = _setting("en", "the language that the task's adapter is trained in")
-    methods: tuple[str, ...] = _setting(("sum",), "how language and domain are composed")
-    seeds: int = _setting(3, "trainings of everything, from --seed on")
-    rows: int = _setting(200, "dev and test rows of a cell at most; 0: all")
-    resamples: int = _setting(2000, "bootstrap samples of an interval")
-    results: str = _setting("matrix", "folder of the cells, a JSON each, and of what was trained")
-    oracle: bool = _setting(True, "train an adapter in every cell too, to compare with")
+    source: str = _setting("en", "the language that the task's adapter is trained in", "matrix")
+    methods: tuple[str, ...] = _setting(("sum",), "how language and domain are composed", "matrix")
+    seeds: int = _setting(3, "trainings of everything, from --seed on", "matrix")
+    rows: int = _setting(200, "dev and test rows of a cell at most; 0: all", "matrix")
+    resamples: int = _setting(2000, "bootstrap samples of an interval", "matrix")
+    results: str = _setting(
+        "matrix", "folder of the cells, a JSON each, and of what was trained", "matrix"
+    )
+    oracle: bool = _setting(True, "train an adapter in every cell too, to compare with", "matrix")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,14 +256,16 @@ class Resolved:
 
     def filled(self, origin: str, **values: Any) -> "Resolved":
         """The same with values, which come from ``origin``, for settings that were left open."""
-        left = {name: v for name, v in values.items() if getattr(self.settings, name) is None}
+        left = {name: v for name, v in values.items() if self.settings.value(name) is None}
         return Resolved(
             self.settings.changed(**left), {**self.origins, **dict.fromkeys(left, origin)}
         )
 
     def table(self) -> str:
-        """One line a setting: name, value, origin."""
-        rows = [(f.name, _show(getattr(self.settings, f.name))) for f in fields(self.settings)]
+        """One line a setting: name, value, origin; of the options those of the run's task."""
+        options = {setting.name for setting in fields(self.settings.task_options)}
+        names = [n for n in _hints(type(self.settings)) if n in options or n not in _task_fields()]
+        rows = [(name, shown(self.settings.value(name))) for name in names]
         wide = max(len(name) for name, _ in rows)
         broad = max(len(value) for _, value in rows)
         return "\n".join(f"  {n:<{wide}}  {v:<{broad}}  {self.origins[n]}" for n, v in rows)
@@ -198,120 +282,94 @@ def parse_settings(
     Later ones win. ``arguments`` defaults to the process's. Raises `SettingsError` for a YAML key
     or value that is no setting; a wrong flag ends the process with a message, as argparse does.
     """
-    recipe = dict(recipe or {})
-    hints = get_type_hints(kind)
+    recipe = _by_own_names(recipe or {}, "recipe")
+    hints = _hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of settings")
-    for setting in fields(kind):
-        default = recipe.get(setting.name, _default(setting))
-        _add_flag(parser, setting.name, hints[setting.name], setting.metadata["help"], default)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, setting in _fields(kind).items():
+        title = setting.metadata.get("group") or f"task {_tasks_with(name)}"
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        names = [name, *(theirs for theirs, ours in SYNONYMS.items() if ours == name)]
+        default = recipe.get(name, _default(setting))
+        add_flag(group, names, hints[name], setting.metadata["help"], default)
     given = vars(parser.parse_args(arguments))
     config = given.pop("config")
     values = dict(recipe)
-    origins = {f.name: "recipe" if f.name in recipe else "default" for f in fields(kind)}
-    for name, value in (_yaml(config) if config else {}).items():
-        if name not in origins:
-            raise SettingsError(f"{config}: {name!r} is no setting (see --help)")
-        values[name] = _convert(name, value, hints[name], config)
-        origins[name] = config
-    for name, value in given.items():
-        values[name] = _convert(name, value, hints[name], "command line")
-        origins[name] = "command line"
+    origins = {name: "recipe" if name in recipe else "default" for name in hints}
+    written = _by_own_names(read_yaml(config), config) if config else {}
+    for origin, chosen in ((config, written), ("command line", given)):
+        for name, value in chosen.items():
+            if name not in origins:
+                raise SettingsError(f"{origin}: {name!r} is no setting (see --help)")
+            is_whole = is_pattern if name == "targets" else lambda text: False
+            values[name] = converted(name, value, hints[name], origin, is_whole)
+            origins[name] = origin
     return Resolved(kind(**values), origins)
 
 
-def _add_flag(
-    parser: argparse.ArgumentParser, name: str, hint: Any, help: str, default: Any
-) -> None:
-    flag = "--" + name.replace("_", "-")
-    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-    options["help"] = f"{help} [{_show(default)}]".replace("%", "%%")
-    if hint is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        return
-    if get_origin(hint) in (tuple, dict):
-        options["nargs"] = "*"
-    elif choices := _choices(hint):
-        options["choices"] = choices
-    else:
-        options["type"] = _plain_type(hint)
-    metavar = "NAME=COLUMN" if get_origin(hint) is dict else None
-    parser.add_argument(flag, metavar=metavar, **options)
+def is_pattern(target: str) -> bool:
+    """Whether a module to adapt is a regular expression rather than the end of a name."""
+    return bool(_PATTERN_SIGNS & set(target))
 
 
-def _convert(name: str, value: Any, hint: Any, where: str) -> Any:
-    """A value from YAML or flags as the dataclass wants it."""
-    if value is False and (get_origin(hint) is tuple or _choices(hint)):
-        value = "no"  # what YAML 1.1 makes of an unquoted no
-    if get_origin(hint) is tuple:
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        texts = ["no" if item is False else str(item) for item in items]
-        return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
-    if get_origin(hint) is dict:
-        if isinstance(value, Mapping):
-            return {str(k): str(v) for k, v in value.items()}
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        pairs = [str(item).partition("=") for item in items]
-        if any(not column for _, _, column in pairs):
-            raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
-        return {key: column for key, _, column in pairs}
-    kind = _plain_type(hint)
-    if value is None and _is_optional(hint):
-        return None
-    if kind is float and isinstance(value, str):
-        with suppress(ValueError):
-            value = float(value)  # YAML 1.1 reads 1e-3 as text
-    fits = isinstance(value, bool) == (kind is bool) and (
-        isinstance(value, kind) or (kind is float and isinstance(value, int))
-    )
-    if not fits and not _choices(hint):
-        raise SettingsError(f"{where}: {name}={value!r} should be of type {kind.__name__}")
-    return kind(value) if kind is float else value
+def _check_targets(targets: Sequence[str]) -> None:
+    for target in filter(is_pattern, targets):
+        if len(targets) > 1:
+            raise SettingsError(
+                f"targets={' '.join(targets)!r}: give one regular expression ({target!r} is one), "
+                "or only names; several expressions are one with | between them"
+            )
+        try:
+            re.compile(target)
+        except re.error as error:
+            raise SettingsError(f"targets={target!r}: no regular expression ({error})") from None
 
 
-def _yaml(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"{path}: not YAML ({error})") from None
-    if loaded is not None and not isinstance(loaded, dict):
-        raise SettingsError(f"{path}: a YAML mapping of settings is expected")
-    return {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
+def _by_own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values by the names that settings have here; `SettingsError` for one that is given twice."""
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        ours = SYNONYMS.get(name, name)
+        if ours in named:
+            both = [theirs for theirs in values if SYNONYMS.get(theirs, theirs) == ours]
+            raise SettingsError(f"{where}: {' and '.join(both)} are one setting: give one of them")
+        named[ours] = value
+    return named
 
 
-def _is_optional(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+@functools.cache
+def _task_fields() -> dict[str, "Field[Any]"]:
+    """The options that only some tasks have, by name; one of two tasks is the same in both."""
+    found: dict[str, Field[Any]] = {}
+    for declaration in declarations():
+        for setting in fields(declaration.options):
+            if setting.name != "max_length":
+                found.setdefault(setting.name, setting)
+    return found
 
 
-def _without_none(hint: Any) -> Any:
-    if not _is_optional(hint):
-        return hint
-    return next(part for part in get_args(hint) if part is not type(None))
+def _tasks_with(name: str) -> str:
+    """The names of the tasks that have an option."""
+    have = [d.name for d in declarations() if name in {f.name for f in fields(d.options)}]
+    return ", ".join(have)
 
 
-def _plain_type(hint: Any) -> type:
-    hint = _without_none(hint)
-    return str if get_origin(hint) is Literal else hint
+def _fields(kind: type[TrainingSettings]) -> dict[str, "Field[Any]"]:
+    """A class's settings, then the options of tasks, by name."""
+    return {f.name: f for f in fields(kind) if f.name != "options"} | _task_fields()
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    hint = _without_none(hint)
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def _hints(kind: type[TrainingSettings]) -> dict[str, Any]:
+    """The type of each setting and of each option, in the order of `_fields`."""
+    hints = get_type_hints(kind)
+    for declaration in declarations():
+        hints |= get_type_hints(declaration.options)
+    return {name: hints[name] for name in _fields(kind)}
 
 
-def _default(setting: Any) -> Any:
-    return {} if setting.name == "columns" else setting.default
-
-
-def _show(value: Any) -> str:
-    if value is None or value == () or value == {}:
-        return "-"
-    if isinstance(value, tuple):
-        return " ".join(value)
-    return str(value)
+def _default(setting: "Field[Any]") -> Any:
+    make = setting.default_factory
+    return setting.default if make is MISSING else make()

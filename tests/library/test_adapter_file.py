@@ -19,6 +19,7 @@ FULL = AdapterInfo(
     domain="hotel",
     task="classification",
     labels=("schlecht", "gut"),
+    pipeline_tag="text-classification",
     backbone="org/model",
     fingerprint="tiny-2L-8-0123456789abcdef",
     over=("de",),

@@ -17,6 +17,7 @@ from adapters_hub.errors import DataError, HeadError, SettingsError
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.adapter_file import MULTI_LABEL, read_adapter
 from adapters_hub.tasks.classification import Classification
+from adapters_hub.tasks.declarations.classification import ClassificationOptions
 from adapters_hub.training.settings import TrainingSettings
 
 LABELS = ("clean", "quiet", "rude")
@@ -60,7 +61,7 @@ def test_the_loss_is_that_of_transformers_class(tiny, load, lora_folder, kind):
         losses = task.loss(model, batch, model.heads(blends))
         theirs = peft(**batch)
         each = torch.nn.BCEWithLogitsLoss(reduction="none")(theirs.logits, want.float()).mean(1)
-        smooth = Classification(LABELS, smoothing=0.2, multi_label=True)
+        smooth = Classification(LABELS, label_smoothing=0.2, multi_label=True)
         smoothed = smooth.loss(model, batch, model.heads(blends))
         yes, no = theirs.logits.sigmoid().log(), (-theirs.logits).sigmoid().log()
         by_hand = -torch.where(want > 0, 0.9 * yes + 0.1 * no, 0.1 * yes + 0.9 * no).mean(1)
@@ -224,10 +225,12 @@ def test_a_separator_with_nothing_beside_it_is_refused(tmp_path):
 def test_one_list_makes_the_task_multi_label():
     settings = TrainingSettings(task="classification", label_smoothing=0.1)
     splits = {"train": [Row("x", "a"), Row("y", ("b", "c")), Row("z", ())], "test": [Row("t", "b")]}
-    task = Classification.from_settings(settings, splits)
-    assert task == Classification(("a", "b", "c"), smoothing=0.1, multi_label=True)
-    just = Classification.from_settings(settings, {"train": [Row("x", "a"), Row("y", "b")]})
-    assert just == Classification(("a", "b"), smoothing=0.1)
+    task = Classification.from_rows(settings.task_options, splits, {})
+    assert task == Classification(("a", "b", "c"), label_smoothing=0.1, multi_label=True)
+    just = Classification.from_rows(
+        settings.task_options, {"train": [Row("x", "a"), Row("y", "b")]}, {}
+    )
+    assert just == Classification(("a", "b"), label_smoothing=0.1)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_one_list_makes_the_task_multi_label():
 def test_rows_that_do_not_fit_train_are_refused(train, other, message):
     splits = {"train": [Row("x", "a", where="t:1"), Row("y", train, where="t:2")], "dev": [other]}
     with pytest.raises(DataError, match=f"d:7: field 'label':? ?{message}"):
-        Classification.from_settings(TrainingSettings(task="classification"), splits)
+        Classification.from_rows(ClassificationOptions(), splits, {})
 
 
 def test_a_list_is_refused_where_labels_exclude_each_other(load):

@@ -211,7 +211,7 @@ def test_there_is_nothing_to_compare_without_examples(load):
 def test_one_label_is_not_a_classification():
     with pytest.raises(SettingsError):
         make_task("classification", label_names=("yes",))
-    with pytest.raises(SettingsError, match="language-modeling, classification"):
+    with pytest.raises(SettingsError, match="classification, generation, language-modeling"):
         make_task("telepathy")
 
 

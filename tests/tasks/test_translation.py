@@ -19,6 +19,7 @@ from adapters_hub.evaluation.scores import compare
 from adapters_hub.inference.records import collect_records
 from adapters_hub.metrics.text_scores import bleu, chrf_plus_plus, signature, wrong_language
 from adapters_hub.tasks import make_task
+from adapters_hub.tasks.declarations.translation import TranslationOptions
 from adapters_hub.tasks.translation import Translation
 from adapters_hub.text.language_codes import code_for, codes_of, decoder_start, special_tokens
 
@@ -349,7 +350,7 @@ def test_what_is_not_installed_is_said_with_its_command(monkeypatch):
 
     monkeypatch.setattr(text_scores, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'adapters-hub\[translation\]'"):
-        Translation.from_settings(ah.TrainingSettings(task="translation"), {"train": ROWS})
+        Translation.from_rows(TranslationOptions(), {"train": ROWS}, {})
     assert make_task("generation").final().writes is False
 
 

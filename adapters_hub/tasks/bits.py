@@ -1,0 +1,110 @@
+"""What the tasks share whose targets are tokens, predicted by the backbone's own head.
+
+Knows batches with ``labels`` and what is counted in bits; does not know where the targets come
+from.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.errors import DataError
+from adapters_hub.runtime.core import Heads, Runtime
+from adapters_hub.tasks.base import Example, Record, Task, per_row
+
+IGNORED = -100
+_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
+
+
+@dataclass(frozen=True)
+class BitsTask(Task):
+    """A task that predicts target tokens by the backbone's own head, measured in bits."""
+
+    metric: str = "bits"
+    higher_is_better: bool = False
+
+    @abstractmethod
+    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+        """The bytes that an example's bits are counted by (None: they are counted by tokens), and
+        whether it is the first of its row.
+        """
+
+    def metric_name(self, backbone: Backbone) -> str:
+        return "bits per byte"
+
+    def prefix(self, backbone: Backbone) -> str:
+        return backbone.prefix
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != IGNORED).sum(1).float()
+
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        return target_nats(model, batch)
+
+    def records(
+        self,
+        model: Runtime,
+        batch: dict[str, Tensor],
+        heads: Heads,
+        examples: Sequence[Example],
+    ) -> list[Record]:
+        nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
+        records = []
+        for row_nats, row_tokens, example in zip(nats, tokens, examples, strict=True):
+            size, first = self.counted(example, model.backbone)
+            records.append({"nats": row_nats, "tokens": row_tokens, "bytes": size, "first": first})
+        return records
+
+    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+        tokens = sum(record["tokens"] for record in records)
+        if not tokens:
+            raise DataError("no targets to measure")
+        bits = sum(record["nats"] for record in records) / math.log(2)
+        per_token = {"bits_per_token": bits / tokens, "perplexity": 2 ** (bits / tokens)}
+        if records[0]["bytes"] is None:
+            return {"bits": bits / tokens, **per_token}
+        per_byte = bits / max(1, sum(record["bytes"] for record in records))
+        return {"bits": per_byte, "bits_per_byte": per_byte, **per_token}
+
+    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+        """(texts, 2): bits, and what they are counted by: bytes, or masked tokens."""
+        pairs = [
+            (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])
+            for r in records
+        ]
+        texts = np.cumsum([r["first"] for r in records]) - 1  # a long text's windows go together
+        sums = np.zeros((int(texts[-1]) + 1, 2))
+        np.add.at(sums, texts, np.array(pairs, dtype=float))
+        return sums
+
+    def score(self, sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def target_nats(model: Runtime, batch: dict[str, Tensor]) -> Tensor:
+    """Each row's nats summed over its targets (rows,), under the current plan.
+
+    ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those
+    that predict them. Only the positions with a target go through the vocabulary-sized head.
+    """
+    labels = batch["labels"]
+    inputs = {key: value for key, value in batch.items() if key in _INPUTS}
+    if model.backbone.kind == "decoder":
+        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    at = labels != IGNORED
+    plan, outer = model.bank.current(), model.backbone.head_sites
+    adapted = plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms)
+    if model.backbone.kind == "encoder-decoder":  # whose targets are nearly all positions
+        logits = model.backbone.model(**inputs, use_cache=False).logits[at]
+    elif adapted:
+        logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
+    else:
+        logits = model.backbone.lm_logits(inputs, at)
+    nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
+    return per_row(nats, at.nonzero()[:, 0], len(labels))

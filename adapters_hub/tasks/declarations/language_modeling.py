@@ -1,0 +1,29 @@
+"""What language modelling says of itself."""
+
+from dataclasses import dataclass
+
+from adapters_hub.errors import SettingsError
+from adapters_hub.tasks.declaration import Declaration, TaskOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelingOptions(TaskOptions):
+    """Settings of language modelling."""
+
+    mask_probability: float = option(0.15, "masked language modelling: share of targets")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mask_probability <= 1:
+            raise SettingsError(
+                f"mask_probability={self.mask_probability}: must be between 0 and 1"
+            )
+
+
+DECLARATION = Declaration(
+    name="language-modeling",
+    class_name="LanguageModeling",
+    pipeline_tag="text-generation",
+    options=LanguageModelingOptions,
+    trains_languages=True,
+)

@@ -1,0 +1,12 @@
+"""What token classification says of itself."""
+
+from adapters_hub.tasks.declaration import Declaration, Sample
+
+DECLARATION = Declaration(
+    name="token-classification",
+    class_name="TokenClassification",
+    pipeline_tag="token-classification",
+    auto_class="AutoModelForTokenClassification",
+    peft_task_type="TOKEN_CLS",
+    sample=Sample(folder="entities", name="my-hotel-entities"),
+)
