@@ -63,9 +63,10 @@ def classifier(tiny, tmp_path, lora_folder):
     return ah.load_backbone(str(tiny("bert")), library=library)
 
 
-def logits(model, inputs, adapters):
+def logits(model, inputs, *adapters):
+    """Under the adapters that are given, else under the active ones."""
     with torch.no_grad():
-        return model(**inputs, adapters=adapters).logits
+        return model(**inputs, **({"adapters": adapters[0]} if adapters else {})).logits
 
 
 class Imitation(LanguageModeling):
@@ -252,7 +253,7 @@ trouble: list[BaseException] = []
 @pytest.mark.parametrize("error", [RuntimeError("no memory"), KeyboardInterrupt()], ids=repr)
 def test_nothing_is_left_of_a_run_that_fails(model, inputs, method, error):
     model.use("one")
-    before, want = state(model), logits(model, inputs, None)
+    before, want = state(model), logits(model, inputs)
     names = sorted(model.bank.names())
     calls.clear()
     trouble[:] = [error]
@@ -262,7 +263,7 @@ def test_nothing_is_left_of_a_run_that_fails(model, inputs, method, error):
     assert sorted(model.bank.names()) == names
     assert model.bank.current() is None
     assert all(map(torch.equal, state(model), before))
-    assert torch.equal(logits(model, inputs, None), want)
+    assert torch.equal(logits(model, inputs), want)
 
 
 def test_fits_in_the_callers_inference_mode(model):
@@ -296,7 +297,7 @@ def test_a_loaded_file_is_what_was_found(model, inputs, tmp_path, per):
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
     assert (got - logits(fresh, inputs, "one - 0.5*two")).abs().max() > 1e-3
     fresh.use(blend)
-    assert torch.equal(logits(fresh, inputs, None), got)
+    assert torch.equal(logits(fresh, inputs), got)
     mixed = logits(fresh, inputs, [blend, "one", None, f"{blend} + two"])
     torch.testing.assert_close(mixed[0], got[0], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(mixed[1], logits(fresh, inputs, "one")[1], atol=2e-5, rtol=1e-4)
