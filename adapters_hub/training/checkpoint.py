@@ -1,32 +1,41 @@
 """What a run must remember: each adapter being trained, and how that goes to disk and back.
 
-Knows adapters, optimizers and files; does not know tasks, batches or models. A checkpoint is
-safetensors and JSON, replaced as one folder, so a kill leaves the last one or the new one.
+Knows adapters, optimizers and files; does not know tasks, batches or models. A checkpoint is one
+safetensors file with JSON in its header, written beside and renamed into place, so a kill or a
+power cut leaves the last one or the new one.
 """
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters_hub.errors import SettingsError
+from adapters_hub.errors import SettingsError, TrainingError
+from adapters_hub.library.atomic import atomic_write
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.training.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from torch.amp import GradScaler
+
 log = logging.getLogger(__name__)
 
-_STATE_TENSORS = "state.safetensors"
-_STATE_FACTS = "state.json"
+_STATE = "state"  # the JSON in the header
+_FILE = "checkpoint.safetensors"
+_FORMER = "checkpoint", "checkpoint.old", "checkpoint.partial"  # folders of earlier versions
 _IRRELEVANT = {
     "resume", "run_folder", "tracker", "save_every", "replace", "accumulation", "threads",
 }  # fmt: skip
 """Settings that may change between a run and its continuation."""
+_REMEMBERED = ("best_score", "best_step", "waited", "stopped")
 
 
 @dataclass
@@ -78,14 +87,26 @@ class Trainee:
 
 
 class Checkpoint:
-    """A run's folder on disk. ``load`` refuses the state of a run with other settings or data.
+    """The state of a run on disk, in a folder of its own.
 
-    ``facts`` say, in JSON, what the run trains on besides its settings.
+    ``facts`` say, in JSON, what the run trains on besides its settings. Raises `SettingsError` for
+    a folder that cannot be written.
     """
 
     def __init__(self, folder: Path, settings: TrainingSettings, facts: Mapping[str, Any]) -> None:
-        self.folder = folder / "checkpoint"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.file = folder, folder / _FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError as error:
+            raise SettingsError(
+                f"{folder}: cannot be made ({error.strerror}); say where checkpoints go "
+                "(--run-folder)"
+            ) from None
+        if not writable:
+            raise SettingsError(
+                f"{folder}: cannot be written; say where checkpoints go (--run-folder)"
+            )
         chosen = {k: v for k, v in settings.flat().items() if k not in _IRRELEVANT}
         self.run = json.loads(json.dumps({**chosen, **facts}, default=list))
 
@@ -94,10 +115,10 @@ class Checkpoint:
         trainees: Sequence[Trainee],
         history: list[dict[str, float]],
         step: int,
-        scaler: Any = None,
+        scaler: "GradScaler | None" = None,
     ) -> None:
         """Write the state after a step; ``scaler`` is the loss scaler of fp16, if there is one."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors: dict[str, Tensor] = {}
         facts = []
@@ -108,13 +129,7 @@ class Checkpoint:
                     tensors[f"{number}/{place}/{key}"] = value
             for place, tensor in enumerate(trainee.best):
                 tensors[f"{number}/{place}/best"] = tensor
-            names = ("best_score", "best_step", "waited", "stopped")
-            facts.append({name: getattr(trainee, name) for name in names})
-        partial = self.folder.with_name("checkpoint.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
-                  partial / _STATE_TENSORS)  # fmt: skip
+            facts.append({name: getattr(trainee, name) for name in _REMEMBERED})
         state = {
             "step": step,
             "trainees": facts,
@@ -122,60 +137,110 @@ class Checkpoint:
             "scaler": None if scaler is None else scaler.state_dict(),
             "run": self.run,
         }
-        (partial / _STATE_FACTS).write_text(json.dumps(state))
-        old = self.folder.with_name("checkpoint.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.rename(old)
-        partial.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        on_cpu = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+        with atomic_write(self.file) as file:
+            file.write(save(on_cpu, {_STATE: json.dumps(state)}))
+        self._forget_former()
 
     def load(
-        self, trainees: Sequence[Trainee], history: list[dict[str, float]], scaler: Any = None
+        self,
+        trainees: Sequence[Trainee],
+        history: list[dict[str, float]],
+        scaler: "GradScaler | None" = None,
     ) -> int:
-        """Put the state into the trainees; returns the step to go on from, 0 if there is none."""
-        from safetensors.torch import load_file
+        """Put the state into the trainees; returns the step to go on from, 0 if there is none.
 
-        old = self.folder.with_name("checkpoint.old")
-        if not self.folder.exists() and old.exists():
-            old.rename(self.folder)
-        if not self.folder.exists():
+        Raises `SettingsError` for the state of a run with other settings or data, `TrainingError`
+        for one that is damaged.
+        """
+        path = self._there()
+        if path is None:
             return 0
-        state = json.loads((self.folder / _STATE_FACTS).read_text())
-        old_run = state["run"]
-        if changed := [k for k in self.run | old_run if self.run.get(k) != old_run.get(k)]:
+        try:
+            state, tensors = _read(path)
+            former = state["run"]
+            changed = [k for k in self.run | former if self.run.get(k) != former.get(k)]
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        if changed:
             raise SettingsError(
-                f"{self.folder} is from a run with other settings or data ({', '.join(changed)}); "
+                f"{path} is from a run with other settings or data ({', '.join(changed)}); "
                 "go on with those, or start anew with --no-resume"
             )
-        tensors = load_file(self.folder / _STATE_TENSORS)
-        for number, (trainee, facts) in enumerate(zip(trainees, state["trainees"], strict=True)):
-            for name, value in facts.items():
-                setattr(trainee, name, value)
-            parameters = trainee.adapter.parameters()
-            with torch.no_grad():
-                for place, tensor in enumerate(parameters):
-                    tensor.copy_(tensors[f"{number}/{place}/now"])
-                    own = f"{number}/{place}/"
-                    keys = {k.removeprefix(own) for k in tensors if k.startswith(own)}
-                    kept = {k: tensors[own + k] for k in keys - {"now", "best"}}
-                    if (
-                        kept
-                    ):  # a fused optimizer wants all of it, the step too, beside the parameter
-                        trainee.optimizer.state[tensor] = {
-                            k: value.to(tensor.device) for k, value in kept.items()
-                        }
-            if f"{number}/0/best" in tensors:
-                trainee.best = [
-                    tensors[f"{number}/{place}/best"].to(tensor.device)
-                    for place, tensor in enumerate(parameters)
-                ]
-        if scaler is not None and state["scaler"]:
-            scaler.load_state_dict(state["scaler"])
-        history.extend(state["history"])
-        log.info("going on from step %d of %s", state["step"], self.folder)
-        return int(state["step"])
+        try:
+            for number, trainee in enumerate(trainees):
+                _restore(trainee, state["trainees"][number], tensors, f"{number}/")
+            if scaler is not None and state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+            history.extend(state["history"])
+            step = int(state["step"])
+        except (LookupError, ValueError, TypeError, RuntimeError) as error:
+            raise _damaged(path, error) from error
+        log.info("going on from step %d of %s", step, path)
+        return step
 
     def remove(self) -> None:
         """Forget the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.file.unlink(missing_ok=True)
+        self._forget_former()
+
+    def _there(self) -> Path | None:
+        """Where the newest state is, in this version's file or in a folder of an earlier one.
+
+        An earlier version renamed the last folder to ``checkpoint.old`` before the new one, still
+        called ``checkpoint.partial``, took its place. An old one without the new one beside it was
+        left by a run that went on or has finished, and is not to come back.
+        """
+        if self.file.exists():
+            return self.file
+        folder, old, partial = (self.folder / name for name in _FORMER)
+        if folder.exists():
+            return folder
+        return old if old.exists() and partial.exists() else None
+
+    def _forget_former(self) -> None:
+        for name in _FORMER:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint's facts and tensors."""
+    from safetensors.torch import load_file
+
+    if path.is_dir():
+        facts = (path / "state.json").read_text(encoding="utf-8")
+        return json.loads(facts), load_file(path / "state.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = (file.metadata() or {})[_STATE]
+    return json.loads(facts), load_file(path)
+
+
+def _restore(
+    trainee: Trainee, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Put what was saved of a trainee into it; its tensors' keys begin with a prefix."""
+    for name in _REMEMBERED:
+        setattr(trainee, name, facts[name])
+    parameters = trainee.adapter.parameters()
+    for place, parameter in enumerate(parameters):
+        stem = f"{prefix}{place}/"
+        of_parameter = {k.removeprefix(stem): t for k, t in tensors.items() if k.startswith(stem)}
+        with torch.no_grad():
+            parameter.copy_(of_parameter.pop("now"))
+        of_parameter.pop("best", None)
+        if of_parameter:  # a fused optimizer wants all of it, the step too, beside the parameter
+            trainee.optimizer.state[parameter] = {
+                key: value.to(parameter.device) for key, value in of_parameter.items()
+            }
+    if f"{prefix}0/best" in tensors:
+        trainee.best = [
+            tensors[f"{prefix}{place}/best"].to(parameter.device)
+            for place, parameter in enumerate(parameters)
+        ]
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"{path} is damaged ({type(error).__name__}: {error}), so the run cannot go on from it; "
+        "start anew with --no-resume"
+    )

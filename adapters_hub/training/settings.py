@@ -209,7 +209,7 @@ class TrainingSettings:
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""
-        return replace(self, **values)
+        return replace(self, **_by_own_names(values, "settings"))
 
     def _options_of(self, kind: type[TaskOptions]) -> TaskOptions:
         names = {setting.name for setting in fields(kind)}

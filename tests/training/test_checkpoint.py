@@ -1,5 +1,6 @@
 """Checkpoints: what they keep, where it comes back to, and to which run they belong."""
 
+import json
 import math
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from accelerate import Accelerator
 from conftest import TEXTS
 from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import SettingsError
+from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
@@ -86,6 +89,75 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path):
             Checkpoint(tmp_path, settings, facts).load([], [])
     same = SETTINGS.changed(save_every=5, run_folder="elsewhere", accumulation=4, threads=3)
     assert Checkpoint(tmp_path, same, {"examples": "abc", "over": {"de": "1"}}).load([], []) == 2
+
+
+def as_an_earlier_version_wrote_it(folder, step, name="checkpoint"):
+    """A folder of JSON and tensors, with the state of one trainee after two steps."""
+    old = trainee()
+    (folder / name).mkdir()
+    tensors = {}
+    for place, tensor in enumerate(old.adapter.parameters()):
+        tensors[f"0/{place}/now"], tensors[f"0/{place}/best"] = tensor.detach(), old.best[place]
+        tensors |= {f"0/{place}/{k}": v for k, v in old.optimizer.state[tensor].items()}
+    save_file(tensors, folder / name / "state.safetensors")
+    facts = {key: getattr(old, key) for key in ("best_score", "best_step", "waited", "stopped")}
+    run = Checkpoint(folder, SETTINGS, {}).run
+    state = {"step": step, "trainees": [facts], "history": [], "scaler": None, "run": run}
+    (folder / name / "state.json").write_text(json.dumps(state))
+    return old
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    old, new = as_an_earlier_version_wrote_it(tmp_path, 4), trainee(steps=0)
+    checkpoint = Checkpoint(tmp_path, SETTINGS, {})
+    assert checkpoint.load([new], []) == 4
+    for one, two in zip(states([old]), states([new]), strict=True):
+        assert torch.equal(one, two)
+    checkpoint.save([new], [], 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert checkpoint.load([trainee(steps=0)], []) == 5
+
+
+def test_an_old_state_comes_back_only_where_it_is_the_newest(tmp_path):
+    """``checkpoint.old`` is what an earlier version may have left behind."""
+    as_an_earlier_version_wrote_it(tmp_path, 4, "checkpoint.old")
+    checkpoint = Checkpoint(tmp_path, SETTINGS, {})
+    assert checkpoint.load([trainee(steps=0)], []) == 0  # of a run that has finished
+    (tmp_path / "checkpoint.partial").mkdir()
+    assert checkpoint.load([trainee(steps=0)], []) == 4  # of one killed while it was saving
+    checkpoint.save([trainee()], [], 6)
+    assert checkpoint.load([trainee(steps=0)], []) == 6
+    checkpoint.remove()
+    assert checkpoint.load([trainee(steps=0)], []) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "no facts", "less", "text"])
+def test_a_damaged_checkpoint_says_how_to_start_anew(tmp_path, damage):
+    checkpoint = Checkpoint(tmp_path, SETTINGS, {})
+    checkpoint.save([trainee()], [], 2)
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-8])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "no facts":
+        save_file({"x": torch.zeros(1)}, path)
+    elif damage == "less":
+        with safe_open(path, "pt") as file:
+            save_file({"x": torch.zeros(1)}, path, file.metadata())
+    else:
+        path.write_bytes(whole.replace(b'\\"step\\": 2', b'\\"step\\": {'))
+    assert path.read_bytes() != whole
+    with pytest.raises(TrainingError, match=r"checkpoint.safetensors is damaged .*--no-resume"):
+        checkpoint.load([trainee(steps=0)], [])
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"file.run: cannot be made .*--run-folder"):
+        Checkpoint(tmp_path / "file" / "run", SETTINGS, {})
 
 
 # ── as training uses them ────────────────────────────────────────────────────────────────────────

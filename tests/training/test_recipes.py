@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import WORDS
 from helpers import ROOT
+from safetensors.torch import load_file
 
 import adapters_hub as ah
 from adapters_hub.cli import main as adapters_hub_command
@@ -170,22 +171,44 @@ def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_fo
 
 def test_control_c_saves_and_the_same_command_goes_on(tiny, feedback, tmp_path):
     arguments = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library"]
-    arguments += ["--language", "da", "--steps", 3000, "--eval-every", 3000, "--rank", 2, "--cpu"]
-    running = launch(
-        "lora_language.py", *arguments, processes=1, cwd=tmp_path, start_new_session=True
-    )
-    for _ in range(1200):
-        if list(tmp_path.glob("runs/da*")) or running.poll() is not None:
+    arguments += ["--language", "da", "--steps", 800, "--eval-every", 400, "--rank", 2, "--cpu"]
+    arguments += ["--save-every", 20]
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "whole").mkdir()
+
+    def start(folder):
+        options = {"processes": 1, "cwd": tmp_path / folder, "start_new_session": True}
+        return launch("lora_language.py", *arguments, **options)
+
+    running = start("stopped")
+    checkpoint = tmp_path / "stopped" / "runs" / "da" / "checkpoint.safetensors"
+    for _ in range(2400):
+        if checkpoint.exists() or running.poll() is not None:
             break
-        time.sleep(0.05)
-    time.sleep(1.0)
+        time.sleep(0.025)
     os.killpg(running.pid, signal.SIGINT)
     output, _ = running.communicate(timeout=120)
     assert running.returncode != 0
     assert "interrupted after step" in output, output
-    assert not (tmp_path / "library" / "da").exists()
-    state = json.loads((tmp_path / "runs" / "da" / "checkpoint" / "state.json").read_text())
-    assert 0 < state["step"] < 3000
+    assert "the same command goes on from there" in output
+    assert checkpoint.exists()
+    assert not (tmp_path / "stopped" / "library" / "da").exists()
+
+    again, whole = start("stopped"), start("whole")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "going on from step" in output
+    assert not checkpoint.exists()
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    assert "going on from step" not in output
+    went_on, at_once = (
+        load_file(tmp_path / folder / "library" / "da" / "adapter_model.safetensors")
+        for folder in ("stopped", "whole")
+    )
+    assert went_on.keys() == at_once.keys()
+    for key, tensor in at_once.items():
+        assert torch.equal(went_on[key], tensor), key
 
 
 @pytest.mark.parametrize(

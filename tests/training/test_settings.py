@@ -256,3 +256,80 @@ def test_what_was_left_open_is_filled_in_and_the_table_says_by_whom(tmp_path):
         assert chosen.filled("accelerate", mixed_precision="bf16") == chosen
     with pytest.raises(SettingsError, match="mixed_precision='fp8': choose one of no, bf16, fp16"):
         parse_settings([]).filled("accelerate", mixed_precision="fp8")
+
+
+# ── the words of PEFT and transformers, and what tasks have of their own ─────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "text", "value"),
+    [
+        ("r", "rank", "4", 4),
+        ("lora_dropout", "dropout", "0.1", 0.1),
+        ("max_grad_norm", "clip", "0.5", 0.5),
+        ("lr_scheduler_type", "schedule", "linear", "linear"),
+        ("target_modules", "targets", "q_proj,v_proj", ("q_proj", "v_proj")),
+        ("target_modules", "targets", r".*\.(q|v)_proj.{1,2}", (r".*\.(q|v)_proj.{1,2}",)),
+        ("max_steps", "steps", "9", 9),
+        ("gradient_accumulation_steps", "accumulation", "2", 2),
+    ],
+)
+def test_pefts_and_transformers_words_are_taken_everywhere(tmp_path, theirs, ours, text, value):
+    by_flag = parse_settings([f"--{theirs.replace('_', '-')}", text])
+    assert by_flag.settings == TrainingSettings(**{ours: value})
+    assert by_flag.origins[ours] == "command line"
+    path = yaml_file(
+        tmp_path, f"{theirs}: '{text}'" if isinstance(value, str | tuple) else f"{theirs}: {text}"
+    )
+    assert parse_settings(["--config", path]).settings == by_flag.settings
+    assert TrainingSettings(**{theirs: value}) == by_flag.settings
+    assert TrainingSettings().changed(**{theirs: value}) == by_flag.settings
+    assert parse_settings([], {theirs: value}).origins[ours] == "recipe"
+
+
+def test_one_setting_by_two_names_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="settings: r and rank are one setting"):
+        TrainingSettings(r=4, rank=8)
+    with pytest.raises(SettingsError, match=r"run.yaml: clip and max_grad_norm are one setting"):
+        parse_settings(["--config", yaml_file(tmp_path, "clip: 1\nmax-grad-norm: 2")])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ((".*q_proj", "v_proj"), "give one regular expression"),
+        (("(q_proj",), "no regular expression"),
+    ],
+)
+def test_targets_that_are_no_one_pattern(targets, message):
+    with pytest.raises(SettingsError, match=message):
+        TrainingSettings(target_modules=targets)
+
+
+def test_options_of_a_task_are_given_by_name_and_kept():
+    settings = TrainingSettings(task="retrieval", temperature=0.1, max_length=32)
+    assert (settings.task_options.temperature, settings.task_options.max_length) == (0.1, 32)
+    assert settings.changed(query_prompt="q: ").task_options.temperature == 0.1
+    assert settings.changed(temperature=0.05) == TrainingSettings(task="retrieval", max_length=32)
+    other = settings.changed(task="question-answering", stride=3)
+    assert other.task_options.stride == 3
+    assert other.value("temperature") == other.flat()["temperature"] == 0.1
+    with pytest.raises(SettingsError, match=r"^temperature=0"):
+        TrainingSettings(temperature=0.0)
+    with pytest.raises(SettingsError, match="pooling='max': choose one of mean, cls, last"):
+        parse_settings([], {"pooling": "max"})
+
+
+def test_help_puts_each_setting_into_a_group(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = capsys.readouterr().out
+    groups = [part.splitlines() for part in text.split("\n\n")]
+    having = {lines[0]: "\n".join(lines) for lines in groups}
+    assert "--temperature" in having["task retrieval:"]
+    assert "--max-new-tokens" in having["task generation, translation:"]
+    assert "--target-language" in having["task translation:"]
+    assert "--rank" in having["adapter:"]
+    assert "--r " in having["adapter:"]
+    assert set(having["options:"].split()) >= {"--config"}
+    assert "--steps" not in having["options:"]

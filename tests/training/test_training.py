@@ -159,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     expected = RuntimeError if how == "crash" else KeyboardInterrupt
     with pytest.raises(expected):
         fit(model, ["a"], accelerator, task=Failing(), folder=tmp_path, settings=values)
-    assert (tmp_path / "checkpoint" / "state.safetensors").exists()
+    assert (tmp_path / "checkpoint.safetensors").exists()
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin"))
     before = len(calls)
     assert "a" not in model.bank  # nothing half-trained answers to the name
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
     assert len(calls) - before < len(BATCHES)
     assert progress.steps == len(BATCHES)
     assert_same(got, want, atol=1e-6, rtol=1e-5)
-    assert not (tmp_path / "checkpoint").exists()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
     assert signal.getsignal(signal.SIGINT) is handler
 
 
