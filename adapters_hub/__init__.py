@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from adapters_hub.model import load as load
     from adapters_hub.model import load_backbone as load_backbone
     from adapters_hub.training.blend_weights import fit as fit
-    from adapters_hub.training.loop import train as train
     from adapters_hub.training.settings import TrainingSettings as TrainingSettings
+    from adapters_hub.training.train import train as train
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOME = {
     "fit": "training.blend_weights",
     "load": "model",
     "load_backbone": "model",
-    "train": "training.loop",
+    "train": "training.train",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -30,7 +30,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.blend import Blend
 from adapters_hub.tasks import task_class
-from adapters_hub.training.loop import train
+from adapters_hub.training.loop import train_adapters
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 DROPOUTS += ("classifier_dropout", "embedding_dropout", "mlp_dropout", "dropout", "resid_pdrop")
@@ -173,7 +173,7 @@ class Ways(ABC):
         none = [0] * len(self.examples)
         accelerator = Accelerator(cpu=True)
         with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):  # the progress bar
-            _, progress = train(
+            _, progress = train_adapters(
                 self.model, task, [adapter], self.examples, none, batches, settings, accelerator
             )
         self.trained = sum(tensor.numel() for tensor in adapter.parameters())

@@ -204,7 +204,7 @@ def learn_task(model, task, rows, steps=80, name="hotel", over=None):
     import adapters_hub as ah
     from adapters_hub.data.batches import plan_batches
     from adapters_hub.library.adapter_file import AdapterInfo
-    from adapters_hub.training.loop import train
+    from adapters_hub.training.loop import train_adapters
 
     settings = ah.TrainingSettings(
         steps=steps, batch_size=len(rows), learning_rate=1e-2, rank=4, resume=False
@@ -218,7 +218,7 @@ def learn_task(model, task, rows, steps=80, name="hotel", over=None):
     batches = plan_batches(
         [len(e.input_ids) for e in examples], owners, batch_size=len(examples), steps=steps
     )
-    (trained,), _ = train(
+    (trained,), _ = train_adapters(
         model, task, [adapter], examples, owners, batches, settings, Accelerator(cpu=True),
         over=over or (lambda row: ah.Blend()),
     )  # fmt: skip

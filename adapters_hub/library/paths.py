@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from adapters_hub.errors import LibraryError
+
 STARTER = "starter"
 _PACKAGE = Path(__file__).parent.parent
 
@@ -23,3 +25,14 @@ def bundled_root() -> Path:
 def starter_folder() -> Path:
     """The checkpoint folder of the starter backbone."""
     return _PACKAGE / STARTER
+
+
+def check_writable(root: Path) -> None:
+    """Raise `LibraryError` for a folder in which nothing can be put, or that cannot be made."""
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    why = "is no folder" if not there.is_dir() else "cannot be written"
+    raise LibraryError(
+        f"{root}: no adapter can be stored there, because {there} {why}; choose another --library"
+    )

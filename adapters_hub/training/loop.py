@@ -51,7 +51,7 @@ class Progress:
     history: list[dict[str, float]]
 
 
-def train(
+def train_adapters(
     model: Runtime,
     task: Task,
     adapters: Sequence[Adapter],

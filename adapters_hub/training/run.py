@@ -34,12 +34,13 @@ from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library, check_name
+from adapters_hub.library.paths import check_writable
 from adapters_hub.model import load_backbone
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
-from adapters_hub.training.loop import Progress, check_accelerator, train
+from adapters_hub.training.loop import Progress, check_accelerator, train_adapters
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -49,29 +50,51 @@ class Experiment:
     """Everything one run needs, made from its settings; raises before any long work starts.
 
     ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
+    ``model`` and ``rows`` take the place of those that the settings name; ``command`` is what made
+    the run, for the adapter's card (the process's own, unless it is given); ``quiet`` prints
+    nothing but progress.
     """
 
-    def __init__(self, resolved: Resolved, *, other_languages: bool = False) -> None:
-        set_threads(resolved.settings.threads)
+    def __init__(
+        self,
+        resolved: Resolved,
+        *,
+        other_languages: bool = False,
+        model: Runtime | None = None,
+        rows: Sequence[Row] | None = None,
+        command: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.command = command or "accelerate launch " + shlex.join(sys.argv)
+        if model is None:
+            set_threads(resolved.settings.threads)
+        else:
+            on_cpu = resolved.settings.cpu or model.backbone.device.type == "cpu"
+            place = {"cpu": on_cpu, "bits": model.backbone.bits, "backbone": model.backbone.name}
+            resolved = replace(resolved, settings=resolved.settings.changed(**place))
         self.accelerator = accelerator = make_accelerator(resolved.settings)
         resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
         self.settings = settings = resolved.settings
-        self.print = accelerator.print
+        self.print: Callable[..., None] = _silent if quiet else accelerator.print
         self.print(f"settings (value, where from):\n{resolved.table()}\n")
         kind = accelerator.device.type
         self.print(f"processes: {accelerator.num_processes} on {kind}\n")
         self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
-        self.library = Library(settings.library)
+        self.library = Library(settings.library) if model is None else model.library
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
-        self.splits = self._read(other_languages)
+        if rows is None:
+            found = read_data(settings.data, settings.columns, settings.label_separator)
+        else:
+            found = {"train": list(rows)}
+        self.splits = self._chosen(found, other_languages)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
                 "others of its batch; give 2 or more"
             )
         self.task = self.task_class.from_rows(settings.task_options, self.splits, settings.columns)
-        self.model: Runtime = load_backbone(
+        self.model: Runtime = model or load_backbone(
             settings.backbone,
             library=self.library,
             bits=settings.bits,
@@ -124,7 +147,7 @@ class Experiment:
             fingerprint=backbone.fingerprint,
             over=() if head_only else self._over_in_training(),
             license=settings.license,
-            trained_with="accelerate launch " + shlex.join(sys.argv),
+            trained_with=self.command,
         )
         seed = settings.seed if seed is None else seed
         return self.task.new_adapter(info, backbone, None if head_only else lora, seed)
@@ -180,7 +203,7 @@ class Experiment:
             seed=settings.seed,
         )
         below = self.language_blend if over else lambda row: Blend()
-        return train(
+        return train_adapters(
             self.model,
             self.task,
             adapters,
@@ -224,6 +247,7 @@ class Experiment:
         adapter below, over which the new one would be trained: nothing is trained over itself.
         """
         check_name(name)
+        check_writable(self.library.root)
         for tag, info in self._over.items():
             if info.name == name:
                 raise SettingsError(
@@ -286,9 +310,11 @@ class Experiment:
         tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _read(self, other_languages: bool) -> Splits:
+    def _chosen(self, found: Splits, other_languages: bool) -> Splits:
+        """The rows of the languages and domains asked for, with dev and test, as the task takes
+        them.
+        """
         settings = self.settings
-        found = read_data(settings.data, settings.columns, settings.label_separator)
         domains = {row.domain for rows in found.values() for row in rows}
         if settings.domain and not domains & {*settings.domain, None}:
             there = ", ".join(sorted(str(domain) for domain in domains))
@@ -353,6 +379,10 @@ class Experiment:
                     f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
                 )
         return found
+
+
+def _silent(*values: Any) -> None:
+    """Print nothing."""
 
 
 def _target_modules(targets: Sequence[str]) -> str | list[str]:

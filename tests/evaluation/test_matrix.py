@@ -151,7 +151,7 @@ def test_a_run_goes_on_where_it_stopped(finished, tiny, reviews, library, tmp_pa
     lost = finished / "hotel.da.json"
     before = lost.read_text()
     lost.unlink()
-    monkeypatch.setattr("adapters_hub.training.run.train", None)
+    monkeypatch.setattr("adapters_hub.training.run.train_adapters", None)
     given = arguments(tiny, reviews, library, finished)
     run("evaluate_matrix.py", *given, monkeypatch=monkeypatch, cwd=tmp_path)
     assert lost.read_text() == before

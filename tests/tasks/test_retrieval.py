@@ -25,7 +25,7 @@ from adapters_hub.metrics.ranking import ranking_metrics, ranks
 from adapters_hub.tasks import make_task
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.retrieval import Retrieval, candidates, info_nce
-from adapters_hub.training.loop import train
+from adapters_hub.training.loop import train_adapters
 
 
 def pair(text, positive, *negatives, key=None, language=None, **fields):
@@ -66,7 +66,9 @@ def fit(model, names, batches=BATCHES, owners=None, rows=PAIRS, accelerator=None
     adapters = [new(model, name, task, seed=sum(map(ord, name))) for name in names]
     accelerator = accelerator or Accelerator(cpu=True)
     owners = owners or [0] * len(rows)
-    return train(model, task, adapters, examples, owners, batches, values, accelerator, **options)
+    return train_adapters(
+        model, task, adapters, examples, owners, batches, values, accelerator, **options
+    )
 
 
 # ── ranks and metrics ────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from transformers import (
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
 from adapters_hub.tasks import make_task
-from adapters_hub.training.loop import train
+from adapters_hub.training.loop import train_adapters
 
 TEXT = "the room was clean quiet staff rude slow never again view station breakfast cold bed"
 WORDS = TEXT.split()
@@ -77,7 +77,7 @@ def ours(model, task, adapter, examples, accumulation):
         clip=CLIP, accumulation=accumulation, cpu=True,
     )  # fmt: skip
     owners = [0] * len(examples)
-    (trained,), _ = train(
+    (trained,), _ = train_adapters(
         model, task, [adapter], examples, owners, BATCHES, settings, Accelerator(cpu=True)
     )
     return trained

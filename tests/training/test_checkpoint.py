@@ -19,7 +19,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.language_modeling import LanguageModeling
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
-from adapters_hub.training.loop import train
+from adapters_hub.training.loop import train_adapters
 from adapters_hub.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings()
@@ -195,7 +195,7 @@ def begun(model, tmp_path):
         config = LoraConfig(r=2, target_modules="all-linear")
         new = [task.new_adapter(AdapterInfo(name), model.backbone, config) for name in ("a", "b")]
         over = model.resolve("en")
-        return train(
+        return train_adapters(
             model, task, new, examples, owners, batches or [[0, 1], [2, 3], [0, 3], [1, 2]],
             TrainingSettings(save_every=1), Accelerator(cpu=True), folder=tmp_path / "run",
             over=lambda row: over if row.language == "en" else Blend(),

@@ -17,7 +17,7 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
-from adapters_hub.training.loop import check_accelerator, train
+from adapters_hub.training.loop import check_accelerator, train_adapters
 from adapters_hub.training.settings import TrainingSettings
 
 ROWS = [
@@ -50,7 +50,9 @@ def fit(model, names, accelerator, batches=BATCHES, owners=None, task=None, rows
     owners = owners or [0] * len(rows)
     values = options.pop("settings", None) or settings()
     adapters = [new(model, name, task, seed=sum(map(ord, name))) for name in names]
-    return train(model, task, adapters, examples, owners, batches, values, accelerator, **options)
+    return train_adapters(
+        model, task, adapters, examples, owners, batches, values, accelerator, **options
+    )
 
 
 def assert_same(one, other, **tolerance):

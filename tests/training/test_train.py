@@ -1,0 +1,97 @@
+"""One call from rows to a stored adapter, by a loaded model or a backbone's name."""
+
+import json
+
+import pytest
+import torch
+from conftest import TEXTS
+from safetensors.torch import load_file
+
+import adapters_hub as ah
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import DataError, LibraryError, NotFoundError, SettingsError
+
+LABELS = ("good", "bad", "bad", "good", "good")
+ROWS = [
+    Row(text, label, language="en", domain="hotel")
+    for text, label in zip(TEXTS, LABELS, strict=True)
+    for _ in range(4)
+]
+FEW = {"steps": 60, "batch_size": 8, "rank": 4, "learning_rate": 2e-2, "cpu": True}
+
+
+@pytest.fixture
+def fresh(tiny, tmp_path, monkeypatch):
+    """A fresh model of a kind, in an empty working directory."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(True)
+    yield lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
+    AcceleratorState._reset_state(True)
+
+
+def test_rows_become_a_stored_adapter_that_classifies(fresh, tiny, tmp_path):
+    model = fresh("bert")
+    info = ah.train(model, ROWS, domain="hotel", **FEW)
+    assert (info.name, info.domain, info.task) == ("hotel", "hotel", "classification")
+    assert info.labels == ("bad", "good")
+    assert "adapters_hub.train(" in info.trained_with
+    assert model.library.get("hotel") == info
+    got = model.classify(list(TEXTS), adapters="hotel")
+    assert [max(scores, key=scores.get) for scores in got] == list(LABELS)
+    again = fresh("bert").classify(list(TEXTS), adapters="hotel")
+    for one, two in zip(got, again, strict=True):
+        assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_it_is_the_domain_adapter_that_the_settings_of_a_run_give(fresh, tiny, tmp_path):
+    """A file and a backbone's name go the same way as rows and a model."""
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        for row in ROWS:
+            values = {"text": row.text, "label": row.label, "language": "en", "domain": "hotel"}
+            file.write(json.dumps(values) + "\n")
+    ah.train(fresh("bert"), ROWS, domain="hotel", name="one", **FEW)
+    library = str(tmp_path / "library")
+    ah.train(str(tiny("bert")), "rows.jsonl", domain="hotel", name="two", library=library, **FEW)
+    one, two = (
+        load_file(tmp_path / "library" / name / "adapter_model.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_with_just_a_language_it_is_a_language_adapter(fresh):
+    model = fresh("qwen3")
+    rows = [Row(row.text) for row in ROWS]
+    info = ah.train(model, rows, task="language-modeling", language="German", **FEW)
+    assert (info.name, info.language, info.domain, info.over) == ("de", "de", None, ())
+    over = ah.train(
+        model, [Row(r.text, r.label, language="de") for r in ROWS], domain="hotel", **FEW
+    )
+    assert over.over == ("de",)
+    assert model.active == ah.Blend()
+
+
+def test_what_cannot_be_trained_is_said_before(fresh, tmp_path):
+    model = fresh("bert")
+    with pytest.raises(SettingsError, match="bits: the model that was given has its own"):
+        ah.train(model, ROWS, domain="hotel", bits=8)
+    with pytest.raises(SettingsError, match="say which domain"):
+        ah.train(model, [Row("a", "x"), Row("b", "y")])
+    with pytest.raises(DataError, match="field 'label' is missing"):
+        ah.train(model, [Row("a"), Row("b")], domain="hotel")
+    with pytest.raises(TypeError, match="stepps"):
+        ah.train(model, ROWS, domain="hotel", stepps=3)
+    with pytest.raises(NotFoundError):
+        model.library.get("hotel")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_library_that_cannot_be_written_is_said_before_training(fresh, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LibraryError, match=r"no adapter can be stored there, because .* no folder"):
+        ah.train(str(tiny("bert")), ROWS, domain="hotel", library=str(tmp_path / "file/in"), **FEW)
+    assert not (tmp_path / "runs").exists()
