@@ -25,7 +25,7 @@ starts one.
 from dataclasses import replace
 from pathlib import Path
 
-from adapters_hub.evaluation.scores import compare
+from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.metrics.tables import table
 from adapters_hub.tasks import declaration_of
 from adapters_hub.training.run import Experiment, main
@@ -83,7 +83,7 @@ def run() -> None:
     saved = experiment.save(adapter)  # before anything else can fail
     if test := experiment.examples["test"]:
         final = task.final()
-        found = compare(model, final, test, columns, experiment.accelerator)
+        found = scores_by_language(model, final, test, columns, experiment.accelerator)
         trained_on = {task.language(row) or "-" for row in experiment.splits["train"]}
         texts = len(experiment.splits["test"])
         metrics = {}

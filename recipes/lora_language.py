@@ -19,7 +19,7 @@ starts one.
 from pathlib import Path
 
 from adapters_hub.errors import SettingsError
-from adapters_hub.evaluation.scores import compare
+from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.metrics.tables import table
 from adapters_hub.tasks.registry import declarations
 from adapters_hub.training.run import Experiment, main
@@ -66,7 +66,9 @@ def run() -> None:
             blends = dict(zip(results, (model.resolve(None), model.resolve(name)), strict=True))
             columns = {column: lambda row, blend=blend: blend for column, blend in blends.items()}
             if own:
-                found = compare(model, experiment.task, own, columns, experiment.accelerator)
+                found = scores_by_language(
+                    model, experiment.task, own, columns, experiment.accelerator
+                )
                 for column, scores in found[experiment.task.metric].items():
                     results[column] |= {tag: scores[tag] for tag in scores if tag != "mean"}
         for scores in results.values():

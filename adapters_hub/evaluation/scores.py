@@ -6,6 +6,8 @@ Knows tasks by their interface and how to spread work over processes; trains not
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from accelerate import Accelerator
+
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.inference.records import BlendOf, collect_records
@@ -26,12 +28,12 @@ def metrics_by(
     return {name: task.metrics(groups[name]) for name in sorted(groups)}
 
 
-def compare(
+def scores_by_language(
     model: Runtime,
     task: Task,
     examples: Sequence[Example],
     columns: Mapping[str, BlendOf],
-    accelerator: Any = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Metric → column → language → value, with the plain mean over languages as ``mean``.
 
@@ -45,10 +47,10 @@ def compare(
         records = collect_records(model, task, examples, blend_of, accelerator=accelerator)
         scores = metrics_by(task, examples, records, task.language)
         for shown in task.shown(model.backbone):
-            own = {
+            by_language = {
                 tag: score[shown.metric] for tag, score in scores.items() if shown.metric in score
             }
-            if own:
-                mean = sum(own.values()) / len(own)
-                results.setdefault(shown.metric, {})[column] = {**own, "mean": mean}
+            if by_language:
+                mean = sum(by_language.values()) / len(by_language)
+                results.setdefault(shown.metric, {})[column] = {**by_language, "mean": mean}
     return results

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
+from adapters_hub.extras import require
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.classification import Classification
@@ -61,12 +62,7 @@ def attribute(
     (Gauss-Legendre). Needs captum. Raises `HeadError` for a blend with no such head or label,
     `BackboneError` for an encoder-decoder, whose two stacks share their embeddings.
     """
-    try:
-        from captum.attr import LayerIntegratedGradients
-    except ImportError:
-        raise SettingsError(
-            "attribution needs captum: pip install 'adapters-hub[interpret]'"
-        ) from None
+    captum = require("captum.attr", "interpret", "attribution")
     backbone, tokenizer = model.backbone, model.backbone.tokenizer
     if backbone.kind == "encoder-decoder":
         raise BackboneError(
@@ -96,12 +92,12 @@ def attribute(
 
     with torch.inference_mode(False), model.bank.using(model.plan([blend])):
         with torch.no_grad():
-            own = logits(given, mask)[0]
+            logits_of_text = logits(given, mask)[0]
             with _embedded(embeddings, embeddings(empty)):
-                bare = logits(given, mask)[0]
-        number = int(own.argmax()) if target is None else names.index(target)
-        gradients = LayerIntegratedGradients(logits, embeddings)
-        found = gradients.attribute(
+                logits_of_baseline = logits(given, mask)[0]
+        number = int(logits_of_text.argmax()) if target is None else names.index(target)
+        gradients = captum.LayerIntegratedGradients(logits, embeddings)
+        attributions = gradients.attribute(
             given,
             baselines=empty,
             target=number,
@@ -113,9 +109,9 @@ def attribute(
         adapters=str(blend),
         target=names[number],
         tokens=tuple(tokenizer.decode([number]) for number in ids),
-        scores=tuple(found.detach().double().sum(-1)[0].tolist()),
-        logit=own[number].item(),
-        baseline=bare[number].item(),
+        scores=tuple(attributions.detach().double().sum(-1)[0].tolist()),
+        logit=logits_of_text[number].item(),
+        baseline=logits_of_baseline[number].item(),
     )
 
 

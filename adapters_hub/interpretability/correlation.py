@@ -3,7 +3,9 @@
 Knows reports and plain numbers; does not know how a gain is measured.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 
 from adapters_hub.interpretability.comparison import Comparison
 from adapters_hub.metrics import bootstrap
@@ -19,29 +21,20 @@ PREDICTORS = {
 }
 """The measures of two adapters that might predict a gain, and what to call them."""
 
+_MEASURED = "measured_correlations.json"
 
-SUPPORT: Mapping[str, Correlation] = {
-    "log2_energy_ratio": Correlation(-0.51, -0.82, 0.01, 18),
-    "cosine": Correlation(-0.30, -0.75, 0.24, 18),
-    "overlap_left": Correlation(0.24, -0.23, 0.64, 18),
-    "overlap_right": Correlation(0.19, -0.36, 0.62, 18),
-    "sign_conflict": Correlation(0.44, -0.06, 0.76, 18),
-    "interference": Correlation(0.53, 0.04, 0.82, 18),
-}
-"""What is on record of each predictor, the language adapter first: the starter, reviews of three
-domains in six languages, bits per byte, ``sum`` (docs/lab-log.md, 2026-11-26). The 18 cells share
-adapters, and six predictors were tried, so that one interval just off zero is weak support."""
 
-AGAIN: Mapping[str, Correlation] = {
-    "log2_energy_ratio": Correlation(-0.27, -0.84, 0.52, 9),
-    "cosine": Correlation(-0.02, -0.68, 0.95, 9),
-    "overlap_left": Correlation(-0.28, -0.86, 0.50, 9),
-    "overlap_right": Correlation(-0.03, -0.73, 0.86, 9),
-    "sign_conflict": Correlation(0.05, -0.83, 0.69, 9),
-    "interference": Correlation(-0.13, -0.81, 0.60, 9),
-}
-"""The same in a second matrix: an English encoder of sentences, topics in nine other languages,
-macro-F1 (the same log)."""
+def on_record(matrix: str) -> dict[str, Correlation]:
+    """Predictor → its correlation with the gain that was measured in ``matrix``.
+
+    ``matrix``: ``starter-reviews`` or ``english-topics``, as in ``measured_correlations.json``,
+    which has the date, the setting and the source of each.
+    """
+    text = resources.files(__package__).joinpath(_MEASURED).read_text(encoding="utf-8")
+    return {
+        name: Correlation(**values)
+        for name, values in json.loads(text)[matrix]["correlations"].items()
+    }
 
 
 def predictors_of(report: Comparison) -> dict[str, float | None]:
@@ -58,15 +51,18 @@ def correlate(
 
 def verdict(
     report: Comparison,
-    support: Mapping[str, Correlation] = SUPPORT,
-    again: Mapping[str, Correlation] = AGAIN,
+    support: Mapping[str, Correlation] | None = None,
+    again: Mapping[str, Correlation] | None = None,
 ) -> str:
     """What can be said of a pair in a few sentences, no more than ``support`` bears out.
 
     ``support``: predictor → its measured correlation with the gain of composing, as `correlate`
     gives it, of a language adapter first and a domain adapter second; ``again``: the same in
-    another matrix. However strong, a correlation over pairs is no threshold, and none is named.
+    another matrix. What is not given is what is on record. However strong, a correlation over
+    pairs is no threshold, and none is named.
     """
+    support = on_record("starter-reviews") if support is None else support
+    again = on_record("english-topics") if again is None else again
     total = report.total
     said = [f"‖ΔW‖ {total.energy_first:.3g} and {total.energy_second:.3g}"]
     for predictor, name in PREDICTORS.items():
@@ -76,20 +72,22 @@ def verdict(
             said.append(f"{name} {value:.3f}" if share else f"{name} {value:+.3f}")
     text = f"{report.first} and {report.second}: {', '.join(said)}."
     shown = {
-        name: own for name, own in support.items() if name in PREDICTORS and own.rho is not None
+        name: measured
+        for name, measured in support.items()
+        if name in PREDICTORS and measured.rho is not None
     }
     if not shown:
         return (
             f"{text} No threshold on any of these has been shown to predict what composing gains."
         )
     held = [
-        f"{PREDICTORS[name]} (ρ {own.rho:+.2f} [{own.low:+.2f}, {own.high:+.2f}], n={own.n}: "
-        f"{'more' if (own.rho or 0) > 0 else 'less'} of it went with a larger gain"
+        f"{PREDICTORS[name]} ({_shown(measured)}, n={measured.n}: "
+        f"{'more' if (measured.rho or 0) > 0 else 'less'} of it went with a larger gain"
         f"{_seen_again(again.get(name))})"
-        for name, own in shown.items()
-        if own.is_supported
+        for name, measured in shown.items()
+        if measured.is_supported
     ]
-    rest = [PREDICTORS[name] for name, own in shown.items() if not own.is_supported]
+    rest = [PREDICTORS[name] for name, measured in shown.items() if not measured.is_supported]
     text += (
         f" Of {len(shown)} predictors measured against the gain of composing, of a language "
         "adapter first and a domain adapter second, "
@@ -105,7 +103,11 @@ def verdict(
     )
 
 
-def _seen_again(own: Correlation | None) -> str:
-    if own is None or own.rho is None or own.is_supported:
+def _seen_again(measured: Correlation | None) -> str:
+    if measured is None or measured.rho is None or measured.is_supported:
         return ""
-    return f"; not so in a second matrix, ρ {own.rho:+.2f} [{own.low:+.2f}, {own.high:+.2f}]"
+    return f"; not so in a second matrix, {_shown(measured)}"
+
+
+def _shown(measured: Correlation) -> str:
+    return f"ρ {measured.rho:+.2f} [{measured.low:+.2f}, {measured.high:+.2f}]"

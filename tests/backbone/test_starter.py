@@ -45,7 +45,7 @@ def test_every_shipped_adapter_is_sound_and_fits_the_starter(model):
 
 
 def test_each_language_adapter_knows_its_language_better_than_the_bare_starter(model):
-    from adapters_hub.evaluation.scores import compare
+    from adapters_hub.evaluation.scores import scores_by_language
     from adapters_hub.tasks import make_task
 
     task = make_task("language-modeling")
@@ -54,7 +54,7 @@ def test_each_language_adapter_knows_its_language_better_than_the_bare_starter(m
         examples = task.encode([row for row in rows if row.language == language], model.backbone)
         blends = {name: model.resolve(name) for name in (language, None)}
         columns = {str(n): lambda row, b=b: b for n, b in blends.items()}
-        bits = compare(model, task, examples, columns)["bits"]
+        bits = scores_by_language(model, task, examples, columns)["bits"]
         assert bits[language]["mean"] < 0.95 * bits["None"]["mean"]
 
 

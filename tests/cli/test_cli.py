@@ -109,7 +109,7 @@ def test_compose_refuses_options_that_cannot_be(options, message, run, tmp_path)
 
 
 def test_help_of_compose_lists_all_methods_and_options(run, capsys):
-    from adapters_hub.cli import _OPTIONS
+    from adapters_hub.cli.blends import OPTIONS
     from adapters_hub.compose.methods import METHODS, options_of
 
     with pytest.raises(SystemExit) as stop:
@@ -119,14 +119,28 @@ def test_help_of_compose_lists_all_methods_and_options(run, capsys):
     lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
     for name in METHODS:
         assert all(option in lines[name] for option in options_of(name))
-    assert set(_OPTIONS) == {option for name in METHODS for option in options_of(name)}
+    assert set(OPTIONS) == {option for name in METHODS for option in options_of(name)}
     with pytest.raises(SystemExit) as stop:
         run("compose", "de", "-o", "x", "--rank", "two")
     assert stop.value.code == 2
 
 
-def test_as_a_program(library):
-    command = [sys.executable, "-m", "adapters_hub.cli"]
+def test_help_shows_every_command_in_its_group(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    groups = {"library": "list show resolve add remove verify", "blends": "compose compare fit",
+              "reports": "matrix"}  # fmt: skip
+    for title, commands in groups.items():
+        start = lines.index(f"{title}:") + 1
+        end = lines.index("", start)
+        assert [line.split()[0] for line in lines[start:end]] == commands.split()
+
+
+@pytest.mark.parametrize("module", ["adapters_hub", "adapters_hub.cli"])
+def test_as_a_program(module, library):
+    command = [sys.executable, "-m", module]
     done = subprocess.run(
         [*command, "list", "--library", library.root], capture_output=True, text=True
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
-from adapters_hub.evaluation.scores import compare
+from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks import make_task
@@ -205,7 +205,7 @@ def test_no_rows_are_no_examples(load, lora_folder, kind):
 
 def test_there_is_nothing_to_compare_without_examples(load):
     with pytest.raises(DataError, match="no examples to compare on"):
-        compare(load("qwen3"), LanguageModeling(), [], {"bare": lambda row: ah.Blend()})
+        scores_by_language(load("qwen3"), LanguageModeling(), [], {"bare": lambda row: ah.Blend()})
 
 
 def test_one_label_is_not_a_classification():

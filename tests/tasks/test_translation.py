@@ -15,7 +15,7 @@ from adapters_hub.data.pairs import translations
 from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, LanguageError, SettingsError
-from adapters_hub.evaluation.scores import compare
+from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.inference.records import collect_records
 from adapters_hub.metrics.text_scores import bleu, chrf_plus_plus, signature, wrong_language
 from adapters_hub.tasks import make_task
@@ -261,7 +261,7 @@ def test_training_brings_translations_that_survive_saving(kind, load):
         assert got == [row.fields["target"] for row in rows]
     final = task.final()
     blends = {"hotel": model.resolve("hotel"), "bare": ah.Blend()}
-    found = compare(
+    found = scores_by_language(
         model, final, examples, {name: lambda row, b=blend: b for name, blend in blends.items()}
     )
     for column in ("de", "mean"):
@@ -335,7 +335,7 @@ def test_a_table_is_by_target_language_and_leaves_out_what_cannot_be_measured(lo
     model = load("qwen3")
     task = Translation(languages=("en", "de", "zh", "uk"), max_new_tokens=4).final()
     rows = [*ROWS, pair("slow", "rude", language="tlh")]
-    found = compare(
+    found = scores_by_language(
         model, task, task.encode(rows, model.backbone), {"bare": lambda row: ah.Blend()}
     )
     assert set(found["bleu"]["bare"]) == {"de", "en", "uk", "zh", "tlh", "mean"}

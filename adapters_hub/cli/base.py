@@ -1,0 +1,45 @@
+"""What every group of commands shares: how one is declared, and the model that its options name."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from adapters_hub.errors import BlendError
+from adapters_hub.library.library import Library
+
+if TYPE_CHECKING:
+    from adapters_hub.model import AdaptedModel
+
+Run = Callable[[argparse.Namespace], int]
+"""What a command does: its options in, its exit status out."""
+
+
+class DeclareCommand(Protocol):
+    """Adds a command with its name, function and one line of help, and returns its parser."""
+
+    def __call__(
+        self,
+        name: str,
+        run: Run,
+        help: str,
+        *,
+        add_help: bool = True,
+        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+    ) -> argparse.ArgumentParser:
+        """The parser to add the command's arguments to."""
+
+
+def load_model(
+    options: argparse.Namespace, first: str = "", *, exact: bool = False
+) -> "AdaptedModel":
+    """The backbone asked for, else that of a blend's first term, or adapter's ``exact`` name."""
+    from adapters_hub.model import load_backbone
+
+    library = Library(options.library)
+    if not first:
+        raise BlendError(f"{options.blend!r} cancels out: there is nothing in it")
+    find = library.get if exact else library.find
+    backbone = options.backbone or find(first).backbone
+    if backbone is None:
+        raise BlendError(f"{first!r} names no backbone: give --backbone")
+    return load_backbone(backbone, library=library)

@@ -1,0 +1,102 @@
+"""Commands on a library: list, show, resolve, add, remove, verify. None of them needs torch."""
+
+import argparse
+import json
+
+from adapters_hub.cli.base import DeclareCommand
+from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
+from adapters_hub.library.library import Library
+
+_COLUMNS = ("name", "language", "domain", "task", "backbone", "rank")
+
+
+def declare(command: DeclareCommand) -> None:
+    """The commands of this group and their arguments."""
+    sub = command("list", _list, "the adapters of a library, one a line")
+    sub.add_argument("--language", help="name, code or tag")
+    sub.add_argument("--domain")
+    sub.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+
+    sub = command("show", _show, "everything known of one adapter, as JSON")
+    sub.add_argument("term", help="an adapter's name, a language or a domain")
+
+    sub = command("resolve", _resolve, "the adapter for a language, or the closest there is")
+    sub.add_argument("language")
+
+    sub = command("add", _add, "copy a PEFT LoRA folder, or a lone .safetensors, into the library")
+    sub.add_argument("source")
+    for flag in ("name", "language", "task", "backbone", "license"):
+        sub.add_argument(f"--{flag}")
+    sub.add_argument("--domain", help="'' for none, whatever the files say")
+    sub.add_argument("--labels", nargs="+", help="label names, in the order of the logits")
+    sub.add_argument("--problem-type", choices=PROBLEM_TYPES, help="of a classification head")
+    sub.add_argument("--replace", action="store_true", help="replace one of the same name")
+
+    sub = command("remove", _remove, "delete an adapter")
+    sub.add_argument("name")
+
+    sub = command("verify", _verify, "check files against their stored hashes")
+    sub.add_argument("names", nargs="*", help="all, if none is given")
+
+
+def _list(options: argparse.Namespace) -> int:
+    infos = Library(options.library).list(options.language, options.domain)
+    if options.json:
+        for info in infos:
+            print(json.dumps(info.to_json(), ensure_ascii=False))
+        return 0
+    rows = [_COLUMNS, *([_cell(info, column) for column in _COLUMNS] for info in infos)]
+    wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    for row in rows:
+        print("  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip())
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    info = Library(options.library).find(options.term)
+    print(json.dumps({**info.to_json(), "path": info.path}, ensure_ascii=False, indent=2))
+    return 0
+
+
+def _resolve(options: argparse.Namespace) -> int:
+    resolution = Library(options.library).resolve(options.language)
+    print(f"{resolution.info.name}\t{resolution.distance}\t{resolution.reason}")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    info = Library(options.library).add(
+        options.source,
+        name=options.name,
+        language=options.language,
+        domain=options.domain,
+        task=options.task,
+        labels=options.labels,
+        problem_type=options.problem_type,
+        backbone=options.backbone,
+        license=options.license,
+        replace_existing=options.replace,
+    )
+    print(f"added {info.name} as {info.path}")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    Library(options.library).remove(options.name)
+    print(f"removed {options.name}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    library = Library(options.library)
+    bad = 0
+    for name in options.names or library.names():
+        problems = library.verify(name)
+        print(f"{name}: {'; '.join(problems) or 'as it was written'}")
+        bad += bool(problems)
+    return 1 if bad else 0
+
+
+def _cell(info: AdapterInfo, column: str) -> str:
+    value = getattr(info, column)
+    return "-" if value is None else str(value)

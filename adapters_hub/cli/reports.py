@@ -1,0 +1,23 @@
+"""Commands on results that are already on disk: matrix."""
+
+import argparse
+import sys
+
+from adapters_hub.cli.base import DeclareCommand
+
+
+def declare(command: DeclareCommand) -> None:
+    """The commands of this group and their arguments."""
+    sub = command("matrix", _matrix, "tables and pictures of what recipes/evaluate_matrix.py found")
+    sub.add_argument("results", help="folder with its cells")
+    sub.add_argument("-o", "--output", help="folder for the pictures [none are drawn]")
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from adapters_hub.evaluation.report import draw, read_cells, tables
+
+    cells = read_cells(options.results)
+    print(tables(cells))
+    for path in draw(cells, options.output) if options.output else ():
+        print(f"wrote {path}", file=sys.stderr)
+    return 0
