@@ -8,7 +8,13 @@ import torch
 from conftest import in_double
 
 import adapters_hub as ah
-from adapters_hub.errors import BackboneError, BlendError, HeadError, SettingsError
+from adapters_hub.errors import (
+    BackboneError,
+    BlendError,
+    HeadError,
+    MissingExtraError,
+    SettingsError,
+)
 from adapters_hub.interpretability import attribute, logit_lens, where_it_acts
 from adapters_hub.tasks.classification import Classification
 
@@ -195,5 +201,5 @@ def test_what_has_no_attribution_is_refused(load, monkeypatch):
     with pytest.raises(BackboneError, match="is an encoder-decoder"):
         attribute(load("mt5"), TEXT, "de")
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(SettingsError, match=r"pip install 'adapters-hub\[interpret\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'adapters-hub\[interpret\]'"):
         attribute(model, TEXT, "mood")
