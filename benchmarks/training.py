@@ -16,7 +16,8 @@ cut into train and test by context.
 Four ways train one adapter: ``adapters_hub.training.loop.train_adapters``; the Trainer with its
 defaults, ``random`` sampling; (speed only) the Trainer with ``group_by_length``, which
 retrieval's has not; and with the ``same`` batches as ours, to tell how much of a difference is the
-choice of batches and how much the step itself. ``quality`` takes ours and the Trainer's ``--sampling``.
+choice of batches and how much the step itself. ``quality`` takes ours and the Trainer's
+``--sampling``.
 
 Columns of ``speed``, medians over the rounds:
 

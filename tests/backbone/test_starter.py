@@ -77,6 +77,7 @@ def test_sample_text_is_parallel_and_split_by_item(domain):
     assert len(seen) >= 64
 
 
+@pytest.mark.slow
 def test_the_wheel_works_from_an_empty_folder(tmp_path):
     """Built without isolation, unpacked, and used with nothing of the checkout in reach."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "d"]

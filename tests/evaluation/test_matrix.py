@@ -182,6 +182,7 @@ def test_what_cannot_work_is_said_first(
         run("evaluate_matrix.py", *common, *given, monkeypatch=monkeypatch, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_cells(finished, tiny, reviews, library, tmp_path):
     given = arguments(tiny, reviews, library, tmp_path / "results")
     process = launch("evaluate_matrix.py", *given, processes=2, cwd=tmp_path)

@@ -53,6 +53,7 @@ def make(tiny, library, adapters, size, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_thousand_loads_and_evictions_never_give_a_wrong_row_nor_leak(tiny, stocked):
     library, ids, want, size = stocked
     model = make(tiny, library, 2, size)

@@ -425,6 +425,7 @@ def answers(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mt5"])
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(kind, tiny, answers, tmp_path, lora_folder):
     """Also with accumulated pieces, and rows over their language's frozen adapter."""
     found = []

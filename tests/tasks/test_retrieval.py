@@ -420,6 +420,7 @@ def questions(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(tiny, questions, tmp_path, lora_folder):
     """Also with accumulated pieces, and rows over their language's frozen adapter."""
     found = []

@@ -432,6 +432,7 @@ def parallel(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "nllb"])
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(kind, tiny, nllb, parallel, tmp_path, lora_folder):
     backbone = nllb if kind == "nllb" else tiny(kind)
     found = []

@@ -146,6 +146,7 @@ def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypa
     assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_folder):
     factors = []
     for processes in (1, 2):
@@ -169,6 +170,7 @@ def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_fo
         torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_control_c_saves_and_the_same_command_goes_on(tiny, feedback, tmp_path):
     arguments = ["--backbone", tiny("qwen3"), "--data", feedback, "--library", "library"]
     arguments += ["--language", "da", "--steps", 800, "--eval-every", 400, "--rank", 2, "--cpu"]
