@@ -83,18 +83,21 @@ def run() -> None:
     saved = experiment.save(adapter)  # before anything else can fail
     if test := experiment.examples["test"]:
         final = task.final()
-        found = scores_by_language(model, final, test, columns, experiment.accelerator)
+        scores = scores_by_language(model, final, test, columns, experiment.accelerator)
         trained_on = {task.language(row) or "-" for row in experiment.splits["train"]}
         texts = len(experiment.splits["test"])
         metrics = {}
-        for shown in (s for s in final.shown(model.backbone) if s.metric in found):
-            results = found[shown.metric]
+        for shown in (s for s in final.shown(model.backbone) if s.metric in scores):
+            results = scores[shown.metric]
             notes = {lang: " (not trained on)" for lang in results[name] if lang not in trained_on}
             better = "higher" if shown.higher_is_better else "lower"
             experiment.print(f"\n{shown.name} on {texts} test texts ({better} is better):\n")
             experiment.print(table(results, "language", {**notes, "mean": ""}))
             experiment.print(shown.note and f"\n{shown.note}")
-            metrics |= {f"{shown.name}, {column}": own["mean"] for column, own in results.items()}
+            metrics |= {
+                f"{shown.name}, {column}": by_language["mean"]
+                for column, by_language in results.items()
+            }
         saved = experiment.save(adapter, metrics)
     else:
         experiment.print("\nno test rows, so there is no table")

@@ -62,14 +62,14 @@ def run() -> None:
     if examples := experiment.examples["test"]:
         results: dict[str, dict[str, float]] = {"bare backbone": {}, "adapter": {}}
         for number, name in enumerate(names):  # each on its own rows, all of their texts under it
-            own = [example for example in examples if owner(example.row) == number]
+            its_examples = [example for example in examples if owner(example.row) == number]
             blends = dict(zip(results, (model.resolve(None), model.resolve(name)), strict=True))
             columns = {column: lambda row, blend=blend: blend for column, blend in blends.items()}
-            if own:
-                found = scores_by_language(
-                    model, experiment.task, own, columns, experiment.accelerator
+            if its_examples:
+                compared = scores_by_language(
+                    model, experiment.task, its_examples, columns, experiment.accelerator
                 )
-                for column, scores in found[experiment.task.metric].items():
+                for column, scores in compared[experiment.task.metric].items():
                     results[column] |= {tag: scores[tag] for tag in scores if tag != "mean"}
         for scores in results.values():
             scores["mean"] = sum(scores.values()) / len(scores)
@@ -79,8 +79,8 @@ def run() -> None:
         experiment.print(f"\n{unit} on {texts} test texts ({better} is better):\n")
         experiment.print(table(results, "language", {}))
         for number, adapter in enumerate(adapters):
-            own = adapter.info.language or "mean"
-            scores = {c: results[c][own] for c in results if own in results[c]}
+            tag = adapter.info.language or "mean"
+            scores = {c: results[c][tag] for c in results if tag in results[c]}
             words = {"bare backbone": "bare", "adapter": "adapted"}
             metrics = {f"{unit}, {words[column]}": score for column, score in scores.items()}
             saved[number] = experiment.save(adapter, metrics)

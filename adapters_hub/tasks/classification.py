@@ -129,8 +129,8 @@ class Classification(LabelledTask, ClassificationOptions):
             return batch
         if self.multi_label:
             targets = torch.zeros(len(examples), len(self.label_names))
-            for own, example in zip(targets, examples, strict=True):
-                own[list(example.target)] = 1.0
+            for target, example in zip(targets, examples, strict=True):
+                target[list(example.target)] = 1.0
         else:
             targets = torch.tensor([example.target for example in examples])
         return {**batch, "labels": targets.to(backbone.device)}
@@ -157,10 +157,10 @@ class Classification(LabelledTask, ClassificationOptions):
     ) -> list[Record]:
         logits = self.logits(model, batch, heads)
         if self.multi_label:
-            found = [[self.label_names[n] for n in row.nonzero()[:, 0]] for row in logits >= 0]
+            chosen = [[self.label_names[n] for n in row.nonzero()[:, 0]] for row in logits >= 0]
             return [
                 {"label": list(example.row.labels), "predicted": predicted}
-                for example, predicted in zip(examples, found, strict=True)
+                for example, predicted in zip(examples, chosen, strict=True)
             ]
         return [
             {"label": example.row.label, "predicted": self.label_names[number]}
@@ -184,7 +184,7 @@ class Classification(LabelledTask, ClassificationOptions):
     def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Of each label: hits, rows that have it, rows that were given it."""
         gold, predicted = (
-            np.array([[label in own for label in self.label_names] for own in sets])
+            np.array([[label in labels for label in self.label_names] for labels in sets])
             for sets in zip(*map(self._sets, records), strict=True)
         )
         return np.concatenate([gold & predicted, gold, predicted], axis=1).astype(float)

@@ -108,10 +108,10 @@ class Generation(BitsTask, GenerationOptions):
 
     def fields(self, row: Row) -> dict[str, Any]:
         """What a prompt may name."""
-        own = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
+        fields = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
         if isinstance(row.label, str):
-            own["label"] = row.label
-        return {name: value for name, value in own.items() if name != "target"}
+            fields["label"] = row.label
+        return {name: value for name, value in fields.items() if name != "target"}
 
     def sources(
         self, rows: Sequence[Row], backbone: Backbone, limits: Sequence[int] | None = None
@@ -129,9 +129,9 @@ class Generation(BitsTask, GenerationOptions):
         """Token ids of each row's target, with the end token behind it."""
         texts = [target_of(row) for row in rows]
         special = backbone.kind == "encoder-decoder"  # as its decoder was pretrained to write
-        found = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        encoded = backbone.tokenizer(texts, add_special_tokens=special)["input_ids"]
         end = backbone.tokenizer.eos_token_id
-        return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in found]
+        return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         check_writes(backbone)
@@ -143,20 +143,20 @@ class Generation(BitsTask, GenerationOptions):
         starts = [[] for _ in rows] if decoder else self.starts(rows, backbone)
         least = 1 + (sum(map(len, surroundings(backbone.tokenizer))) if decoder else 0)
         needs = [
-            len(own) + (least if decoder else len(given) - 1)
-            for own, given in zip(targets, starts, strict=True)
+            len(target_ids) + (least if decoder else len(given) - 1)
+            for target_ids, given in zip(targets, starts, strict=True)
         ]
         self._check_room(rows, needs, limit, backbone)
-        limits = [limit - len(own) if decoder else limit for own in targets]
+        limits = [limit - len(target_ids) if decoder else limit for target_ids in targets]
         sources = self.sources(rows, backbone)
         if cut := sum(len(ids) > most for ids, most in zip(sources, limits, strict=True)):
             end = "beginning" if decoder else "end"
             log.warning("%d of %d prompts lose their %s: max_length=%d", cut, len(rows), end, limit)
             sources = self.sources(rows, backbone, limits)
         examples = []
-        for row, source, given, own in zip(rows, sources, starts, targets, strict=True):
+        for row, source, given, target_ids in zip(rows, sources, starts, targets, strict=True):
             before = source if decoder else given
-            ids = (*before, *own)
+            ids = (*before, *target_ids)
             target = Target(ids, len(before), len(target_of(row).encode()))
             examples.append(Example(list(ids) if decoder else source, row, target))
         return examples
@@ -225,10 +225,10 @@ class Generation(BitsTask, GenerationOptions):
         return replace(self, writes=True) if has_sacrebleu() else self
 
     def shown(self, backbone: Backbone) -> list[Shown]:
-        found = super().shown(backbone)
+        shown = super().shown(backbone)
         if self.writes:
-            found.append(Shown("chrf", "chrF", True, signature("chrf")))
-        return found
+            shown.append(Shown("chrf", "chrF", True, signature("chrf")))
+        return shown
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 
@@ -255,8 +255,8 @@ class Generation(BitsTask, GenerationOptions):
 
     def usage(self, row: Row, backbone: Backbone) -> str:
         names = self.prompting(backbone).names
-        own = {name: value for name, value in self.fields(row).items() if name in names}
-        return f"model.generate([{own!r}])"
+        used = {name: value for name, value in self.fields(row).items() if name in names}
+        return f"model.generate([{used!r}])"
 
 
 def target_of(row: Row, column: str = "target") -> str:

@@ -113,13 +113,15 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             generator = torch.Generator().manual_seed(
                 (seed * 1_000_003 + hash(tuple(example.input_ids))) % 2**63
             )
-            own = [i for i, token in enumerate(example.input_ids) if token not in special]
-            own = own or list(range(len(example.input_ids)))
-            chosen = torch.tensor(own)[
-                torch.rand(len(own), generator=generator) < self.mask_probability
+            places = [i for i, token in enumerate(example.input_ids) if token not in special]
+            places = places or list(range(len(example.input_ids)))
+            chosen = torch.tensor(places)[
+                torch.rand(len(places), generator=generator) < self.mask_probability
             ]
             if not len(chosen):
-                chosen = torch.tensor([own[int(torch.randint(len(own), (), generator=generator))]])
+                chosen = torch.tensor(
+                    [places[int(torch.randint(len(places), (), generator=generator))]]
+                )
             labels[row, chosen] = ids[row, chosen]
             draw = torch.rand(len(chosen), generator=generator)
             random = torch.randint(len(backbone.tokenizer), (len(chosen),), generator=generator)

@@ -43,8 +43,8 @@ def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:
     place = torch.arange(mask.shape[1], device=mask.device) * mask
     for pooling in {"cls", "last"} & set(poolings):
         at = mask.argmax(1) if pooling == "cls" else place.argmax(1)
-        own = torch.tensor([name == pooling for name in poolings], device=mask.device)
-        weights[own] = functional.one_hot(at[own], mask.shape[1]).float()
+        pooled_so = torch.tensor([name == pooling for name in poolings], device=mask.device)
+        weights[pooled_so] = functional.one_hot(at[pooled_so], mask.shape[1]).float()
     with torch.autocast(states.device.type, enabled=False):  # which would round the sum
         pooled = torch.einsum("rt,rtw->rw", weights, states.float())
     return functional.normalize(pooled, dim=-1)
@@ -58,15 +58,15 @@ def unit_vectors(model: Runtime, inputs: dict[str, Tensor], poolings: Sequence[s
     mask, plan = inputs["attention_mask"], model.bank.current()
     lengths = mask.sum(1).cpu()
     parts = by_length(lengths)
-    found = []
+    pooled = []
     for rows in parts:
         longest = int(lengths[rows].max())
         at = rows.to(mask.device)
-        own = {name: tensor[at, :longest] for name, tensor in inputs.items()}
+        cut = {name: tensor[at, :longest] for name, tensor in inputs.items()}
         with model.bank.using(plan and plan.of(rows)):
-            states = hidden_states(model.backbone, own)
-        found.append(pool(states, own["attention_mask"], [poolings[row] for row in rows]))
-    return torch.cat(found)[torch.cat(parts).argsort().to(mask.device)]
+            states = hidden_states(model.backbone, cut)
+        pooled.append(pool(states, cut["attention_mask"], [poolings[row] for row in rows]))
+    return torch.cat(pooled)[torch.cat(parts).argsort().to(mask.device)]
 
 
 def by_length(lengths: Tensor) -> list[Tensor]:
@@ -79,8 +79,8 @@ def by_length(lengths: Tensor) -> list[Tensor]:
     worth = _WORTH * len(rows) * int(ordered[-1])
 
     def cut(start: int, end: int) -> list[Tensor]:
-        own = ordered[start:end]
-        saved = torch.arange(1, len(own) + 1) * (own[-1] - own)  # by a cut after each row
+        inside = ordered[start:end]
+        saved = torch.arange(1, len(inside) + 1) * (inside[-1] - inside)  # by a cut after each row
         best = int(saved.argmax())
         if saved[best] <= worth:
             return [rows[start:end].sort().values]
@@ -97,12 +97,12 @@ def embedding_of(model: Runtime, blend: Blend) -> tuple[str, dict[str, str]]:
     """
     infos = [info for name in blend.terms if (info := model.resident(name).info).pooling]
     infos = [info for info in infos if info.domain or not info.language] or infos
-    found = {info.name: (info.pooling, info.prompts) for info in infos}
-    if not found:
+    ways = {info.name: (info.pooling, info.prompts) for info in infos}
+    if not ways:
         return default_pooling(model.backbone), {}
-    (pooling, prompts), *others = found.values()
+    (pooling, prompts), *others = ways.values()
     if any(other != (pooling, prompts) for other in others):
-        listed = ", ".join(f"{name}: {own[0]}, {own[1]}" for name, own in found.items())
+        listed = ", ".join(f"{name}: {way[0]}, {way[1]}" for name, way in ways.items())
         raise HeadError(
             f"adapters of {str(blend)!r} were trained to embed in different ways ({listed}); keep "
             "one of them"

@@ -108,11 +108,11 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
         return "F1"
 
     def usage(self, row: Row, backbone: Backbone) -> str:
-        usual, own = QuestionAnswering(), ""
+        usual, options = QuestionAnswering(), ""
         for name in ("max_length", "stride"):
             if (value := getattr(self, name)) != getattr(usual, name):
-                own += f", {name}={value}"
-        return f"model.answer({row.fields['question']!r}, {row.text!r}{own})"
+                options += f", {name}={value}"
+        return f"model.answer({row.fields['question']!r}, {row.text!r}{options})"
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         self.shell(backbone)  # says so if there is none
@@ -171,7 +171,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
         ends = torch.nn.functional.pad(ends, (0, width - 1), value=-torch.inf).unfold(1, width, 1)
         spans = (starts[..., None] + ends).flatten(1)  # (rows, tokens × lengths)
         values, places = spans.topk(min(_BEST, spans.shape[1]), 1)
-        found = []
+        records = []
         for example, null, scores, at in zip(
             examples, nulls.tolist(), values.tolist(), places.tolist(), strict=True
         ):
@@ -187,7 +187,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
                 start += len(text) - len(text.lstrip())
                 if text := text.strip():
                     best.append([score, start, start + len(text), text])
-            found.append(
+            records.append(
                 {
                     "question": window.question,
                     "language": example.row.language,
@@ -196,7 +196,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
                     "spans": best,
                 }
             )
-        return found
+        return records
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """Over questions, whose windows' records are in any order."""
@@ -204,8 +204,12 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
             raise DataError("no rows to measure")
         answerable: list[tuple[float, float]] = []  # exact match and F1 of each question
         without: list[tuple[float, float]] = []  # of those that have no answer
-        for own in by_question(records):
-            text, gold, language = self.best(own).text, own[0]["gold"], own[0]["language"]
+        for windows in by_question(records):
+            text, gold, language = (
+                self.best(windows).text,
+                windows[0]["gold"],
+                windows[0]["language"],
+            )
             scores = exact_match(text, gold, language), f1(text, gold, language)
             (answerable if gold else without).append(scores)
         exact, overlap = _means(answerable + without)
@@ -218,11 +222,15 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
 
     def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Each question's F1, and 1."""
-        found = []
-        for own in by_question(records):
-            text, gold, language = self.best(own).text, own[0]["gold"], own[0]["language"]
-            found.append((f1(text, gold, language), 1.0))
-        return np.array(found)
+        scores = []
+        for windows in by_question(records):
+            text, gold, language = (
+                self.best(windows).text,
+                windows[0]["gold"],
+                windows[0]["language"],
+            )
+            scores.append((f1(text, gold, language), 1.0))
+        return np.array(scores)
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
@@ -330,7 +338,7 @@ def gold_spans(row: Row) -> tuple[Span, ...] | None:
             f"{row.where}: field 'answers' is {value!r}; it should be "
             '{"text": [...], "answer_start": [...]}'
         )
-    found = []
+    gold = []
     for text, start in pairs:
         if isinstance(start, str) and start.isdecimal():
             start = int(start)  # from a table, where everything is text
@@ -345,8 +353,8 @@ def gold_spans(row: Row) -> tuple[Span, ...] | None:
                 f"{row.where}: field {field!r}: {text!r} is not at character {start} of the text "
                 f"({there!r} is); {where}"
             )
-        found.append((text, start))
-    return tuple(found)
+        gold.append((text, start))
+    return tuple(gold)
 
 
 def by_question(records: Sequence[Record]) -> list[list[Record]]:

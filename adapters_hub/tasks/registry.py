@@ -34,9 +34,9 @@ def _modules() -> MappingProxyType[str, str]:
 
 
 def _declaration_in(module: str) -> Declaration:
-    found = import_module(f"{declared.__name__}.{module}").DECLARATION
-    assert isinstance(found, Declaration)
-    return found
+    declaration = import_module(f"{declared.__name__}.{module}").DECLARATION
+    assert isinstance(declaration, Declaration)
+    return declaration
 
 
 def task_names() -> tuple[str, ...]:

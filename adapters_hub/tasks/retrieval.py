@@ -105,14 +105,14 @@ class Retrieval(Task, RetrievalOptions):
         """
         texts: list[str] = []
         for row in rows:
-            found = _documents(row)
-            texts += [self.query_prompt + row.text, *(self.document_prompt + t for t in found)]
+            documents = _documents(row)
+            texts += [self.query_prompt + row.text, *(self.document_prompt + t for t in documents)]
         encoded = iter(encode_texts(texts, backbone, self.max_length))
         examples = []
         for row in rows:
-            own = [next(encoded) for _ in range(1 + len(_documents(row)))]
-            joined = [token for ids in own for token in ids]
-            examples.append(Example(joined, row, tuple(map(len, own))))
+            encoded_texts = [next(encoded) for _ in range(1 + len(_documents(row)))]
+            joined = [token for ids in encoded_texts for token in ids]
+            examples.append(Example(joined, row, tuple(map(len, encoded_texts))))
         return examples
 
     def usage(self, row: Row, backbone: Backbone) -> str:
@@ -121,8 +121,8 @@ class Retrieval(Task, RetrievalOptions):
     def rows(self, example: Example) -> list[Row]:
         row = example.row
         language = row.fields.get("positive_language", row.language)
-        found = [replace(row, text=text, language=language) for text in _documents(row)]
-        return [row, *found]
+        documents = [replace(row, text=text, language=language) for text in _documents(row)]
+        return [row, *documents]
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
@@ -177,7 +177,7 @@ class Retrieval(Task, RetrievalOptions):
 
     def tallies(self, records: Sequence[Record]) -> np.ndarray:
         """Each query's nDCG@10 among all documents, and 1: the corpus is not drawn again."""
-        return np.array([(ndcg(own), 1.0) for own in self.ranks(records)])
+        return np.array([(ndcg(ranks_of_query), 1.0) for ranks_of_query in self.ranks(records)])
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
@@ -201,8 +201,8 @@ class Retrieval(Task, RetrievalOptions):
             for query, positive, *_ in (record["texts"] for record in records)
         ]
         relevant = [
-            set().union(*(known[item] for item in _items(record))) - own
-            for record, own in zip(records, copies, strict=True)
+            set().union(*(known[item] for item in _items(record))) - copies_of_query
+            for record, copies_of_query in zip(records, copies, strict=True)
         ]
         queries = _table([record["vectors"][0] for record in records])
         return ranks(queries, _table(corpus), relevant, copies)

@@ -134,10 +134,10 @@ class TokenClassification(LabelledTask):
     ) -> list[Record]:
         """Each word's tag, as predicted and as it should be, and how probable the former is."""
         shares, best = self.logits(model, batch, heads).float().softmax(-1).max(-1)
-        found = []
+        records = []
         for example, values, tags in zip(examples, shares.tolist(), best.tolist(), strict=True):
             words: Words = example.target
-            found.append(
+            records.append(
                 {
                     "tags": None if words.tags is None else [self.labels[n] for n in words.tags],
                     "predicted": [
@@ -147,15 +147,15 @@ class TokenClassification(LabelledTask):
                     "cut": sum(place is None for place in words.places),
                 }
             )
-        return found
+        return records
 
     def metrics(self, records: Sequence[Record]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         gold = predicted = hit = right = words = 0
         for record in records:
-            true, own = set(spans_of(record["tags"])), set(spans_of(record["predicted"]))
-            gold, predicted, hit = gold + len(true), predicted + len(own), hit + len(true & own)
+            true, given = set(spans_of(record["tags"])), set(spans_of(record["predicted"]))
+            gold, predicted, hit = gold + len(true), predicted + len(given), hit + len(true & given)
             words += len(record["tags"])
             right += sum(a == b for a, b in zip(record["tags"], record["predicted"], strict=True))
         return {
@@ -183,12 +183,12 @@ def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     spans: list[tuple[str, int, int]] = []
     kind, start = "", 0
     for place, tag in enumerate([*tags, "O"]):
-        mark, _, own = tag.partition("-")
-        if kind and (mark != "I" or own != kind):
+        mark, _, name = tag.partition("-")
+        if kind and (mark != "I" or name != kind):
             spans.append((kind, start, place))
             kind = ""
         if mark != "O" and not kind:
-            kind, start = own, place
+            kind, start = name, place
     return spans
 
 
@@ -275,11 +275,11 @@ def _tokens_of(
     for start, end in spans:
         while at < len(tokens) and tokens[at][1] <= start:
             at += 1
-        own = at
-        while own < len(tokens) and tokens[own][0] < end:
-            own += 1
-        if own == at or (decoder and end > tokens[-1][1]):
+        behind = at
+        while behind < len(tokens) and tokens[behind][0] < end:
+            behind += 1
+        if behind == at or (decoder and end > tokens[-1][1]):
             places.append(None)
         else:
-            places.append(tokens[own - 1 if decoder else at][2])
+            places.append(tokens[behind - 1 if decoder else at][2])
     return encoded["input_ids"] or filler(tokenizer), tuple(places)

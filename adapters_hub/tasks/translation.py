@@ -85,8 +85,11 @@ class Translation(Generation, TranslationOptions):
 
     def fields(self, row: Row) -> dict[str, Any]:
         source, target = source_language(row), target_language(row)
-        own = {"source_language": languages.name(source), "target_language": languages.name(target)}
-        return {**super().fields(row), **own}
+        names = {
+            "source_language": languages.name(source),
+            "target_language": languages.name(target),
+        }
+        return {**super().fields(row), **names}
 
     def sources(
         self, rows: Sequence[Row], backbone: Backbone, limits: Sequence[int] | None = None
@@ -97,13 +100,13 @@ class Translation(Generation, TranslationOptions):
         texts = [prompt.fill(self.fields(row), row.where) for row in rows]
         tags = [source_language(row) for row in rows]
         around = {tag: special_tokens(tag, backbone) for tag in set(tags)}
-        found = []
+        sources = []
         for number, ids in enumerate(_bare(texts, backbone)):
             before, after = around[tags[number]]
             if limits is not None:
                 ids = cut(ids, limits[number] - len(before) - len(after), backbone)
-            found.append([*before, *ids, *after])
-        return found
+            sources.append([*before, *ids, *after])
+        return sources
 
     def starts(self, rows: Sequence[Row], backbone: Backbone) -> list[list[int]]:
         if not codes_of(backbone):
@@ -127,10 +130,10 @@ class Translation(Generation, TranslationOptions):
         heads: Heads,
         examples: Sequence[Example],
     ) -> list[Record]:
-        found = super().records(model, batch, heads, examples)
+        records = super().records(model, batch, heads, examples)
         return [
             {**record, "language": target_language(example.row)}
-            for record, example in zip(found, examples, strict=True)
+            for record, example in zip(records, examples, strict=True)
         ]
 
     def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
@@ -146,19 +149,22 @@ class Translation(Generation, TranslationOptions):
             wrong = wrong_language([text for text, _ in pairs], tag, self.languages)
             if wrong is not None:
                 scores.setdefault("wrong_language", []).append(wrong)
-        return {name: sum(own) / len(own) for name, own in scores.items()}
+        return {
+            name: sum(by_language_scores) / len(by_language_scores)
+            for name, by_language_scores in scores.items()
+        }
 
     def final(self) -> "Translation":
         return replace(self, writes=True)
 
     def shown(self, backbone: Backbone) -> list[Shown]:
-        found = [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
+        shown = [Shown(self.metric, self.metric_name(backbone), self.higher_is_better)]
         if not self.writes:
-            return found
+            return shown
         tokenizers = dict.fromkeys(signature("bleu", tag) for tag in self.languages)
         among = f"taken for the likeliest of {' '.join(self.languages)}"
         return [
-            *found,
+            *shown,
             Shown("chrf++", "chrF++", True, signature("chrf++")),
             Shown("bleu", "BLEU", True, ", ".join(tokenizers)),
             Shown("wrong_language", "share in the wrong language", False, among),
@@ -196,5 +202,7 @@ def _said(row: Row, tag: str | None, field: str) -> str:
 
 def _bare(texts: Sequence[str], backbone: Backbone) -> list[list[int]]:
     """Token ids without special tokens."""
-    found: list[list[int]] = backbone.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return found
+    encoded: list[list[int]] = backbone.tokenizer(list(texts), add_special_tokens=False)[
+        "input_ids"
+    ]
+    return encoded

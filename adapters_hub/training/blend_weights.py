@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from adapters_hub.data.batches import plan_batches
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
+from adapters_hub.extras import require
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
@@ -32,7 +33,9 @@ from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.heads import task_of
 from adapters_hub.tasks.registry import DEFAULT, task_class
 
-METHODS = ("gradient", "lorahub")
+SEARCHES = ("gradient", "lorahub")
+"""The ways to find weights."""
+
 BOUND = 1.5
 """The largest size of a weight in LoraHub's search."""
 
@@ -119,8 +122,8 @@ def fit(
         after = {split: run.scores(best.weights, examples) for split, examples in splits.items()}
     values: list[list[float]] = best.weights.tolist()
     terms = tuple(
-        BlendTerm(name, model.resident(name).info.hash, tuple(own) if layers else own[0])
-        for name, own in zip(wanted.terms, values, strict=True)
+        BlendTerm(name, model.resident(name).info.hash, tuple(weights) if layers else weights[0])
+        for name, weights in zip(wanted.terms, values, strict=True)
     )
     losses = (before["rows"]["loss"], after["rows"]["loss"])
     backbone = model.backbone.name, model.backbone.fingerprint
@@ -173,9 +176,9 @@ class _Run:
         need not know. Slots that are trained make no plan that outlives the call.
         """
         bank = self.model.bank
-        for (slot, adapter), own in zip(self.slots.items(), weights, strict=True):
-            at: dict[str | None, Tensor] = dict(zip(self.layers, own, strict=False))
-            mean = own.mean()  # the weight itself, where it is one for all layers
+        for (slot, adapter), by_layer in zip(self.slots.items(), weights, strict=True):
+            at: dict[str | None, Tensor] = dict(zip(self.layers, by_layer, strict=False))
+            mean = by_layer.mean()  # the weight itself, where it is one for all layers
             factors = {
                 site: (a.detach(), at.get(layer_of(site), mean).to(b.device) * b.detach().float())
                 for site, (a, b) in adapter.factors.items()
@@ -261,12 +264,7 @@ def _by_gradient(best: _Best, steps: int, batch_size: int, rate: float, seed: in
 
 
 def _by_search(best: _Best, steps: int) -> None:
-    try:
-        from scipy.optimize import minimize
-    except ImportError:
-        raise SettingsError(
-            "method='lorahub' needs scipy: pip install 'adapters-hub[fit]'"
-        ) from None
+    minimize = require("scipy.optimize", "fit", "method='lorahub'").minimize
     lowest = math.inf
 
     def objective(values: Any) -> float:
@@ -298,8 +296,8 @@ def _task(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Ta
 def _check(per: str, method: str, rate: float, l1: float, **whole: int) -> None:
     if per not in ("adapter", "layer"):
         raise SettingsError(f"per={per!r}: choose adapter or layer")
-    if method not in METHODS:
-        raise SettingsError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    if method not in SEARCHES:
+        raise SettingsError(f"method={method!r}: choose one of {', '.join(SEARCHES)}")
     if per == "layer" and method == "lorahub":
         raise SettingsError("per='layer' has too many weights for lorahub's search: use gradient")
     for name, value in whole.items():

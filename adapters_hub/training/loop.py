@@ -184,10 +184,10 @@ class _Run:
             inputs = self.task.collate(
                 chosen, self.model.backbone, seed=settings.seed * 100_003 + number
             )
-            own = torch.tensor([owners[i] for i in numbers])
-            counts.index_add_(0, own, self.task.count(inputs).double().cpu())
+            owners_of_piece = torch.tensor([owners[i] for i in numbers])
+            counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu())
             self.tokens += sum(len(example.input_ids) for example in chosen)
-            pieces.append(_Piece(places, chosen, inputs, own))
+            pieces.append(_Piece(places, chosen, inputs, owners_of_piece))
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
@@ -276,12 +276,14 @@ class _Run:
         """Each adapter's score on its dev rows; keeps the best state and says who is finished."""
         scores = {}
         for number, trainee in enumerate(self.trainees):
-            own = [example for example, owner in zip(dev, owners, strict=True) if owner == number]
-            if not own or trainee.stopped:
+            dev_examples = [
+                example for example, owner in zip(dev, owners, strict=True) if owner == number
+            ]
+            if not dev_examples or trainee.stopped:
                 continue
             blend_of = partial(self.blend_of, owner=number)
             records = collect_records(
-                self.model, self.task, own, blend_of, accelerator=self.accelerator
+                self.model, self.task, dev_examples, blend_of, accelerator=self.accelerator
             )
             score = self.task.metrics(records)[self.task.metric]
             trainee.remember(score, done, self.task.higher_is_better)

@@ -84,10 +84,10 @@ class Experiment:
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
         if rows is None:
-            found = read_data(settings.data, settings.columns, settings.label_separator)
+            read = read_data(settings.data, settings.columns, settings.label_separator)
         else:
-            found = {"train": list(rows)}
-        self.splits = self._chosen(found, other_languages)
+            read = {"train": list(rows)}
+        self.splits = self._chosen(read, other_languages)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -166,8 +166,8 @@ class Experiment:
 
     def _domains(self) -> tuple[str, ...]:
         """The domains asked for, else those that the rows name."""
-        found = {row.domain for row in self.splits["train"] if row.domain}
-        return self.settings.domain or tuple(sorted(found))
+        named = {row.domain for row in self.splits["train"] if row.domain}
+        return self.settings.domain or tuple(sorted(named))
 
     def train(
         self,
@@ -192,8 +192,8 @@ class Experiment:
         batches = plan_batches(
             [len(example.input_ids) for example in examples],
             [
-                (own, self.task.language(example.row))
-                for own, example in zip(owners, examples, strict=True)
+                (number, self.task.language(example.row))
+                for number, example in zip(owners, examples, strict=True)
             ],
             [example.row.domain for example in examples],
             batch_size=settings.batch_size,
@@ -221,13 +221,13 @@ class Experiment:
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
         """Every split's rows, encoded and checked; the first use raises before a step is made."""
-        found = {}
+        examples = {}
         for name, rows in self.splits.items():
-            found[name] = self.task.encode(rows, self.model.backbone)
-            self.task.check(found[name])
-        if not found["train"]:
+            examples[name] = self.task.encode(rows, self.model.backbone)
+            self.task.check(examples[name])
+        if not examples["train"]:
             raise DataError(f"{self.settings.data}: no text long enough to train on")
-        return found
+        return examples
 
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
@@ -310,25 +310,25 @@ class Experiment:
         tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _chosen(self, found: Splits, other_languages: bool) -> Splits:
+    def _chosen(self, read: Splits, other_languages: bool) -> Splits:
         """The rows of the languages and domains asked for, with dev and test, as the task takes
         them.
         """
         settings = self.settings
-        domains = {row.domain for rows in found.values() for row in rows}
+        domains = {row.domain for rows in read.values() for row in rows}
         if settings.domain and not domains & {*settings.domain, None}:
             there = ", ".join(sorted(str(domain) for domain in domains))
             raise DataError(
                 f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
             )
-        found = {name: select(rows, None, settings.domain or None) for name, rows in found.items()}
-        if not found.get("train"):
+        read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
+        if not read.get("train"):
             raise DataError(
                 f"{settings.data}: no train rows; by the names of its files, all are for "
-                + " and ".join(name for name, rows in found.items() if rows)
+                + " and ".join(name for name, rows in read.items() if rows)
             )
-        found = with_held_out(found)
-        splits = {name: found.get(name, []) for name in ("train", "dev", "test")}
+        read = with_held_out(read)
+        splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
         if len(self.languages) == 1:  # the one asked for is what rows that name none are in
             (tag,) = self.languages
             for name, rows in splits.items():
@@ -364,7 +364,7 @@ class Experiment:
             return {}
         tags = {tag for rows in self.splits.values() for tag in self._tags(rows)}
         wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
-        found = {}
+        below = {}
         for tag in sorted(wanted):
             try:
                 info = self.library.find(f"lang:{tag}", self.model.backbone.fingerprint)
@@ -373,12 +373,12 @@ class Experiment:
                     continue  # 'auto' takes what there is
                 raise
             if info.language == tag and not info.domain:
-                found[tag] = info
+                below[tag] = info
             elif asked != ("auto",):
                 raise NotFoundError(
                     f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
                 )
-        return found
+        return below
 
 
 def _silent(*values: Any) -> None:
@@ -395,9 +395,9 @@ def _owned(
     examples: Sequence[Example], owner: Callable[[Row], int | None]
 ) -> tuple[list[Example], list[int]]:
     """The examples that someone owns, and who."""
-    found = [(example, owner(example.row)) for example in examples]
-    mine = [(example, own) for example, own in found if own is not None]
-    return [example for example, _ in mine], [own for _, own in mine]
+    pairs = [(example, owner(example.row)) for example in examples]
+    mine = [(example, number) for example, number in pairs if number is not None]
+    return [example for example, _ in mine], [number for _, number in mine]
 
 
 def _share(row: Row) -> float:

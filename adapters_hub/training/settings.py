@@ -343,12 +343,12 @@ def _by_own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 @functools.cache
 def _task_fields() -> dict[str, "Field[Any]"]:
     """The options that only some tasks have, by name; one of two tasks is the same in both."""
-    found: dict[str, Field[Any]] = {}
+    options: dict[str, Field[Any]] = {}
     for declaration in declarations():
         for setting in fields(declaration.options):
             if setting.name != "max_length":
-                found.setdefault(setting.name, setting)
-    return found
+                options.setdefault(setting.name, setting)
+    return options
 
 
 def _tasks_with(name: str) -> str:

@@ -20,6 +20,7 @@ from adapters_hub.errors import (
     BlendFileError,
     DataError,
     HeadError,
+    MissingExtraError,
     NotFoundError,
     SettingsError,
     TrainingError,
@@ -450,7 +451,7 @@ def test_a_loss_that_is_not_finite_ends_it(model):
 
 def test_without_scipy_the_install_command_is_said(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(SettingsError, match=r"pip install 'adapters-hub\[fit\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'adapters-hub\[fit\]'"):
         fit(model, "one + two", method="lorahub")
 
 
