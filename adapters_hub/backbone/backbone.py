@@ -130,13 +130,17 @@ class Backbone:
         return frozenset(self.sites) - frozenset(self.body_sites)
 
     @torch.no_grad()
-    def probe(self, rows: int, tokens: int) -> None:
-        """One forward of the body over rows of one token repeated, for who watches its layers."""
+    def probe(self, rows: int, tokens: int) -> torch.Tensor:
+        """One forward of the body over rows of one token repeated, for who watches its layers.
+
+        Returns its last hidden states (rows, tokens, width).
+        """
         ones = torch.ones(rows, tokens, dtype=torch.long, device=self.device)
         inputs = {"input_ids": ones, "attention_mask": ones}
         if self.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = ones
-        self.base(**inputs, **self.call_options)
+        hidden: torch.Tensor = self.base(**inputs, **self.call_options).last_hidden_state
+        return hidden
 
     def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).

@@ -4,31 +4,35 @@ Knows formats and fields; does not know tokenizers, tasks or models. Every compl
 file, the line and the field.
 """
 
-import csv
 import hashlib
-import json
+import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_hub.data.formats import SUFFIXES, records, suffix_of
 from adapters_hub.data.pairs import PAIR, is_text, language_tag
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
+from adapters_hub.extras import require
 from adapters_hub.library import languages
+
+log = logging.getLogger(__name__)
 
 FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
 TASK_FIELDS = (
     "question", "answers", "answer", "answer_start", "words", "tags", "target", "target_language",
 )  # fmt: skip
 """Fields of some tasks, which check them: `Row.fields` has them under these names."""
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _SPLITS = {
-    "train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "val": "dev",
-    "test": "test",
+    "train": "train", "training": "train", "dev": "dev", "validation": "dev", "valid": "dev",
+    "val": "dev", "eval": "dev", "evaluation": "dev", "test": "test", "testing": "test",
 }  # fmt: skip
-_MAX_CELL = 2**31 - 1
-"""Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
+_INVISIBLE = "\u200b\u2060\ufeff"
+"""Characters of no width that mean nothing inside a label, unlike a joiner of Hindi or Persian."""
+_CODE = re.compile(r"[a-z]{2}|[a-z]{2,3}(-[a-z]{4})?(-[a-z]{2})?")
 
 Splits = dict[str, list[Row]]
 
@@ -61,10 +65,10 @@ def read_data(
     path = Path(source)
     splits: Splits = {}
     if not path.exists():
-        for split, records in _hub(str(source)):
+        for split, table in _hub(str(source)):
             rows = [
                 _row(r, columns, label_separator, None, f"{source}[{split}]:{n}")
-                for n, r in enumerate(records, 1)
+                for n, r in enumerate(table, 1)
             ]
             splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
         return splits
@@ -73,10 +77,10 @@ def read_data(
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
     for file in files:
         split, language = _said_by(file, path)
-        numbered = list(_records(file))
+        numbered = list(records(file))
         if not numbered:
             raise DataError(f"{file}: empty, no rows in it")
-        if file.suffix.lower() == ".txt" and path.is_dir():  # other folders have other lines
+        if suffix_of(file) == ".txt" and path.is_dir():  # other folders have other lines
             folder = file.parent.relative_to(path).as_posix()
             numbered = [(n, {**record, "id": f"{folder}:{n}"}) for n, record in numbered]
         splits.setdefault(split, []).extend(
@@ -133,7 +137,7 @@ def _together(rows: Sequence[Row]) -> list[bytes]:
             node = parents[node]
         return node
 
-    nodes = [("text", row.text) for row in rows]
+    nodes = [("text", unicodedata.normalize("NFC", row.text)) for row in rows]
     for row, node in zip(rows, nodes, strict=True):
         if row.key:
             parents[root(node)] = root(("id", row.key))
@@ -153,122 +157,52 @@ def _files(folder: Path) -> list[Path]:
 
     Text files may be anything, such as a licence: only those named after a language are data.
     """
-    return sorted(
+    files = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
+        if suffix_of(file) in SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
-        and (file.suffix.lower() != ".txt" or _said_by(file, folder)[1])
     )
+    named = [f for f in files if suffix_of(f) != ".txt" or _said_by(f, folder)[1]]
+    if left_out := [str(file.relative_to(folder)) for file in files if file not in named]:
+        log.warning(
+            "%s: left out, since their names say no language (as de.txt does): %s",
+            folder,
+            ", ".join(left_out[:8]) + (", …" if len(left_out) > 8 else ""),
+        )
+    return named
 
 
 def _said_by(file: Path, root: Path) -> tuple[str, str | None]:
     """The split and the language that a file's name says; a folder's may say the split instead."""
-    parts = _name_parts(file.stem)
+    parts = _name_parts(_stem(file))
     folders = () if file == root else file.relative_to(root).parent.parts
     splits: set[str] = set()
-    for name in (file.stem, *reversed(folders)):
+    for name in (_stem(file), *reversed(folders)):
         splits = splits or {_SPLITS[part] for part in _name_parts(name) if part in _SPLITS}
     if len(splits) > 1:
         raise DataError(f"{file}: its name says {' and '.join(sorted(splits))}; let it say one")
-    said = [part for part in parts if part not in _SPLITS]
-    language = said[0] if len(said) == 1 and len(said[0]) == 2 else None
-    language = language if language and languages.is_language(language) else None
+    said = "-".join(part for part in parts if part not in _SPLITS)
+    # a lone code of three letters may be a word (new, all): only a text file is named after it
+    code = _CODE.fullmatch(said) and (len(said) != 3 or suffix_of(file) == ".txt")
+    language = said if code and languages.is_language(said) else None
     return (splits.pop() if splits else "train"), language
+
+
+def _stem(file: Path) -> str:
+    """A file's name without its format, and without what says that it is compressed."""
+    return file.name[: file.name.lower().rindex(suffix_of(file))]
 
 
 def _name_parts(name: str) -> list[str]:
     return [part for part in re.split(r"[._\-]", name.lower()) if part]
 
 
-def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    suffix, number = file.suffix.lower(), 0
-    try:
-        if suffix == ".parquet":
-            yield from enumerate(_parquet(file), 1)
-        elif suffix in (".csv", ".tsv"):
-            yield from _table(file, tabs=suffix == ".tsv")
-        elif suffix == ".txt":
-            with open(file, encoding="utf-8-sig") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield number, {"text": line.strip(), "id": number}
-        else:
-            with open(file, encoding="utf-8-sig") as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield number, _json(line, file, number)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason}, after line {number})") from None
-
-
-def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
-
-    It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
-    """
-    kind = "TSV" if tabs else "CSV"
-    hint = "a cell cannot hold a tab or a line end" if tabs else "a comma in a cell needs quotes"
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    old_limit = csv.field_size_limit(_MAX_CELL)
-    header: list[str] = []
-    begin = 1
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True, **options)
-            for cells in reader:
-                if not header:
-                    header = cells
-                    if twice := sorted({name for name in header if header.count(name) > 1}):
-                        raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
-                elif cells and len(cells) != len(header):
-                    few = "an empty cell needs its separator too"
-                    raise DataError(
-                        f"{file}:{begin}: the header has {len(header)} cells, this row "
-                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
-                    )
-                elif cells:
-                    yield reader.line_num, dict(zip(header, cells, strict=True))
-                begin = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
-    finally:
-        csv.field_size_limit(old_limit)
-
-
-def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}:{number}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{file}:{number}: one JSON object a line is expected")
-    return record
-
-
-def _parquet(file: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(
-            f"{file}: Parquet needs pyarrow: pip install 'adapters-hub[data]'"
-        ) from None
-    try:
-        return parquet.read_table(file).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{file}: not Parquet ({error})") from None
-
-
 def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
     if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or Path(name).suffix in SUFFIXES:
         raise DataError(f"{name}: no such file or folder")
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{name}: no such file or folder; for a Hub data set: pip install 'adapters-hub[data]'"
-        ) from None
+    datasets = require("datasets", "data", f"{name}: no such file or folder; a Hub data set")
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the library raises many kinds, all of which mean this
@@ -319,6 +253,8 @@ def _row(
         have = ", ".join(str(key) for key in record)
         what = "empty" if name in record else f"missing (there: {have})"
         what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
+        if name not in record and "text" not in columns:
+            what += "; say which column is the text: --columns text=NAME"
         raise DataError(f"{where}: field {name!r} is {what}")
     for name, value in record.items():
         if isinstance(value, str) and not is_text(value):
@@ -340,14 +276,23 @@ def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ..
     """One label, or a tuple of them where the data say a list, or separate them."""
     if separator and isinstance(value, str):
         value = [part.strip() for part in value.split(separator)] if value.strip() else []
+    if isinstance(value, str):
+        value = _plain_label(value)
     if value is None or value == "":
         return None
     if isinstance(value, str | int | float):
         return str(value)
     if not isinstance(value, list):
         raise DataError(f"{where}: {value!r} is no label")
+    value = [_plain_label(item) if isinstance(item, str) else item for item in value]
     for item in value:
         known = isinstance(item, str | int | float) and item == item  # NaN is none
         if item == "" or not known or not is_text(str(item)):
             raise DataError(f"{where}: {item!r} in {value!r} is no label")
     return tuple(dict.fromkeys(map(str, value)))
+
+
+def _plain_label(label: str) -> str:
+    """A label without what cannot be seen: blanks around it, its Unicode form, no-width signs."""
+    visible = label.translate(dict.fromkeys(map(ord, _INVISIBLE)))
+    return unicodedata.normalize("NFC", visible).strip()

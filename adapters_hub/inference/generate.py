@@ -114,8 +114,11 @@ def _encoded(model: Runtime, texts: Sequence[Text], blends: Sequence[Blend]) -> 
     return found
 
 
-_BY_ROW = ("prefix_allowed_tokens_fn", "logits_processor", "stopping_criteria")
-"""Options that may know rows by their number."""
+_BY_ROW = (
+    "prefix_allowed_tokens_fn", "logits_processor", "stopping_criteria", "past_key_values",
+    "encoder_outputs", "cross_attention_cache",
+)  # fmt: skip
+"""Options that know rows by their number: with one of them the rows stay in their order."""
 
 
 def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torch.Tensor:
@@ -125,7 +128,9 @@ def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torc
     deltas in every step would, and fits into the memory that the resident adapters leave.
     """
     order = sorted(range(len(blends)), key=lambda row: str(blends[row]))
-    sorts = order != list(range(len(blends))) and not any(inputs.get(name) for name in _BY_ROW)
+    sorts = order != list(range(len(blends))) and not any(
+        inputs.get(n) is not None for n in _BY_ROW
+    )
     if sorts:  # rows of one blend lie together, so that nothing is moved in each step
         inputs = {key: _taken(value, order) for key, value in inputs.items()}
         blends = [blends[row] for row in order]

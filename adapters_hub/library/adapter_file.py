@@ -66,6 +66,9 @@ _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
 _MAX_CONFIG_BYTES = 10_000_000  # one of a few thousand modules has a tenth
 _MAX_PATTERN_WORK = 100_000_000  # comparisons of characters: seconds, where real ones need none
 _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|lm_head|word_embeddings|wte|shared)\.(?:base_layer\.)?weight$"
+)
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", None)
 
 
@@ -152,6 +155,8 @@ class AdapterFiles:
     weights: Path
     modules: dict[str, tuple[str, str]]  # module path in the model → keys of A and B
     head: dict[str, str]  # parameter path in the model → key
+    copies: dict[str, str] = field(default_factory=dict)
+    """Path → key of the backbone's own weights that PEFT saves beside an adapted output layer."""
 
 
 def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
@@ -171,7 +176,7 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
             f"has none; give the PEFT folder with its {CONFIG_FILE} instead"
         )
     check_plain(config, path)
-    modules, head = split_keys(header, config, path)
+    modules, head, copies = split_keys(header, config, path)
     ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
     spec = LoraSpec(config)
     _check_scaling(spec, {m: header.tensors[a].shape[0] for m, (a, _) in modules.items()}, path)
@@ -199,7 +204,7 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
         bytes=weights.stat().st_size,
         path=str(path),
     )
-    return AdapterFiles(info, spec, header, weights, modules, head)
+    return AdapterFiles(info, spec, header, weights, modules, head, copies)
 
 
 def check_plain(config: dict[str, Any], where: str | Path) -> None:
@@ -232,8 +237,10 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
 
 def split_keys(
     header: tensorfile.Header, config: dict[str, Any], where: str | Path
-) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Sort a file's tensors into LoRA pairs by module and head parameters; not to be changed."""
+) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str]]:
+    """Sort a file's tensors into LoRA pairs by module, head parameters, and copies of weights of
+    the backbone, by path; not to be changed.
+    """
     saved = tuple(config.get("modules_to_save") or ())
     try:
         if saved not in header.layout.known:
@@ -245,9 +252,10 @@ def split_keys(
 
 def _split_keys(
     layout: tensorfile.Layout, saved: tuple[str, ...]
-) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str]]:
     pairs: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for key, entry in layout.tensors.items():
         if entry.dtype not in _FLOATING:
             raise UnsupportedAdapterError(f"{key} is {entry.dtype}, not floating point")
@@ -260,13 +268,15 @@ def _split_keys(
             raise UnsupportedAdapterError(_REFUSED["use_dora"])
         elif "lora_embedding" in path:
             raise UnsupportedAdapterError(f"{key}: LoRA on an embedding is not supported")
-        elif ".base_layer." in path or path.endswith("embed_tokens.weight"):
-            raise UnsupportedAdapterError(
-                f"{key} is a copy of a weight of the backbone, which PEFT adds when it "
-                "adapts an embedding or output layer; save with save_embedding_layers=False"
-            )
         elif any(part in path.split(".") for part in saved):
+            if _EMBEDDING.search(path):
+                raise UnsupportedAdapterError(
+                    f"{key}: modules_to_save has the backbone's embeddings, trained as a whole; "
+                    "whole modules cannot be added up: train a LoRA without them"
+                )
             head[path.replace(".modules_to_save.default", "")] = key
+        elif ".base_layer." in path or _EMBEDDING.search(path):
+            copies[path.replace(".base_layer.", ".")] = key
         else:
             raise UnsupportedAdapterError(
                 f"{key} is neither a LoRA factor nor in modules_to_save {list(saved)}"
@@ -283,7 +293,7 @@ def _split_keys(
         modules[module] = (pair["A"], pair["B"])
     if not modules and not head:
         raise AdapterFileError("no LoRA factors in the file")
-    return modules, head
+    return modules, head, copies
 
 
 def _check_scaling(spec: LoraSpec, ranks: dict[str, int], where: Path) -> None:

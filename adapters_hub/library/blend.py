@@ -13,13 +13,22 @@ question mark is optional: the adapter it means if there is one, else nothing.
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Union
 
 from adapters_hub.errors import BlendError
 
-NAME = re.compile(r"\w+(?:[.\-]\w+)*")
+_MARKS = "".join(
+    chr(code)
+    for block in ((0x0300, 0x2100), (0xA600, 0xAC00), (0xFE20, 0xFE30), (0x10A00, 0x12000))
+    for code in range(*block)
+    if unicodedata.category(chr(code)).startswith("M")
+)
+"""Combining marks: the vowel signs of Hindi or Tamil are parts of letters, and \\w has them not."""
+_LETTER = rf"[\w{_MARKS}]"
+NAME = re.compile(rf"{_LETTER}+(?:[.\-]{_LETTER}+)*")
 """What a term may look like, and so what an adapter may be called."""
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = rf"(?:(?:lang|domain|name):)?{NAME.pattern}\??"
@@ -54,7 +63,8 @@ class Blend:
         elif isinstance(weights, Mapping):
             weights = weights.items()
         total: dict[str, float] = {}
-        for term, weight in weights:
+        for name, weight in weights:
+            term = unicodedata.normalize("NFC", name)
             if not math.isfinite(weight):
                 raise BlendError(f"the weight of {term!r} is {weight}, not a finite number")
             total[term] = total.get(term, 0.0) + float(weight)

@@ -28,6 +28,7 @@ from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, BlendFi
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import NAME
+from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.layers import layer_of
 
 FORMAT = "adapters_hub.blend"
@@ -158,7 +159,7 @@ class BlendFile:
 
     def check_backbone(self, backbone: str, fingerprint: str) -> None:
         """Raise `BackboneMismatchError` for another backbone than the weights were found on."""
-        if self.fingerprint != fingerprint:
+        if not belongs(self.fingerprint, fingerprint):
             raise BackboneMismatchError(
                 f"the weights of the blend file {self.name!r} were found on another backbone:\n"
                 f"  blend file: {self.fingerprint} ({self.backbone})\n"

@@ -1,14 +1,14 @@
 """Which backbone a checkpoint is: a short text, equal for equal weights, made without torch.
 
 It reads a little of the checkpoint's files: the structural part of the configuration, every
-tensor's name and shape, and sampled values rounded to bfloat16. So it is the same at whatever
-precision the model is loaded, the same for a float32 checkpoint and its bfloat16 copy, however
-it is cut into shards, and takes well under a second for tens of gigabytes.
+tensor's name and shape, and values sampled from each, rounded to bfloat16. So it is the same at
+whatever precision the model is loaded, the same for a float32 checkpoint and its bfloat16 copy,
+however it is cut into shards, and takes well under a second for tens of gigabytes.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ _STRUCTURE = (
     "model_type", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "num_layers",
     "hidden_size", "d_model", "n_head", "n_layer", "n_embd", "num_heads", "vocab_size",
 )  # fmt: skip
-_SAMPLES = 64  # tensors sampled
+_SAMPLES = 64  # tensors sampled in the first version
+_MOST_SAMPLES = 8192  # tensors sampled
+_VERSION = "-v2-"
+_FIRST: dict[str, str] = {}  # fingerprint → the same backbone's of the first version
 _VALUES = 32  # consecutive values from each
 
 
 def fingerprint(folder: str | Path) -> str:
-    """The fingerprint of a checkpoint folder, such as ``qwen3-6L-256-9f3c51d2a07be614``.
+    """The fingerprint of a checkpoint folder, such as ``qwen3-6L-256-v2-9f3c51d2a07be614``.
 
     Raises `BackboneError` if the folder has no ``config.json`` or no safetensors weights.
     """
@@ -91,6 +94,40 @@ def _numbered(path: str) -> str:
     return ".".join(parts[first - 1 :]) if first else ""
 
 
+def lacking(folder: str | Path, targets: Sequence[str], modules: Collection[str]) -> list[str]:
+    """Layers with a number whose weights a checkpoint has and ``targets`` name, without modules.
+
+    ``targets`` are names as in PEFT: a layer's path, or its last parts.
+    """
+    there = {_numbered(module) for module in modules}
+    missing = []
+    for file in weight_files(Path(folder)):
+        for name, entry in tensorfile.read_header(file).tensors.items():
+            path = name.removesuffix(".weight")
+            named = any(path == target or path.endswith(f".{target}") for target in targets)
+            layer = _numbered(path) if name != path and len(entry.shape) == 2 else ""
+            if layer and named and layer not in there:
+                missing.append(path)
+    return missing
+
+
+def belongs(stored: str | None, current: str | None) -> bool:
+    """Whether an adapter's stored fingerprint may be that of a backbone; None fits all.
+
+    A fingerprint of the first version, which sampled fewer tensors, is compared with the first
+    version's of the same backbone. Where that backbone was not looked at in this process, the
+    architecture alone can be compared; loading will compare the rest.
+    """
+    if stored is None or current is None or stored == current:
+        return True
+    if (_VERSION in stored) == (_VERSION in current):
+        return False
+    old, new = (current, stored) if _VERSION in stored else (stored, current)
+    if new in _FIRST:
+        return _FIRST[new] == old
+    return old.rpartition("-")[0] == new.partition(_VERSION)[0]
+
+
 @lru_cache(maxsize=64)
 def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     config = _json(folder / "config.json")
@@ -104,14 +141,22 @@ def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     floating = [
         name for name in sorted(tensors) if tensors[name][2].dtype in ("F32", "F16", "BF16")
     ]
-    step = max(1, len(floating) // _SAMPLES)
-    for name in floating[::step]:
+    first = digest.copy()
+    for name in floating[:: max(1, len(floating) // _SAMPLES)]:
+        first.update(_sample(*tensors[name]))
+    digest.update(b"2")
+    # by digests of names, so that what is left out of a huge one follows no pattern of layers
+    floating.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    for name in sorted(floating[:_MOST_SAMPLES]):
         digest.update(_sample(*tensors[name]))
     layers = next(
         (config[k] for k in ("num_hidden_layers", "num_layers", "n_layer") if k in config), "?"
     )
     width = next((config[k] for k in ("hidden_size", "d_model", "n_embd") if k in config), "?")
-    return f"{config.get('model_type', 'model')}-{layers}L-{width}-{digest.hexdigest()[:16]}"
+    stem = f"{config.get('model_type', 'model')}-{layers}L-{width}"
+    current = f"{stem}{_VERSION}{digest.hexdigest()[:16]}"
+    _FIRST[current] = f"{stem}-{first.hexdigest()[:16]}"
+    return current
 
 
 def _json(path: Path) -> dict[str, Any]:

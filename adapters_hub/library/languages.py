@@ -58,6 +58,13 @@ def name(tag: str) -> str:
     return langcodes.Language.get(tag).display_name()
 
 
+def script(tag: str) -> str | None:
+    """The script a tag is written in (ISO 15924): ``sr`` → ``Cyrl``, ``sr-Latn`` → ``Latn``."""
+    import langcodes
+
+    return langcodes.Language.get(tag).maximize().script
+
+
 def distance(wanted: str, offered: str) -> int:
     """CLDR's distance from the language a reader wants to the one offered: 0 is the same."""
     import langcodes

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,16 @@ from adapters_hub.library.adapter_file import (
 )
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import NAME
+from adapters_hub.library.checks import (
+    check_fit,
+    check_labels,
+    local_fingerprint,
+    missing_modules,
+    with_card,
+)
+from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.lookup import Resolution
-from adapters_hub.library.paths import STARTER, default_root, starter_folder
+from adapters_hub.library.paths import default_root
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +76,7 @@ class Library:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        self.root = Path(root) if root is not None else default_root()
+        self.root = Path(root).expanduser() if root is not None else default_root()
         self._path = str(self.root)  # asked for at every call of a model
         if self.root.exists() and not self.root.is_dir():
             raise LibraryError(f"{self.root} is a file, not a folder of adapters")
@@ -77,6 +86,18 @@ class Library:
 
     def __len__(self) -> int:
         return len(self.list())
+
+    def __bool__(self) -> bool:
+        return True  # an empty library is one, too
+
+    def __iter__(self) -> Iterator[AdapterInfo]:
+        return iter(self.list())
+
+    def __getitem__(self, name: str) -> AdapterInfo:
+        return self.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos()
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +121,7 @@ class Library:
             if (tag is None or info.language == tag)
             and (domain is None or info.domain == domain)
             and (task is None or info.task == task)
-            and (fingerprint is None or info.fingerprint in (None, fingerprint))
+            and (fingerprint is None or belongs(info.fingerprint, fingerprint))
         ]
 
     def names(self) -> _Lines:
@@ -126,8 +147,9 @@ class Library:
 
     def get(self, name: str) -> AdapterInfo:
         """The adapter of exactly this name; `NotFoundError` with the nearest names otherwise."""
-        infos = self._infos()
+        infos, name = self._infos(), unicodedata.normalize("NFC", name)
         if name not in infos:
+            self.explain(name)
             raise NotFoundError(lookup.not_found(name, infos.values(), str(self.root)))
         return infos[name]
 
@@ -141,7 +163,10 @@ class Library:
         A fallback is never silent: it is logged, and ``reason`` and ``distance`` say what was
         taken. Raises `NotFoundError` if nothing is within ``max_distance`` (CLDR's distance).
         """
-        return lookup.resolve(language, [*self._infos().values()], max_distance, str(self.root))
+        infos = self._infos()
+        if language not in infos:
+            self.explain(language)
+        return lookup.resolve(language, [*infos.values()], max_distance, str(self.root))
 
     def find(self, term: str, fingerprint: str | None = None) -> AdapterInfo:
         """The one adapter a blend's term means: an adapter's name, or a language, or a domain.
@@ -151,7 +176,26 @@ class Library:
         `AmbiguousTermError` or `BackboneMismatchError`, and `LanguageError` for ``lang:`` before
         what is no language.
         """
-        return lookup.find(term, [*self._infos().values()], fingerprint, str(self.root))
+        infos, term = self._infos(), unicodedata.normalize("NFC", term)
+        if term.rpartition(":")[2] not in infos:
+            self.explain(term)
+        return lookup.find(term, [*infos.values()], fingerprint, str(self.root))
+
+    def explain(self, term: str) -> None:
+        """Raise the reason why a folder of a term's name is no adapter; nothing without a folder.
+
+        `AdapterFileError` for a damaged one, `LibraryError` for a link.
+        """
+        folder = self.root / term.rpartition(":")[2]
+        if folder.parent != self.root or folder.name.startswith("."):
+            return
+        if os.path.islink(folder):
+            raise LibraryError(
+                f"{folder} is a link to a folder, which a library does not follow: "
+                f"add what it points at (library.add({str(folder)!r}, name={folder.name!r}))"
+            )
+        if os.path.isdir(folder):
+            read_adapter(folder, folder.name)
 
     def verify(self, name: str) -> _Lines:
         """What is wrong with an adapter, a line each; empty if its files are as written."""
@@ -168,6 +212,8 @@ class Library:
             problems.append(f"the tensors changed: {actual}, stored {files.info.hash}")
         if bad := tensorfile.first_non_finite(files.weights, files.header):
             problems.append(f"{bad} holds NaN or infinity")
+        if missing := missing_modules(files, files.info.backbone):
+            problems.append(missing)
         stored = json.loads(files.header.metadata.get(METADATA_KEY, "{}")).get("lora")
         if isinstance(stored, dict) and (keys := differing(stored, files.spec.config)):
             problems.append(f"{CONFIG_FILE} differs from the header in {', '.join(keys)}")
@@ -205,7 +251,7 @@ class Library:
         files = read_adapter(Path(source))
         info = files.info
         if METADATA_KEY not in files.header.metadata and Path(source).is_dir():
-            info = _with_card(info, Path(source))
+            info = with_card(info, Path(source))
         given: dict[str, Any] = {
             "language": languages.canonical(language) if language is not None else None,
             "domain": domain,
@@ -219,15 +265,15 @@ class Library:
         info = replace(info, domain=info.domain or None)
         if info.domain is not None:
             check_name(info.domain)
-        fingerprint = _local_fingerprint(info.backbone)
-        if None not in (backbone, fingerprint) and info.fingerprint not in (None, fingerprint):
+        fingerprint = local_fingerprint(info.backbone)
+        if backbone is not None and not belongs(info.fingerprint, fingerprint):
             raise BackboneMismatchError(
                 f"{source} belongs to another backbone:\n  adapter:  {info.fingerprint}\n"
                 f"  backbone: {fingerprint} ({backbone})"
             )
         if backbone is not None and fingerprint is not None:
-            _check_fit(files, backbone)
-        _check_labels(files, info.labels)
+            check_fit(files, backbone)
+        check_labels(files, info.labels)
         default = "-".join(part for part in (info.language, info.domain) if part)
         stem = Path(source).name.removesuffix(".safetensors")
         info = replace(
@@ -370,6 +416,12 @@ class Library:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise LibraryError(f"{target} is in the way and is no adapter folder")
         if not target.exists():
+            alike = [n for n in self.names() if n != name and n.casefold() == name.casefold()]
+            if alike:
+                raise LibraryError(
+                    f"{self.root} has {alike[0]!r}, which differs from {name!r} only in case: some "
+                    "file systems take them for one; choose another name"
+                )
             os.rename(stage, target)
             return
         if not replace_existing:
@@ -394,6 +446,7 @@ class Library:
 
 def check_name(name: str) -> str:
     """The name, if it can be a folder and a blend's term; `AdapterNameError` otherwise."""
+    name = unicodedata.normalize("NFC", name)
     sound = NAME.fullmatch(name) and len(name.encode()) <= _MAX_NAME and not name.isdigit()
     if not sound or name != _name_of(name):
         raise AdapterNameError(
@@ -401,63 +454,6 @@ def check_name(name: str) -> str:
             f"'-' (at most {_MAX_NAME} bytes, not digits alone), such as de, pt-BR or hotel.v2"
         )
     return name
-
-
-def _local_folder(backbone: str | None) -> Path | None:
-    """The folder of a backbone whose files are at hand; never goes to the network."""
-    if backbone == STARTER:
-        return starter_folder()
-    if backbone and os.path.isfile(os.path.join(backbone, "config.json")):
-        return Path(backbone)
-    return None
-
-
-def _local_fingerprint(backbone: str | None) -> str | None:
-    from adapters_hub.library.fingerprint import fingerprint
-
-    folder = _local_folder(backbone)
-    return fingerprint(folder) if folder else None
-
-
-def _check_fit(files: AdapterFiles, backbone: str) -> None:
-    """Refuse to call a backbone an adapter's own that has not the layers it adapts."""
-    from adapters_hub.library.fingerprint import misfit
-
-    tensors = files.header.tensors
-    modules = {
-        module: (tensors[a].shape[1], tensors[b].shape[0])
-        for module, (a, b) in files.modules.items()
-    }
-    folder = _local_folder(backbone)
-    if folder and modules and (why := misfit(folder, modules)):
-        raise BackboneMismatchError(f"{files.weights} does not fit {backbone}: {why}")
-
-
-def _check_labels(files: AdapterFiles, labels: tuple[str, ...] | None) -> None:
-    """A label for each logit, as far as the head's shapes tell."""
-    shapes = [files.header.tensors[key].shape for key in files.head.values()]
-    sizes = {shape[0] for shape in shapes if shape}
-    if labels and sizes and len(labels) not in sizes:
-        raise AdapterFileError(
-            f"{files.weights}: {len(labels)} labels ({', '.join(labels)}), and no tensor of the "
-            f"head has that many rows (they have {', '.join(map(str, sorted(sizes)))})"
-        )
-
-
-def _with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
-    """What a plain PEFT folder's model card adds: one language, a licence."""
-    front = card.read_front_matter(folder / CARD_FILE)
-    language = front.get("language")
-    if isinstance(language, list) and len(language) == 1:
-        language = language[0]
-    if not isinstance(language, str) or not languages.is_language(language):
-        language = None
-    licence = front.get("license")
-    return replace(
-        info,
-        language=languages.canonical(language) if language else None,
-        license=licence if isinstance(licence, str) else None,
-    )
 
 
 def _state(folder: str) -> list[int]:
@@ -493,7 +489,7 @@ def _read_entry(folder: os.DirEntry[str]) -> AdapterInfo:
     files = read_adapter(folder.path, check_name(_name_of(folder.name)))
     if METADATA_KEY in files.header.metadata:
         return files.info
-    return _with_card(files.info, Path(folder.path))
+    return with_card(files.info, Path(folder.path))
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapters_hub.errors import AmbiguousTermError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.fingerprint import belongs
 
 log = logging.getLogger(__name__)
 _SHOWN = 20
@@ -66,7 +67,7 @@ def find(
 
     An exact name wins, unless the same word is also the language or domain of other adapters.
     """
-    infos = [i for i in everything if fingerprint is None or i.fingerprint in (None, fingerprint)]
+    infos = [i for i in everything if fingerprint is None or belongs(i.fingerprint, fingerprint)]
     kind, _, value = term.rpartition(":")
     readings: dict[str, list[AdapterInfo]] = {}
     if kind in ("", "lang") and languages.is_language(value):

@@ -28,6 +28,7 @@ from adapters_hub.library import adapter_file as files_
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
 from adapters_hub.runtime.plan import FlatFactors, Place
 
@@ -101,6 +102,7 @@ class Adapter:
         data = data.to(backbone.device, non_blocking=True)
         if found.head:
             _check_head(found, backbone)
+        _check_copies(found, backbone, data)
         fit = backbone.fits.get(found.header.layout)
         if fit is None:
             fit = backbone.fits[found.header.layout] = _fit(found, backbone)
@@ -375,8 +377,33 @@ def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
         )
 
 
+def _check_copies(files: AdapterFiles, backbone: Backbone, data: Tensor) -> None:
+    """Refuse copies of the backbone's weights that are none: trained, or of a grown vocabulary."""
+    parameters = (
+        dict(backbone.model.named_parameters(remove_duplicate=False)) if files.copies else {}
+    )
+    for path, key in files.copies.items():
+        weight = parameters.get(path, parameters.get(path.removeprefix(backbone.prefix)))
+        if weight is None or not weight.is_floating_point():
+            continue
+        copy_ = _tensor(data, files, key).to(weight.device)
+        if copy_.shape != weight.shape:
+            raise BackboneMismatchError(
+                f"{files.info.name!r} was trained on a backbone whose {path} is "
+                f"{tuple(copy_.shape)}; {backbone.name} has {tuple(weight.shape)}: its vocabulary "
+                "grew. Save that backbone with its tokenizer, and load it here"
+            )
+        if not torch.allclose(
+            copy_.float(), weight.float(), rtol=0.02, atol=0.02 * float(weight.std())
+        ):
+            raise UnsupportedAdapterError(
+                f"{files.weights}: {key} differs from the backbone's weight, so it was trained "
+                "as a whole, and whole modules cannot be added up"
+            )
+
+
 def _same_backbone(info: AdapterInfo, backbone: Backbone, check: bool) -> None:
-    if check and info.fingerprint not in (None, backbone.fingerprint):
+    if check and not belongs(info.fingerprint, backbone.fingerprint):
         raise BackboneMismatchError(
             f"{info.name!r} belongs to another backbone:\n"
             f"  adapter:  {info.fingerprint} ({info.backbone})\n"

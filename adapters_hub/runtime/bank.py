@@ -54,6 +54,7 @@ class Bank:
         self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
+        self.bypassed: frozenset[str] = frozenset()  # those that act without being called
         self.window: Window | None = None
         self._lock = threading.RLock()
         self._run: ContextVar[Run | _Watch | None] = ContextVar("adapters_hub_plan", default=None)
@@ -93,6 +94,12 @@ class Bank:
             shape = self._shapes.get(site)
             if shape is None:
                 raise BackboneError(f"{name!r} adapts {site}, which is no site of this backbone")
+            if site in self.bypassed:
+                raise BackboneError(
+                    f"{name!r} adapts {site}, whose weight the backbone uses without calling the "
+                    "layer, so nothing can be added beside it; train without it (exclude_modules), "
+                    "or merge the adapter with PEFT and take the result as a backbone"
+                )
             if (a[1], b[0]) != shape or a[0] != b[1]:
                 raise BackboneError(
                     f"{name!r} at {site}: A {tuple(a)} and B {tuple(b)} do not fit a "
@@ -229,6 +236,10 @@ class Bank:
         finally:
             self._run.reset(token)
         self._groups, self._mixed = watch.groups, watch.mixed
+
+    def called(self) -> Collection[str]:
+        """The sites whose layers were called in the forward that was watched."""
+        return self._groups.keys()
 
     def distrust(self) -> None:
         """Refuse several blends in a batch everywhere, since nothing is known of the inputs."""

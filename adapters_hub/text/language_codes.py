@@ -4,6 +4,7 @@ Knows such a tokenizer by its own table, and CLDR's distances; nothing is listed
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,6 +12,8 @@ from functools import lru_cache
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import BackboneError, LanguageError
 from adapters_hub.library import languages
+
+log = logging.getLogger(__name__)
 
 _CODE = re.compile(r"[a-z]{2,3}_[A-Za-z]{2,4}")
 
@@ -29,15 +32,22 @@ def codes_of(backbone: Backbone) -> dict[str, int]:
 
 
 def code_for(tag: str, backbone: Backbone) -> str:
-    """The code of a language, or of one that its readers read as well.
+    """The code of a language, or of one in the same script that its readers read as well.
+
+    One that stands in is said, unless it is the same language (CLDR's distance 0).
 
     Raises `BackboneError`, with the closest codes, for a language that the tokenizer has not.
     """
     by_tag = _by_tag(tuple(codes_of(backbone)))
-    found = by_tag.get(tag)
-    if found is None and (near := languages.closest(tag, by_tag)):
-        found = by_tag[near[0]]
-    if found is None:
+    code = by_tag.get(tag)
+    if code is None:
+        script = languages.script(tag)
+        alike = [other for other in by_tag if languages.script(other) == script]
+        if near := languages.closest(tag, alike):
+            code = by_tag[near[0]]
+            if near[1]:
+                log.warning("%s: no code for %s; %s stands in", backbone.name, tag, code)
+    if code is None:
         name = languages.name(tag)
         names = {languages.name(other): code for other, code in by_tag.items()}
         alike = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
@@ -47,7 +57,7 @@ def code_for(tag: str, backbone: Backbone) -> str:
             f"{backbone.name}: its tokenizer has no code for {tag} ({name}); the closest of its "
             f"{len(by_tag)} are {', '.join(codes)}"
         )
-    return found
+    return code
 
 
 def special_tokens(tag: str, backbone: Backbone) -> tuple[list[int], list[int]]:

@@ -372,11 +372,12 @@ class Experiment:
                 if asked == ("auto",) and isinstance(error, LookupError | RuntimeError):
                     continue  # 'auto' takes what there is
                 raise
-            if info.language == tag and not info.domain:
+            if not info.domain:  # as in use, it may be the closest language's, which was said
                 below[tag] = info
             elif asked != ("auto",):
                 raise NotFoundError(
-                    f"--over {tag}: the closest adapter is {info.name!r}, not {tag}"
+                    f"--over {tag}: {info.name!r} is also for {info.domain}; train one for the "
+                    "language alone"
                 )
         return below
 

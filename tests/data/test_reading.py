@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 import math
 from collections import defaultdict
@@ -407,3 +408,95 @@ def test_bytes_that_are_no_text_are_said_by_line(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n' * 30_000 + b'{"text": "\xe9"}\n')
     with pytest.raises(DataError, match=r"not UTF-8 text \(.*, after line 29\d\d\d\)"):
         read_data(tmp_path / "x.jsonl")
+
+
+def test_every_text_file_named_after_a_language_is_read_and_others_are_named(tmp_path, caplog):
+    names = {
+        "de.txt": "de", "yue.txt": "yue", "pt_BR.txt": "pt-BR", "zh-Hant.txt": "zh-Hant",
+        "deu_Latn.train.txt": "de",
+    }  # fmt: skip
+    for name in (*names, "LICENSE.txt"):
+        (tmp_path / name).write_text("a line\n")
+    write(tmp_path / "new.jsonl", [{"text": "a word, not Newari"}])
+    rows = read_data(tmp_path)["train"]
+    found = {row.where.rpartition("/")[2].partition(":")[0]: row.language for row in rows}
+    assert found == {**names, "new.jsonl": None}
+    assert "LICENSE.txt" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["eval", "evaluation", "validation_matched", "VAL", "dev"])
+def test_what_is_for_choosing_is_not_trained_on(tmp_path, name):
+    write(tmp_path / "train.jsonl", [{"text": "one"}])
+    write(tmp_path / f"{name}.jsonl", [{"text": "two"}])
+    splits = read_data(tmp_path)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "dev": 1}
+
+
+def test_labels_that_look_alike_are_one(tmp_path):
+    labels = ["caf\u00e9", "cafe\u0301", "pos", "pos ", "\u200bpos", "\ufeffpos"]
+    write(
+        tmp_path / "a.csv", [{"text": f"row {n}", "label": label} for n, label in enumerate(labels)]
+    )
+    assert [row.label for row in read_data(tmp_path / "a.csv")["train"]] == [
+        "caf\u00e9", "caf\u00e9", "pos", "pos", "pos", "pos",
+    ]  # fmt: skip
+    write(tmp_path / "b.jsonl", [{"text": "x", "label": ["pos ", "\u200bpos", "neg"]}])
+    assert read_data(tmp_path / "b.jsonl")["train"][0].label == ("pos", "neg")
+
+
+def test_texts_that_look_alike_stay_on_one_side():
+    pairs = [[Row(f"caf\u00e9 {n}"), Row(f"cafe\u0301 {n}")] for n in range(200)]
+    splits = with_held_out({"train": [row for pair in pairs for row in pair]})
+    sides = defaultdict(set)
+    for split, rows in splits.items():
+        for row in rows:
+            sides[row.text.rpartition(" ")[2]].add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert {split for side in sides.values() for split in side} == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz", "rows.jsonl.gz", "rows.jsonl.zst"])
+def test_arrays_and_compressed_files(tmp_path, name):
+    text = json.dumps(RECORDS, indent=1)
+    if "jsonl" in name:
+        text = "\n".join(json.dumps(record) for record in RECORDS)
+    data = text.encode()
+    if name.endswith(".gz"):
+        data = gzip.compress(data)
+    if name.endswith(".zst"):
+        data = pytest.importorskip("zstandard").compress(data)
+    (tmp_path / name).write_bytes(data)
+    whole = write(tmp_path / "plain.jsonl", RECORDS)
+    expected = facts(read_data(whole)["train"])
+    assert facts(read_data(tmp_path / name)["train"]) == expected
+    whole.unlink()
+    assert facts(read_data(tmp_path)["train"]) == expected
+
+
+def test_an_array_of_something_else_and_a_cut_file_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "one"}, 2]')
+    with pytest.raises(DataError, match="item 2 of the array is 2"):
+        read_data(tmp_path / "a.json")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 999)[:-12])
+    with pytest.raises(DataError, match="damaged"):
+        read_data(tmp_path / "b.jsonl.gz")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_csv_as_excel_writes_it(tmp_path, mark):
+    lines = ["text", "label"], ["one, two", "good"], ["three", "bad"]
+    (tmp_path / "a.csv").write_text("\n".join(mark.join(line) for line in lines))
+    rows = read_data(tmp_path / "a.csv")["train"]
+    assert [(row.text, row.label) for row in rows] == [("one, two", "good"), ("three", "bad")]
+
+
+def test_encodings_and_columns_that_are_missing_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "é"}'.encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-16; save it as UTF-8"):
+        read_data(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="Latin-1"):
+        read_data(tmp_path / "b.jsonl")
+    write(tmp_path / "c.jsonl", [{"review": "good"}])
+    with pytest.raises(DataError, match=r"there: review.*--columns text=NAME"):
+        read_data(tmp_path / "c.jsonl")

@@ -424,8 +424,10 @@ def test_symlinked_entries_are_no_adapters(library, tmp_path):
     for name in ("linked", "dangling"):
         error = refused(library, outside, name=name, replace_existing=True)
         assert isinstance(error, LibraryError)
-        with pytest.raises(LookupError):
+        with pytest.raises(LibraryError, match="is a link to a folder"):
             library.remove(name)
+        with pytest.raises(LibraryError, match="is a link to a folder"):
+            library.find(name)
     assert load_file(outside / WEIGHTS).keys() == lora_tensors().keys()
 
 

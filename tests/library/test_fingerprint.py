@@ -7,7 +7,7 @@ import pytest
 from helpers import raw_safetensors, write_checkpoint
 
 from adapters_hub.errors import AdaptersHubError, BackboneError
-from adapters_hub.library.fingerprint import fingerprint
+from adapters_hub.library.fingerprint import belongs, fingerprint
 
 CONFIG = {"model_type": "tiny", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 16}
 
@@ -59,7 +59,7 @@ def base(tmp_path):
 
 
 def test_it_begins_with_what_a_person_recognises(base):
-    assert re.fullmatch(r"tiny-2L-8-[0-9a-f]{16}", base)
+    assert re.fullmatch(r"tiny-2L-8-v2-[0-9a-f]{16}", base)
 
 
 def test_equal_weights_at_another_place(base, tmp_path):
@@ -175,3 +175,35 @@ def test_damaged_checkpoints(tmp_path, file, text):
     (folder / file).write_text(text)
     with pytest.raises(AdaptersHubError, match=str(folder)):
         fingerprint(folder)
+
+
+def test_every_tensor_counts(tmp_path, base):
+    """Also in a model whose tensors repeat in their sorted order, of which few would be met."""
+    rng = np.random.default_rng(1)
+    names = (
+        "attn.bias",
+        "attn.c_attn.weight",
+        "attn.c_proj.weight",
+        "ln.weight",
+        "mlp.c_fc.weight",
+    )
+    tensors = {
+        f"h.{i}.{n}": rng.normal(size=(4, 4)).astype(np.float32) for i in range(24) for n in names
+    }
+    whole = fingerprint(write_checkpoint(tmp_path / "whole", tensors))
+    for number, name in enumerate(tensors):
+        changed = {**tensors, name: tensors[name] + 1}
+        assert fingerprint(write_checkpoint(tmp_path / f"{number}", changed)) != whole, name
+
+
+def test_a_fingerprint_of_the_first_version_is_that_backbones_and_no_others(tmp_path, base):
+    other = fingerprint(write_checkpoint(tmp_path / "other", weights(seed=1)))
+    first = "tiny-2L-8-f45563043dd6b2d0"
+    assert belongs(first, base)
+    assert belongs(base, first)
+    assert not belongs(first, other)
+    assert not belongs(base, other)
+    assert belongs(None, base)
+    unseen = "tiny-2L-8-v2-0123456789abcdef"
+    assert belongs(first, unseen)  # undecided until that backbone is looked at
+    assert not belongs(first, "tiny-3L-8-v2-0123456789abcdef")

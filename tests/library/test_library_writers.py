@@ -6,12 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import ROOT, WEIGHTS, lora_tensors, run_python, snapshot, write_peft_folder
+from helpers import (
+    ROOT,
+    WEIGHTS,
+    lora_config,
+    lora_tensors,
+    run_python,
+    snapshot,
+    write_checkpoint,
+    write_peft_folder,
+)
 from safetensors.numpy import load_file
 
-from adapters_hub.errors import LibraryError, NotFoundError
+from adapters_hub.errors import AdapterFileError, LibraryError, NotFoundError
 from adapters_hub.library import safetensors_file as tensorfile
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 
 
@@ -78,6 +89,7 @@ def test_an_adapter_removed_by_another_writer_meanwhile(library, monkeypatch):
 ADD_TEN = """
 import sys, time
 from pathlib import Path
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 root, source, who = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 print("ready", flush=True)
@@ -90,6 +102,7 @@ for number in range(10):
 ADD_SAME = """
 import sys
 from adapters_hub.errors import LibraryError
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 print("ready", flush=True)
 sys.stdin.readline()
@@ -143,6 +156,7 @@ KILLED = """
 import os, shutil, sys
 from pathlib import Path
 from adapters_hub.library import safetensors_file as tensorfile
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 root, source, moment = sys.argv[1:]
 rename, calls = os.rename, []
@@ -223,6 +237,7 @@ def test_the_moment_of_no_death_replaces(library, newer):
 def test_a_reader_killed_while_it_writes_the_index(library, newer):
     code = """
 import os, sys
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 os.replace = lambda old, new: os._exit(9)
 os.unlink(sys.argv[1] + "/.index.json")
@@ -291,3 +306,46 @@ def test_a_library_that_may_only_be_read(library, newer):
         assert library.names() == ["de"]
     finally:
         os.chmod(library.root, 0o755)
+
+
+@pytest.mark.parametrize("name", ["होटल", "விடுதி", "হোটেল", "โรงแรม", "mu\u0308ller"])
+def test_names_may_be_in_any_script(library, newer, name):
+    info = library.add(newer, name=name)
+    assert library.get(info.name).name == library.find(name).name == info.name
+    assert info.name in Library(library.root).names()
+    assert Blend(f"0.5*{name} + de").terms == (info.name, "de")
+
+
+def test_names_that_differ_only_in_case_are_one_to_some_file_systems(library, newer):
+    with pytest.raises(LibraryError, match="differs from 'DE' only in case"):
+        library.add(newer, name="DE")
+    assert library.names() == ["de"]
+
+
+def test_layers_that_the_configuration_promises_are_missed(library, tmp_path):
+    sites = [f"layers.{layer}.{kind}" for layer in (0, 1) for kind in ("q_proj", "v_proj")]
+    matrix = np.zeros((4, 6), np.float32)
+    backbone = tmp_path / "backbone"
+    write_checkpoint(backbone, {f"{site}.weight": matrix + n for n, site in enumerate(sites)})
+    whole = write_peft_folder(tmp_path / "whole", tensors=lora_tensors(sites))
+    library.add(whole, name="whole", backbone=str(backbone))
+    assert library.verify("whole") == []
+    cut = write_peft_folder(tmp_path / "cut", tensors=lora_tensors(sites[:2]))
+    with pytest.raises(AdapterFileError, match=r"lack 2 that target_modules .* layers\.1\.q_proj"):
+        library.add(cut, name="cut", backbone=str(backbone))
+    cut = write_peft_folder(
+        tmp_path / "meant",
+        tensors=lora_tensors(sites[:2]),
+        config=lora_config(layers_to_transform=[0]),
+    )
+    library.add(cut, name="meant", backbone=str(backbone))
+    assert library.names() == ["de", "meant", "whole"]
+
+
+def test_a_library_reads_as_a_collection(library, tmp_path):
+    assert library["de"].language == "de"
+    assert "de" in library
+    assert "yo" not in library
+    assert [info.name for info in library] == ["de"]
+    assert bool(Library(tmp_path / "empty"))
+    assert len(Library(tmp_path / "empty")) == 0

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 import adapters_hub as ah
 from adapters_hub.errors import (
     AdapterFileError,
+    AdaptersHubError,
     AmbiguousTermError,
     BackboneError,
     BlendError,
@@ -276,3 +277,73 @@ def test_rows_get_the_adapters_of_their_languages(tiny, tmp_path, lora_folder, i
         by_language(["de", "fr"])
     with pytest.raises(LanguageError):
         by_language("no language at all")
+
+
+def test_a_cache_that_is_given_follows_its_rows(model, tiny):
+    from transformers import DynamicCache
+
+    texts = [f"the room was {word}" for word in ("quiet", "lovely", "never")]
+    blends = ["two", "one", "two"]  # not in the order of their names
+    expected = model.generate(texts, blends, max_new_tokens=6, min_new_tokens=6)
+    ids = model.backbone.tokenizer(texts, return_tensors="pt")["input_ids"]
+    cache = DynamicCache(config=model.backbone.config)
+    with torch.no_grad():
+        model(
+            input_ids=ids[:, :-2],
+            adapters=blends,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    found = model.generate(texts, blends, max_new_tokens=6, min_new_tokens=6, past_key_values=cache)
+    assert found == expected
+
+
+def test_layers_that_act_without_being_called_are_refused(tmp_path, tiny):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=256, hidden_size=32, state_size=4, num_hidden_layers=2, time_step_rank=8
+    )
+    base = MambaForCausalLM(config)
+    base.save_pretrained(tmp_path / "mamba")
+    AutoTokenizer.from_pretrained(tiny("qwen3")).save_pretrained(tmp_path / "mamba")
+    library = ah.Library(tmp_path / "mamba-library")
+    for name, target in (("direct", "dt_proj"), ("called", "in_proj")):
+        peft = get_peft_model(MambaForCausalLM(config), LoraConfig(target_modules=[target]))
+        peft.save_pretrained(tmp_path / name)
+        library.add(tmp_path / name, name=name)
+    model = ah.load_backbone(str(tmp_path / "mamba"), library=library)
+    model.use("called")
+    with pytest.raises(BackboneError, match=r"dt_proj, whose weight .* without calling the layer"):
+        model.use("direct")
+    assert str(model.active) == "called"
+
+
+def test_copies_that_peft_saves_beside_an_output_layer_are_only_copies(tmp_path, tiny):
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny("llama"))
+    peft = get_peft_model(base, LoraConfig(target_modules=["q_proj", "lm_head"]))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    peft.eval().save_pretrained(tmp_path / "saved", save_embedding_layers=True)
+    library = ah.Library(tmp_path / "copies")
+    library.add(tmp_path / "saved", name="saved")
+    model = ah.load_backbone(str(tiny("llama")), library=library)
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        expected = peft(input_ids=ids).logits
+    torch.testing.assert_close(model.use("saved")(input_ids=ids).logits, expected)
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (key,) = [name for name in tensors if "lora_" not in name and "lm_head" in name]
+    for name, changed in (("trained", tensors[key] + 1), ("grown", torch.cat([tensors[key]] * 2))):
+        save_file({**tensors, key: changed}, file, {"format": "pt"})
+        library.add(tmp_path / "saved", name=name)
+        with pytest.raises(AdaptersHubError, match=r"trained as a whole|its vocabulary grew"):
+            model.use(name)

@@ -1,0 +1,157 @@
+"""Data files as records: JSON Lines, JSON arrays, CSV, TSV, Parquet and text, perhaps compressed.
+
+Knows formats; does not know what the fields of a record mean. Complaints name file and line.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from adapters_hub.errors import DataError
+from adapters_hub.extras import require
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+PACKED = (".gz", ".zst")
+_MAX_CELL = 2**31 - 1
+"""Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
+
+
+def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a data file and the line that each is on; `DataError` for damaged ones."""
+    suffix, number = suffix_of(file), 0
+    try:
+        if suffix == ".parquet":
+            yield from enumerate(_parquet(file), 1)
+        elif suffix in (".csv", ".tsv"):
+            yield from _table(file, tabs=suffix == ".tsv")
+        elif suffix == ".txt":
+            with opened(file) as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield number, {"text": line.strip(), "id": number}
+        elif suffix == ".json" and _is_array(file):
+            yield from _array(file)
+        else:
+            with opened(file) as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield number, _json(line, file, number)
+    except UnicodeDecodeError as error:
+        begin = file.read_bytes()[:2] if suffix == file.suffix.lower() else b""
+        guess = (
+            "it looks like UTF-16"
+            if begin in (b"\xff\xfe", b"\xfe\xff")
+            else ("it may be Latin-1 or another 8-bit encoding")
+        )
+        raise DataError(
+            f"{file}: not UTF-8 text ({error.reason}, after line {number}); {guess}; save it as "
+            "UTF-8"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{file}: damaged after line {number} ({error})") from None
+
+
+def suffix_of(file: Path) -> str:
+    """A file's format by its name, in lower case, without what says that it is compressed."""
+    name = file.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def opened(file: Path, newline: str | None = None) -> IO[str]:
+    """A text file, perhaps compressed by gzip or Zstandard, opened as UTF-8."""
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "newline": newline}
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rt", **options)
+    if file.name.lower().endswith(".zst"):
+        zstandard = require("zstandard", "data", f"{file}: a .zst file")
+        return io.TextIOWrapper(zstandard.open(file, "rb"), **options)
+    return open(file, **options)
+
+
+def _is_array(file: Path) -> bool:
+    """Whether a JSON file holds one array, rather than an object a line."""
+    with opened(file) as stream:
+        return next((line.lstrip()[0] for line in stream if line.strip()), "") == "["
+
+
+def _array(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The objects of a JSON array, numbered from 1."""
+    with opened(file) as stream:
+        try:
+            items = json.load(stream)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: not JSON ({error})") from None
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise DataError(f"{file}: item {number} of the array is {item!r}, not a JSON object")
+        yield number, item
+
+
+def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
+
+    It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
+    """
+    kind = "TSV" if tabs else "CSV"
+    tabs = tabs or _separator(file) == "\t"
+    hint = "a cell cannot hold a tab or a line end" if tabs else "a comma in a cell needs quotes"
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    if not tabs:
+        options = {"delimiter": _separator(file)}
+    old_limit = csv.field_size_limit(_MAX_CELL)
+    header: list[str] = []
+    begin = 1
+    try:
+        with opened(file, newline="") as stream:
+            reader = csv.reader(stream, strict=True, **options)
+            for cells in reader:
+                if not header:
+                    header = cells
+                    if twice := sorted({name for name in header if header.count(name) > 1}):
+                        raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
+                elif cells and len(cells) != len(header):
+                    few = "an empty cell needs its separator too"
+                    raise DataError(
+                        f"{file}:{begin}: the header has {len(header)} cells, this row "
+                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
+                    )
+                elif cells:
+                    yield reader.line_num, dict(zip(header, cells, strict=True))
+                begin = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
+    finally:
+        csv.field_size_limit(old_limit)
+
+
+def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}:{number}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{file}:{number}: one JSON object a line is expected")
+    return record
+
+
+def _parquet(file: Path) -> list[dict[str, Any]]:
+    arrow = require("pyarrow", "data", f"{file}: Parquet")
+    parquet = require("pyarrow.parquet", "data", f"{file}: Parquet")
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not Parquet ({error})") from None
+
+
+def _separator(file: Path) -> str:
+    """What separates the cells of a CSV file, by its header: a comma, else Excel's ; or a tab."""
+    with opened(file, newline="") as stream:
+        header = stream.readline()
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")

@@ -1,0 +1,89 @@
+"""What must be true of an adapter's files before they go into a library: backbone, labels, card.
+
+Knows files and a backbone's folder where it is at hand; never goes to the network.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from adapters_hub.errors import AdapterFileError, BackboneMismatchError
+from adapters_hub.library import languages
+from adapters_hub.library import model_card as card
+from adapters_hub.library.adapter_file import CARD_FILE, AdapterFiles, AdapterInfo
+from adapters_hub.library.fingerprint import fingerprint, lacking, misfit
+from adapters_hub.library.paths import STARTER, starter_folder
+
+
+def local_folder(backbone: str | None) -> Path | None:
+    """The folder of a backbone whose files are at hand; never goes to the network."""
+    if backbone == STARTER:
+        return starter_folder()
+    if backbone and os.path.isfile(os.path.join(backbone, "config.json")):
+        return Path(backbone)
+    return None
+
+
+def local_fingerprint(backbone: str | None) -> str | None:
+    """The fingerprint of a backbone whose files are at hand."""
+    folder = local_folder(backbone)
+    return fingerprint(folder) if folder else None
+
+
+def check_fit(files: AdapterFiles, backbone: str) -> None:
+    """Refuse to call a backbone an adapter's own that has not the layers it adapts."""
+    tensors = files.header.tensors
+    modules = {
+        module: (tensors[a].shape[1], tensors[b].shape[0])
+        for module, (a, b) in files.modules.items()
+    }
+    folder = local_folder(backbone)
+    if folder and modules and (why := misfit(folder, modules)):
+        raise BackboneMismatchError(f"{files.weights} does not fit {backbone}: {why}")
+    if missing := missing_modules(files, backbone):
+        raise AdapterFileError(f"{files.weights}: {missing}; was it cut when it was saved?")
+
+
+def missing_modules(files: AdapterFiles, backbone: str | None) -> str | None:
+    """What an adapter's configuration promises on a backbone and its file lacks, in words."""
+    folder = local_folder(backbone)
+    targets = files.spec.config.get("target_modules")
+    partial = ("layers_to_transform", "layers_pattern", "exclude_modules")
+    if folder is None or not files.modules or not isinstance(targets, list | tuple):
+        return None
+    if any(files.spec.config.get(key) for key in partial):
+        return None
+    names = lacking(folder, [str(target) for target in targets], files.modules)
+    if not names:
+        return None
+    return (
+        f"its {len(files.modules)} layers lack {len(names)} that target_modules of its "
+        f"configuration names in {backbone}, such as {names[0]}"
+    )
+
+
+def check_labels(files: AdapterFiles, labels: tuple[str, ...] | None) -> None:
+    """A label for each logit, as far as the head's shapes tell."""
+    shapes = [files.header.tensors[key].shape for key in files.head.values()]
+    sizes = {shape[0] for shape in shapes if shape}
+    if labels and sizes and len(labels) not in sizes:
+        raise AdapterFileError(
+            f"{files.weights}: {len(labels)} labels ({', '.join(labels)}), and no tensor of the "
+            f"head has that many rows (they have {', '.join(map(str, sorted(sizes)))})"
+        )
+
+
+def with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
+    """What a plain PEFT folder's model card adds: one language, a licence."""
+    front = card.read_front_matter(folder / CARD_FILE)
+    language = front.get("language")
+    if isinstance(language, list) and len(language) == 1:
+        language = language[0]
+    if not isinstance(language, str) or not languages.is_language(language):
+        language = None
+    licence = front.get("license")
+    return replace(
+        info,
+        language=languages.canonical(language) if language else None,
+        license=licence if isinstance(licence, str) else None,
+    )
