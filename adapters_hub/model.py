@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.backbone import backbone as backbones
-from adapters_hub.errors import BackboneMismatchError, NotFoundError
+from adapters_hub.backbone.loading import read_backbone
+from adapters_hub.errors import BackboneMismatchError, LanguageError, NotFoundError
 from adapters_hub.inference.answer import answer
 from adapters_hub.inference.classify import classify
 from adapters_hub.inference.embed import embed
@@ -21,6 +21,7 @@ from adapters_hub.inference.export import composed, merge
 from adapters_hub.inference.generate import generate, stream
 from adapters_hub.inference.tag import Entity, tag
 from adapters_hub.inference.translate import translate
+from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
@@ -218,7 +219,7 @@ def load_backbone(
     name: str = "starter",
     *,
     library: Library | str | os.PathLike[str] | None = None,
-    bits: int = 32,
+    bits: int | None = None,
     device: str | torch.device | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -228,9 +229,12 @@ def load_backbone(
 ) -> AdaptedModel:
     """A backbone with no adapter active: ``starter``, a folder, or a hub id.
 
-    ``bits``: 32, 16 (bfloat16), or 8 and 4 by bitsandbytes. See `AdaptedModel`.
+    ``bits``: 32 (where none are given), 16 (bfloat16), or 8 and 4 by bitsandbytes; a checkpoint
+    that is stored in 8 or 4 bits has these. ``revision``: a hub id's branch, tag or commit.
+    Further see `AdaptedModel`. Raises `BackboneError`, or `SettingsError` for ``bits`` or a
+    ``device`` that cannot be.
     """
-    backbone = backbones.load_backbone(
+    backbone = read_backbone(
         name, bits=bits, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     if not isinstance(library, Library):
@@ -245,31 +249,88 @@ def load(
     domain: str | None = None,
     *,
     library: Library | str | os.PathLike[str] | None = None,
-    bits: int = 32,
+    bits: int | None = None,
     device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    check_backbone: bool = True,
+    memory: int = MEMORY,
+    host_memory: int | None = None,
 ) -> AdaptedModel:
     """The backbone that a language's and a domain's adapters name, with both active.
 
     A language without an adapter falls back to the closest one within a stated distance, with a
-    logged warning. Raises `NotFoundError`, or `BackboneMismatchError` if they name two backbones.
+    logged warning. What is no language is a blend: an adapter's name, or ``"de + hotel"``.
+    ``revision`` overrides the one that the adapters pin; other options are `load_backbone`'s.
+    Raises `NotFoundError`, `AmbiguousTermError`, or `BackboneMismatchError` if the adapters name
+    two backbones, or two revisions of one.
     """
     library = library if isinstance(library, Library) else Library(library)
-    terms = [f"domain:{domain}"] if domain else []
-    terms += [f"lang:{language}"] if language else []
-    if not terms:
+    if not language and not domain:
         raise NotFoundError("load() needs a language or a domain; load_backbone() takes none")
-    found: list[AdapterInfo] = []
-    for term in terms:
-        found.append(library.find(term, found[0].fingerprint if found else None))
-    names = {info.backbone for info in found}
-    if len(names) != 1 or None in names:
+    infos: list[AdapterInfo] = []
+
+    def find(term: str) -> AdapterInfo:
+        infos.append(library.find(term, infos[0].fingerprint if infos else None))
+        return infos[-1]
+
+    of_domain = Blend([(find(f"domain:{domain}").name, 1.0)], exact=True) if domain else Blend()
+    asked = Blend.of(_language_term(language) if language else None)
+    names: dict[str, str | None] = {}
+    for term in asked.terms:
+        try:
+            names[term] = find(term.removesuffix("?")).name
+        except NotFoundError:
+            if not term.endswith("?"):
+                raise
+            names[term] = None
+    active = asked.rename(names)
+    if not set(of_domain.terms) <= set(active.terms):  # one adapter may be of both
+        active = active + of_domain
+    name, pinned = _backbone_of(infos, language or domain or "", revision)
+    model = load_backbone(
+        name,
+        library=library,
+        bits=bits,
+        device=device,
+        revision=pinned,
+        trust_remote_code=trust_remote_code,
+        check_backbone=check_backbone,
+        memory=memory,
+        host_memory=host_memory,
+    )
+    model.residents.load(set(active.terms))
+    model.active = active
+    return model
+
+
+def _language_term(text: str) -> str:
+    """What `load` was given, as a blend: a language's term where it is one."""
+    try:
+        languages.canonical(text)
+    except LanguageError:
+        return text
+    return f"lang:{text}"
+
+
+def _backbone_of(
+    infos: Sequence[AdapterInfo], asked: str, revision: str | None
+) -> tuple[str, str | None]:
+    """The one backbone that adapters name, and its revision: the one given, else what they pin."""
+    backbones = {info.backbone for info in infos}
+    if not infos:
+        raise NotFoundError(f"load({asked!r}): no adapter is left of it, and so no backbone")
+    if len(backbones) != 1 or None in backbones:
         raise BackboneMismatchError(
-            "the adapters must name one backbone, and name "
-            + ", ".join(f"{info.backbone} ({info.name})" for info in found)
+            f"load({asked!r}): the adapters must name one backbone, and name "
+            + ", ".join(f"{info.backbone} ({info.name})" for info in infos)
             + "; load_backbone(...) takes it from you"
         )
-    model = load_backbone(names.pop() or "", library=library, bits=bits, device=device)
-    both = tuple(dict.fromkeys(info.name for info in reversed(found)))  # may be one
-    model.residents.load(set(both))
-    model.active = Blend([(name, 1.0) for name in both], exact=True)
-    return model
+    revisions = {revision} if revision else {info.revision for info in infos if info.revision}
+    if len(revisions) > 1:
+        raise BackboneMismatchError(
+            f"load({asked!r}): the adapters pin different revisions of {infos[0].backbone}: "
+            + ", ".join(f"{info.revision} ({info.name})" for info in infos if info.revision)
+            + "; give revision=... to choose one"
+        )
+    return infos[0].backbone or "", next(iter(revisions), None)

@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 import adapters_hub as ah
-from adapters_hub.backbone.backbone import checkpoint_folder
+from adapters_hub.backbone.loading import checkpoint_folder
 from adapters_hub.data.batches import plan_batches
 from adapters_hub.data.reading import read_data, select, with_held_out
 from adapters_hub.data.rows import Row

@@ -1,16 +1,25 @@
-"""Embeddings and output layer of a quantised backbone: stored in 16 bits, used in 32.
+"""What is of 8 and 4 bits: bitsandbytes' layers, and the embeddings beside them.
 
-Knows torch modules only. Quantisation leaves these layers whole, and in a small model with a large
-vocabulary they are most of what is left. Float16 keeps 11 bits of each number, where the linear
-layers beside them keep 8.
+Knows bitsandbytes' settings and torch modules; does not know architectures or adapters.
+Quantisation leaves embeddings and the output layer whole, and in a small model with a large
+vocabulary they are most of what is left: they are stored in 16 bits and used in 32. Float16 keeps
+11 bits of each number, where the linear layers beside them keep 8.
 """
 
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from adapters_hub.errors import BackboneError
+from adapters_hub.extras import require
+
+BITS = (32, 16, 8, 4)
+WHOLE = {32: torch.float32, 16: torch.bfloat16}
+"""The precisions that are not quantised."""
 _CHUNK = 8192  # tokens of the vocabulary that are widened at a time
 
 
@@ -32,7 +41,7 @@ class NarrowLinear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-def narrow_embeddings(model: Any) -> None:
+def narrow_embeddings(model: PreTrainedModel) -> None:
     """Put the above in place of a model's float32 embeddings and output layer; ties stay ties."""
     head = model.get_output_embeddings()
     narrowed: dict[int, nn.Parameter] = {}
@@ -48,14 +57,80 @@ def narrow_embeddings(model: Any) -> None:
                 continue  # beyond what float16 can hold
             weight = narrowed[id(module.weight)] = nn.Parameter(half, requires_grad=False)
         if id(module) not in made:
-            own: nn.Module
+            narrow: nn.Module
             if type(module) is nn.Embedding:
                 size = module.num_embeddings, module.embedding_dim
-                own = NarrowEmbedding(*size, padding_idx=module.padding_idx, device="meta")
+                narrow = NarrowEmbedding(*size, padding_idx=module.padding_idx, device="meta")
             else:
-                own = NarrowLinear(module.in_features, module.out_features, False, device="meta")
-                own.bias = module.bias
-            own.weight = weight
-            made[id(module)] = own.train(module.training)
+                narrow = NarrowLinear(module.in_features, module.out_features, False, device="meta")
+                narrow.bias = module.bias
+            narrow.weight = weight
+            made[id(module)] = narrow.train(module.training)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, made[id(module)])
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The precision beside quantised weights."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def stored_bits(name: str, config: PreTrainedConfig, wanted: int | None) -> int | None:
+    """The bits of a checkpoint that bitsandbytes already quantised; None of one that is whole.
+
+    Raises `BackboneError` for other quantised checkpoints (GPTQ, AWQ, fp8, …), whose layers are
+    none that adapters can act on, and where other bits are ``wanted``.
+    """
+    stored = getattr(config, "quantization_config", None)
+    stored = stored or getattr(config, "compression_config", None)
+    if not stored:
+        return None
+    settings: dict[str, Any] = stored if isinstance(stored, dict) else stored.to_dict()
+    method = settings.get("quant_method")
+    method = str(getattr(method, "value", method) or "an unnamed method")
+    # Files of the first versions have no method, only what bitsandbytes was asked for.
+    bits = 4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None
+    if bits is None or method not in ("bitsandbytes", "an unnamed method"):
+        raise BackboneError(
+            f"{name}: its weights are stored quantised by {method}, whose layers adapters cannot "
+            "act on here; take the checkpoint it was made from, with bits=4 or bits=8 to make it "
+            "as small"
+        )
+    if wanted not in (None, bits):
+        raise BackboneError(
+            f"{name}: its weights are stored in {bits} bits, so bits={wanted} is not to be had; "
+            f"leave bits out, or take the checkpoint it was made from for bits={wanted}"
+        )
+    return bits
+
+
+def loading_options(bits: int, device: torch.device, *, quantised: bool) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` is given for a precision, ``dtype`` always.
+
+    ``quantised``: the checkpoint is, and so says itself how. Raises `MissingExtraError`.
+    """
+    if bits >= 16:
+        return {"dtype": WHOLE[bits]}
+    require("bitsandbytes", "bits", f"a backbone at {bits} bits")
+    dtype = wide_dtype(device)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    if quantised:
+        return options
+    if bits == 8:
+        asked = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        asked = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    return {**options, "quantization_config": asked}
+
+
+def keep_4bit_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers out of eval mode on the CPU.
+
+    In eval mode they repack their weight for a kernel that has no backward and drops the gradient
+    with no more than a warning. The layer has no dropout, so nothing else changes.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.training = True

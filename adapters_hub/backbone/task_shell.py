@@ -4,17 +4,16 @@ Knows transformers' classes; does not know adapters, tasks or how a backbone was
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, ModelOutput
 
 from adapters_hub.errors import BackboneError
-
-if TYPE_CHECKING:
-    from adapters_hub.backbone.backbone import Backbone
 
 
 class TaskShell:
@@ -27,8 +26,24 @@ class TaskShell:
     ``sites`` are those of the body that the class has below its head.
     """
 
-    def __init__(self, backbone: "Backbone", auto_class: str, changes: dict[str, Any]) -> None:
-        config = copy.deepcopy(backbone.config)
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        config: PreTrainedConfig,
+        auto_class: str,
+        changes: Mapping[str, object],
+        *,
+        options: Mapping[str, object],
+        untrained: Set[str],
+        sites: Sequence[str],
+    ) -> None:
+        """``auto_class``, with ``changes`` made to ``config``, around the body ``base``.
+
+        ``options`` go into each forward of the body, ``untrained`` are its parameters for which the
+        checkpoint has no weights, ``sites`` are its linear layers. Raises `BackboneError` where
+        transformers has no such class, or not one around the whole body.
+        """
+        config = copy.deepcopy(config)
         for key, value in changes.items():
             setattr(config, key, value)
         mapping = getattr(transformers, auto_class)._model_mapping
@@ -37,28 +52,31 @@ class TaskShell:
         cls = mapping[type(config)]
         with torch.device("meta"):
             self._shell = (cls[0] if isinstance(cls, tuple) else cls)(config).eval()
-        self._base = backbone.base
-        self._options = backbone.call_options
+        self._base = base
+        self._options = options
         self._slot = self._shell.base_model_prefix
         body = getattr(self._shell, self._slot, None)
-        if body is None or (
-            backbone.kind == "encoder-decoder" and type(body) is not type(self._base)
-        ):
+        if body is None or (config.is_encoder_decoder and type(body) is not type(base)):
             raise BackboneError(
                 f"{type(self._shell).__name__} of transformers is not a head around the whole "
-                f"{type(self._base).__name__}, so it cannot share it; take an encoder or a decoder "
+                f"{type(base).__name__}, so it cannot share it; take an encoder or a decoder "
                 "for this task"
             )
-        uses_pooler = getattr(getattr(self._shell, self._slot), "pooler", None) is not None
+        uses_pooler = getattr(body, "pooler", None) is not None
         self._shell._modules[self._slot] = None
         self.prefix = f"{self._slot}."
         self._pooler_prefix = f"{self._slot}.pooler."
         self.shapes = {name: p.shape for name, p in self._shell.named_parameters()}
         if uses_pooler:
-            own = dict(backbone.base.named_parameters())
-            self.shapes |= {self.prefix + name: own[name].shape for name in backbone.untrained}
-        owned = backbone.untrained or not uses_pooler  # by the head, or by no one
-        self.sites = [s for s in backbone.body_sites if not (owned and s.startswith("pooler."))]
+            parameters = dict(base.named_parameters())
+            self.shapes |= {self.prefix + name: parameters[name].shape for name in untrained}
+        self.untrained_pooler = uses_pooler and bool(untrained)
+        pooler_is_the_heads = bool(untrained) or not uses_pooler  # or no one's
+        self.sites = [
+            site
+            for site in sites
+            if not (pooler_is_the_heads and site.partition(".")[0] == "pooler")
+        ]
 
     def initial_head(self, seed: int) -> dict[str, torch.Tensor]:
         """Fresh head parameters (float32) by path, started as transformers starts them."""
@@ -98,25 +116,26 @@ class TaskShell:
                 logits.append(out if rows is None else out[rows])
             else:
                 body.rows = rows
-                own = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
-                logits.append(_logits(shell(**own, **self._options)))
+                some = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
+                logits.append(_logits(shell(**some, **self._options)))
         return logits
 
 
-def _logits(output: Any) -> torch.Tensor:
+def _logits(output: ModelOutput) -> torch.Tensor:
     if "start_logits" in output:
         return torch.stack([output.start_logits, output.end_logits], -1)
     return output.logits
 
 
-class Given(nn.Module):
+class KnownBody(nn.Module):
     """Stands where a language-model class has its body, with the hidden states already known."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def forward(self, *args: object, **kwargs: object) -> ModelOutput:
+        """The hidden states it was made with, whatever is asked."""
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
 
 
@@ -129,17 +148,23 @@ class _Body(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self._run = base.__call__  # not a submodule: its parameters are not the head's
-        self.output: Any = None
+        self.activation = _pooler_activation(base)
+        self.output: Any = None  # a ModelOutput of the body's own class
         self.rows: torch.Tensor | None = None
         self.pooler: nn.Module | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        """What the body gives, for ``rows`` of the batch only."""
         if self.output is None:
             self.output = self._run(*args, **kwargs)
         out = type(self.output)(last_hidden_state=self._take(self.output.last_hidden_state))
         pooled = getattr(self.output, "pooler_output", None)
         if self.pooler is not None:
-            out["pooler_output"] = self.pooler(out.last_hidden_state)
+            states = out.last_hidden_state
+            if self.activation is None:
+                out["pooler_output"] = self.pooler(states)
+            else:
+                out["pooler_output"] = self.activation(self.pooler(states[:, 0]))
         elif pooled is not None:
             out["pooler_output"] = self._take(pooled)
         return out
@@ -151,11 +176,11 @@ class _Body(nn.Module):
 def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> Any:
     """A shallow copy of a module tree that holds the given tensors as its parameters."""
     clone = copy.copy(module)
-    own: dict[str, Any] = {
+    bound: dict[str, Any] = {
         name: None if old is None else parameters[path + name]
         for name, old in module._parameters.items()
     }
-    clone._parameters = own
+    clone._parameters = bound
     clone._modules = {
         name: None if child is None else _bind(child, parameters, f"{path}{name}.")
         for name, child in module._modules.items()
@@ -163,9 +188,19 @@ def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = ""
     return clone
 
 
-def _pooler_of(base: Any, parameters: dict[str, torch.Tensor], prefix: str) -> nn.Module | None:
+def _pooler_of(
+    base: PreTrainedModel, parameters: dict[str, torch.Tensor], prefix: str
+) -> nn.Module | None:
     """A pooler from the head's own parameters, where the checkpoint brought none."""
-    own = {
+    of_pooler = {
         name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)
     }
-    return _bind(base.pooler, own) if own else None
+    return _bind(base.pooler, of_pooler) if of_pooler else None
+
+
+def _pooler_activation(base: nn.Module) -> nn.Module | None:
+    """The activation of a pooler that is one linear layer, of the first token's state (ALBERT's).
+
+    None where the pooler is a module that does all of it (BERT's).
+    """
+    return getattr(base, "pooler_activation", None)

@@ -38,8 +38,9 @@ def load_model(
     library = Library(options.library)
     if not first:
         raise BlendError(f"{options.blend!r} cancels out: there is nothing in it")
-    find = library.get if exact else library.find
-    backbone = options.backbone or find(first).backbone
-    if backbone is None:
+    if options.backbone:
+        return load_backbone(options.backbone, library=library)
+    info = library.get(first) if exact else library.find(first)
+    if info.backbone is None:
         raise BlendError(f"{first!r} names no backbone: give --backbone")
-    return load_backbone(backbone, library=library)
+    return load_backbone(info.backbone, library=library, revision=info.revision)

@@ -36,14 +36,16 @@ def embed(
         raise SettingsError("give a prompt or a prompt_name, not both")
     backbone = model.backbone
     blends = model.blends(len(texts), adapters, languages)
-    known = {blend: embedding_of(model, blend) for blend in set(blends)}
-    poolings = [pooling or known[blend][0] for blend in blends]
-    names = sorted({"query", "document"}.union(*(own for _, own in known.values())))
+    known = {blend: embedding_of(model, blend, pooling) for blend in set(blends)}
+    poolings = [known[blend][0] for blend in blends]
+    names = sorted({"query", "document"}.union(*(prompts for _, prompts in known.values())) - {""})
     if prompt_name is not None and prompt_name not in names:
         raise SettingsError(f"prompt_name={prompt_name!r}: choose one of {', '.join(names)}")
     prompts = [prompt or known[blend][1].get(prompt_name or "", "") for blend in blends]
     prompted = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    encoded = encode_texts(prompted, backbone, max_length=10**9)
+    if backbone.embedding.lower_case:
+        prompted = [text.lower() for text in prompted]
+    encoded = encode_texts(prompted, backbone, backbone.embedding.max_tokens or 10**9)
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     out = torch.empty(len(texts), backbone.width, device=backbone.device)
     starts = range(0, len(order), batch_size)

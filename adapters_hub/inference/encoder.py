@@ -33,8 +33,8 @@ class Encoder:
     ) -> None:
         self.model = model
         (self.blend,) = model.blends(1, adapters, language)
-        own, self.prompts = embedding_of(model, self.blend)
-        self.pooling = pooling or own
+        self.pooling, prompts = embedding_of(model, self.blend, pooling)
+        self.prompts = {name: text for name, text in prompts.items() if name}
         self.model_card_data = Evaluations()
 
     def __repr__(self) -> str:

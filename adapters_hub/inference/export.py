@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from adapters_hub.backbone.copies import remove_hooks, untie
 from adapters_hub.compose.methods import check_options, compose_sites
 from adapters_hub.errors import BackboneError, NotFoundError
 from adapters_hub.library.adapter_file import AdapterInfo
@@ -63,6 +65,7 @@ def composed(
         pooling=pooling,
         prompts=prompts,
         backbone=model.backbone.name,
+        revision=model.backbone.revision,
         fingerprint=model.backbone.fingerprint,
         description=f"The {method} of {resolved}{how and f' ({how})'}.",
     )
@@ -76,7 +79,7 @@ def composed(
     return Adapter(info, factors, scaling, head, config, prefix, outer)
 
 
-def merge(model: Runtime, blend: Weights) -> nn.Module:
+def merge(model: Runtime, blend: Weights) -> PreTrainedModel:
     """See `AdaptedModel.merge`."""
     if model.backbone.bits < 16:
         raise BackboneError(
@@ -86,39 +89,31 @@ def merge(model: Runtime, blend: Weights) -> nn.Module:
     resolved = model.resolve(blend)
     owners = [name for name in resolved.terms if model.resident(name).head]
     plain = _plain_copy(model, model.head_owner(resolved) if owners else None)
-    own_prefix = getattr(plain, "base_model_prefix", "")
-    base = getattr(plain, own_prefix, plain)
+    base = getattr(plain, plain.base_model_prefix, plain)
     modules = dict(plain.named_modules()) | dict(base.named_modules())
+    pieces_of_site = model.pieces(resolved, without_outer=bool(owners))
+    if plain.config.tie_word_embeddings and pieces_of_site.keys() & model.backbone.head_sites:
+        untie(plain)  # the embedding, whose weight the output layer shares, has no delta
     with torch.no_grad():
-        for site, pieces in model.pieces(resolved, without_outer=bool(owners)).items():
+        for site, pieces in pieces_of_site.items():
             if site not in modules:
                 continue  # a pooler, which this class has not and its outputs do not need
-            module: Any = modules[site]
-            weight = merged_weight(module, pieces)
-            if site in model.backbone.head_sites and plain.config.tie_word_embeddings:
-                # the embedding, whose weight it shares, has no delta
-                plain.config.tie_word_embeddings = False
-                if getattr(module, "bias", None) is not None:  # untied too, or it is not loaded
-                    module.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            weight = merged_weight(modules[site], pieces)
+            modules[site].weight = nn.Parameter(weight, requires_grad=False)
     return plain
 
 
-def _plain_copy(model: Runtime, head_owner: str | None) -> Any:
+def _plain_copy(model: Runtime, head_owner: str | None) -> PreTrainedModel:
     """The model of a class that transformers would load, with nothing of ours on it."""
     if head_owner is None:
-        plain: Any = copy.deepcopy(model.backbone.model)
+        plain: PreTrainedModel = copy.deepcopy(model.backbone.model)
         for name in model.backbone.attached:
-            setattr(getattr(plain, plain.base_model_prefix), name, None)
+            setattr(getattr(plain, plain.base_model_prefix, plain), name, None)
     else:
         from adapters_hub.tasks.heads import plain_model
 
         plain = plain_model(model.backbone, model.resident(head_owner))
     if model.hooks:
         plain.gradient_checkpointing_disable()
-    ours = model.bank.hook_ids() | {hook.id for hook in model.hooks}
-    for module in plain.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for number in ours & hooks.keys():
-                del hooks[number]
+    remove_hooks(plain, model.bank.hook_ids() | {hook.id for hook in model.hooks})
     return plain

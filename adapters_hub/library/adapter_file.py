@@ -53,15 +53,17 @@ _REFUSED = {
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
     "name", "language", "domain", "task", "problem_type", "pipeline_tag", "pooling", "backbone",
-    "fingerprint", "license", "description", "trained_with", "hash",
+    "fingerprint", "revision", "license", "description", "trained_with", "hash",
 )  # fmt: skip
 _ONE_LINE = (
     "backbone", "task", "license", "problem_type", "pipeline_tag", "pooling", "fingerprint",
+    "revision",
 )  # fmt: skip
 _MOST = 1e300  # of a metric: what is written in digits may be more than a float holds
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "task_type": str, "base_model_name_or_path": str, "bias": str,
+    "revision": str,
 }  # fmt: skip
 _MAX_CONFIG_BYTES = 10_000_000  # one of a few thousand modules has a tenth
 _MAX_PATTERN_WORK = 100_000_000  # comparisons of characters: seconds, where real ones need none
@@ -86,6 +88,7 @@ class AdapterInfo:
     pooling: str | None = None  # retrieval: how hidden states become one vector
     prompts: dict[str, str] = field(default_factory=dict)  # put before or around texts, by kind
     backbone: str | None = None  # hub id, folder, or "starter"
+    revision: str | None = None  # of a hub id: the branch, tag or commit it was trained on
     fingerprint: str | None = None
     over: tuple[str, ...] = ()  # frozen adapters it was trained over
     license: str | None = None
@@ -192,6 +195,8 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
             backbone=config.get("base_model_name_or_path"),
             task=_TASK_OF_PEFT_TYPE.get(config.get("task_type") or ""),
         )
+    if info.revision is None and info.backbone == config.get("base_model_name_or_path"):
+        info = replace(info, revision=config.get("revision") or None)
     if info.pipeline_tag is None:
         tag = _TAG_OF_PEFT_TYPE.get(config.get("task_type") or "")
         info = replace(info, pipeline_tag=tag)
@@ -217,8 +222,9 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
             raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
     if not all(isinstance(name, str) for name in config.get("modules_to_save") or ()):
         raise AdapterFileError(f"{where}: modules_to_save={config['modules_to_save']!r}: no names")
-    if not (config.get("base_model_name_or_path") or "").isprintable():
-        raise AdapterFileError(f"{where}: its base model's name holds what cannot be printed")
+    for key in ("base_model_name_or_path", "revision"):
+        if not (config.get(key) or "").isprintable():
+            raise AdapterFileError(f"{where}: {key} holds what cannot be printed")
     for key, reason in _REFUSED.items():
         if config.get(key):
             raise UnsupportedAdapterError(f"{where}: {key} is set: {reason}")

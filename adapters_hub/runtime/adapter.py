@@ -240,6 +240,7 @@ class Adapter:
             **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
             "modules_to_save": self._head_modules() or None,
             "base_model_name_or_path": self.info.backbone,
+            **({"revision": self.info.revision} if self.info.revision else {}),
             "bias": "none",
             "inference_mode": True,
             "init_lora_weights": True,
@@ -365,9 +366,22 @@ def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
     }
     own -= backbone.untrained
     try:  # its prediction head may share names with the classification head, as in ModernBERT
-        head = set(backbone.shell("AutoModelForSequenceClassification", num_labels=2).shapes)
+        shell = backbone.shell("AutoModelForSequenceClassification", num_labels=2)
+        head = set(shell.shapes)
     except BackboneError:
         head = set()
+    else:
+        pooler = {name for name in head if name.startswith(f"{shell.prefix}pooler.")}
+        of_class = (
+            found.info.task in (None, "classification") and found.head.keys() == head - pooler
+        )
+        if shell.untrained_pooler and of_class:
+            raise UnsupportedAdapterError(
+                f"{found.weights}: its classification head reads the pooler, for which "
+                f"{backbone.name} has no weights, so the one it was trained with was random and is "
+                "lost; train it again with the pooler saved beside the head: "
+                "LoraConfig(modules_to_save=['classifier', 'pooler'])"
+            )
     copied = [p for p in found.head if {p, p.partition(".")[2]} & own and p not in head]
     if copied:
         raise UnsupportedAdapterError(

@@ -3,7 +3,6 @@
 Knows modules and factors; does not know names, rows of a mixed batch or tasks.
 """
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.backbone.backbone import site_shape
+from adapters_hub.backbone.copies import with_weights
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.compose.methods import delta
 from adapters_hub.runtime.plan import COSTS, cost
 
 MERGE_COST = 1.0
 """Nanoseconds to merge one weight, fitted as `Costs`."""
-
-
-_BOUND = ("_compiled_call", "_compiled_call_impl")  # of transformers, of torch
 
 
 def wrapped(model: nn.Module) -> bool:
@@ -65,20 +62,4 @@ def merged_view(
     with torch.no_grad():
         for site, own in pieces.items():
             weights[id(sites[site])] = merged_weight(sites[site], own)
-    seen: dict[int, nn.Module] = {}
-
-    def view(module: nn.Module) -> nn.Module:
-        if id(module) not in seen:
-            own = seen[id(module)] = copy.copy(module)
-            for bound in _BOUND:  # to the model this is a copy of
-                vars(own).pop(bound, None)
-            own._modules = {n: m if m is None else view(m) for n, m in module._modules.items()}
-            own._forward_hooks = type(module._forward_hooks)(
-                (n, hook) for n, hook in module._forward_hooks.items() if n not in hooks
-            )
-            if id(module) in weights:
-                merged = nn.Parameter(weights[id(module)], requires_grad=False)
-                own._parameters = {**module._parameters, "weight": merged}
-        return seen[id(module)]
-
-    return view(model)
+    return with_weights(model, weights, without_hooks=hooks)

@@ -155,13 +155,20 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
     config.num_labels = outputs_of(adapter, backbone, task)
     kind = task_class(task)
     if issubclass(kind, HeadTask) and kind.has_labels:
-        labels = label_names(adapter, backbone, task)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {name: number for number, name in enumerate(labels)}
-        config.problem_type = adapter.info.problem_type
+        if config.num_labels > 1:
+            labels = label_names(adapter, backbone, task)
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {name: number for number, name in enumerate(labels)}
+            config.problem_type = adapter.info.problem_type
+        else:  # one output is a number, which has no labels
+            config.problem_type = adapter.info.problem_type or "regression"
     with torch.device("meta"):
         plain = getattr(transformers, _auto_class(task)).from_config(config)
-    setattr(plain, plain.base_model_prefix, copy.deepcopy(backbone.base))
+    body, copied = getattr(plain, plain.base_model_prefix), copy.deepcopy(backbone.base)
+    for name in backbone.attached:
+        if getattr(body, name, None) is None:  # such as a pooler, for classes that use none
+            setattr(copied, name, None)
+    setattr(plain, plain.base_model_prefix, copied)
     dtype = next(backbone.base.parameters()).dtype
     head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
     plain.load_state_dict(head, strict=False, assign=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.errors import HeadError
+from adapters_hub.errors import BackboneError, HeadError
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.declarations.retrieval import checked_pooling
@@ -20,7 +20,19 @@ _WORTH = 0.05  # the share of a batch's tokens that another forward must save
 
 
 def default_pooling(backbone: Backbone) -> str:
-    """The last token for decoders, which alone has seen the whole text; else the mean."""
+    """What the checkpoint's folder says, as sentence-transformers writes it.
+
+    Else the last token for decoders, which alone has seen the whole text, and else the mean. Raises
+    `BackboneError` where the folder asks for what is not done here, such as a dense layer.
+    """
+    said = backbone.embedding
+    if said.unsupported:
+        raise BackboneError(
+            f"{backbone.name} is a sentence-transformers model, and {said.unsupported}; give "
+            "pooling='mean', 'cls' or 'last' for its transformer's own states"
+        )
+    if said.pooling:
+        return said.pooling
     return "last" if backbone.kind == "decoder" else "mean"
 
 
@@ -89,22 +101,28 @@ def by_length(lengths: Tensor) -> list[Tensor]:
     return cut(0, len(rows))
 
 
-def embedding_of(model: Runtime, blend: Blend) -> tuple[str, dict[str, str]]:
+def embedding_of(
+    model: Runtime, blend: Blend, pooling: str | None = None
+) -> tuple[str, dict[str, str]]:
     """The pooling and the prompts of a resolved blend: those of its adapters that have them.
 
-    A language adapter's count only where no other has any: a domain's was trained over it. Raises
+    A language adapter's count only where no other has any: a domain's was trained over it. Where
+    none has any they are the backbone's, whose prompt of the name ``""`` is for texts that no
+    prompt is asked for. ``pooling`` stands in place of theirs. Raises
     `HeadError` for two that differ: each was trained for its own.
     """
     infos = [info for name in blend.terms if (info := model.resident(name).info).pooling]
     infos = [info for info in infos if info.domain or not info.language] or infos
     ways = {info.name: (info.pooling, info.prompts) for info in infos}
     if not ways:
-        return default_pooling(model.backbone), {}
-    (pooling, prompts), *others = ways.values()
-    if any(other != (pooling, prompts) for other in others):
+        said = model.backbone.embedding
+        default = {"": said.default_prompt} if said.default_prompt else {}
+        return pooling or default_pooling(model.backbone), {**said.prompts, **default}
+    (trained, prompts), *others = ways.values()
+    if any(other != (trained, prompts) for other in others):
         listed = ", ".join(f"{name}: {way[0]}, {way[1]}" for name, way in ways.items())
         raise HeadError(
             f"adapters of {str(blend)!r} were trained to embed in different ways ({listed}); keep "
             "one of them"
         )
-    return pooling or "", prompts
+    return pooling or trained or "", prompts

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adapters_hub as ah
-from adapters_hub.errors import BackboneError
+from adapters_hub.errors import BackboneError, MissingExtraError
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -117,5 +117,5 @@ def test_half_precision_runs_mixed_rows(tiny, library, inputs):
 
 def test_without_bitsandbytes_the_error_says_what_to_install(tiny, library, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(BackboneError, match=r"pip install 'adapters-hub\[bits\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'adapters-hub\[bits\]'"):
         ah.load_backbone(str(tiny("qwen3")), library=library, bits=8)

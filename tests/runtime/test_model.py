@@ -230,10 +230,10 @@ def test_a_failed_forward_leaves_no_plan(model, inputs):
 
 
 def test_evicted_adapters_come_back_from_the_library(tiny, library, inputs):
-    from adapters_hub.backbone.backbone import load_backbone
+    from adapters_hub.backbone.loading import read_backbone
     from adapters_hub.model import AdaptedModel
 
-    model = AdaptedModel(load_backbone(str(tiny("qwen3"))), library, memory=1)
+    model = AdaptedModel(read_backbone(str(tiny("qwen3"))), library, memory=1)
     with torch.no_grad():
         first = model(**inputs, adapters="de").logits
         model(**inputs, adapters="hotel")
@@ -255,11 +255,11 @@ def test_an_adapter_added_from_memory_hides_the_librarys(model, inputs):
 @pytest.fixture
 def small(tiny, library, lora_folder):
     """A model with room for one adapter, beside those that a call needs."""
-    from adapters_hub.backbone.backbone import load_backbone
+    from adapters_hub.backbone.loading import read_backbone
     from adapters_hub.model import AdaptedModel
 
     library.add(lora_folder("qwen3", "three", r=3), language="fr")
-    return AdaptedModel(load_backbone(str(tiny("qwen3"))), library, memory=1)
+    return AdaptedModel(read_backbone(str(tiny("qwen3"))), library, memory=1)
 
 
 def test_one_call_may_need_more_adapters_than_there_is_room_for(small, model, inputs):

@@ -10,7 +10,7 @@ import torch
 from helpers import in_threads
 
 import adapters_hub as ah
-from adapters_hub.backbone.backbone import load_backbone
+from adapters_hub.backbone.loading import read_backbone
 from adapters_hub.errors import AdapterFileError, NotFoundError
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.model import AdaptedModel
@@ -49,7 +49,7 @@ def stocked(tmp_path_factory, tiny):
 def make(tiny, library, adapters, size, **options):
     """A model with room for a number of the stocked adapters."""
     return AdaptedModel(
-        load_backbone(str(tiny("qwen3"))), library, memory=adapters * size, **options
+        read_backbone(str(tiny("qwen3"))), library, memory=adapters * size, **options
     )
 
 

@@ -1,0 +1,67 @@
+"""Copies of a transformers model: what they share is parted, and foreign hooks are taken off.
+
+Knows torch's and transformers' insides; does not know adapters or what the copies are for.
+"""
+
+import copy
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_BOUND_CALLS = ("_compiled_call", "_compiled_call_impl")  # of transformers, of torch
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give every name of a shared parameter a tensor of its own, and say so in the configuration.
+
+    One output layer that differs from its embedding unties all of them: with
+    ``tie_word_embeddings=False`` transformers ties nothing when it loads the model again, neither
+    BART's encoder and decoder embeddings nor BERT's second name of the output layer's bias.
+    """
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config().tie_word_embeddings = False
+    seen: set[int] = set()
+    for path, parameter in [*model.named_parameters(remove_duplicate=False)]:
+        if id(parameter) in seen:
+            owner, _, name = path.rpartition(".")
+            alone = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            setattr(model.get_submodule(owner), name, alone)
+            parameter = alone
+        seen.add(id(parameter))
+
+
+def remove_hooks(model: nn.Module, ids: Collection[int]) -> None:
+    """Take the forward hooks of these handles' ids off every module."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in [number for number in hooks if number in ids]:
+                del hooks[number]
+
+
+def with_weights(
+    model: nn.Module, weights: Mapping[int, Tensor], *, without_hooks: Collection[int]
+) -> nn.Module:
+    """The model with other weights in some modules, sharing everything else with it.
+
+    ``weights`` are by the modules' ids; ``without_hooks`` are ids of forward hooks it must not
+    have.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def view(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            clone = made[id(module)] = copy.copy(module)
+            for bound in _BOUND_CALLS:  # to the model this is a copy of
+                vars(clone).pop(bound, None)
+            children = module._modules.items()
+            clone._modules = {n: None if child is None else view(child) for n, child in children}
+            clone._forward_hooks = type(module._forward_hooks)(
+                (n, hook) for n, hook in module._forward_hooks.items() if n not in without_hooks
+            )
+            if id(module) in weights:
+                weight = nn.Parameter(weights[id(module)], requires_grad=False)
+                clone._parameters = {**module._parameters, "weight": weight}
+        return made[id(module)]
+
+    return view(model)
