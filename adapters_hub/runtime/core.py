@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapters_hub.backbone.backbone import Backbone, enable_checkpointing
 from adapters_hub.compose.core_space import Piece
-from adapters_hub.errors import HeadError, NotFoundError, SettingsError
+from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
 from adapters_hub.library.blend_file import BlendFile
 from adapters_hub.library.layers import layers_of
@@ -77,6 +77,61 @@ class Runtime:
         self.active = Blend()
         self.hooks: list[RemovableHandle] = []
         self._merged: tuple[Any, Any] | None = None
+        self.residents.changed = self._forget_view
+
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer."""
+        return self.backbone.tokenizer
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels of the active blend's head; None if it names none. `HeadError` without one."""
+        return self.resident(self.head_owner(self.active)).info.labels
+
+    def eval(self) -> Self:
+        """Nothing: the backbone is always in eval mode."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse training mode: the backbone is frozen, and adapters are trained by `ah.train`."""
+        if mode:
+            raise BackboneError(
+                "the backbone is frozen and stays in eval mode; train adapters with ah.train(...) "
+                "or the recipes"
+            )
+        return self
+
+    def to(self, device: str | torch.device) -> Self:
+        """The model, if it is there already; `BackboneError` says how to load it elsewhere."""
+        wanted = torch.device(device)
+        here = self.device
+        if wanted.type != here.type or wanted.index not in (None, here.index):
+            raise BackboneError(
+                f"the model is on {here}, with its adapters: load it where it is to be used, "
+                f"ah.load_backbone({self.backbone.name!r}, device={str(device)!r})"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        raise BackboneError(
+            "a model with its resident adapters cannot be copied: load it again with "
+            "ah.load_backbone(...), or take model.merge(blend), which is a plain copy"
+        )
+
+    def _forget_view(self) -> None:
+        """Let the merged view go: it may hold what has left, and its memory is needed."""
+        self._merged = None
 
     def __repr__(self) -> str:
         return (
@@ -190,7 +245,6 @@ class Runtime:
     def drop(self, name: str) -> None:
         """Forget a resident adapter; it is loaded again from the library when it is next used."""
         self.residents.drop(name)
-        self._merged = None  # which may hold it
 
     def adapter(self, term: str) -> Adapter:
         """The adapter that a term means, loaded if it is not resident."""
@@ -316,9 +370,16 @@ class Runtime:
         if len(owners) == 1:
             return owners[0]
         if not owners:
+            headed = self.residents.with_head()
+            listed = ", ".join(headed[:8]) + (", …" if len(headed) > 8 else "")
             raise HeadError(
-                f"no adapter of {str(blend)!r} has a task head: add the adapter that was trained "
-                "for the task, such as 'de + hotel'"
+                f"no adapter of {str(blend) or 'the bare backbone'!r} has a task head. "
+                + (
+                    f"In {self.library.root} these have one: {listed}; add it to the blend"
+                    if headed
+                    else f"None in {self.library.root} has one for this backbone: train "
+                    "one with recipes/lora_domain.py --task classification"
+                )
             )
         labels = {name: list(found[name].info.labels or ()) for name in owners}
         differ = len({tuple(value) for value in labels.values()}) > 1

@@ -9,7 +9,7 @@ that are read from their files again. Those added from memory have no file, and 
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.errors import BackboneMismatchError, NotFoundError
+from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
 from adapters_hub.library.library import Library
@@ -45,6 +45,7 @@ class Residents:
         self.library = library
         self.check_backbone = check_backbone
         self.lock = threading.RLock()
+        self.changed: Callable[[], None] = lambda: None  # called when what is resident changes
         self.bank = Bank(backbone.sites, memory, evicted=self._evicted)
         on_host = backbone.device.type == "cpu"
         default = 0 if on_host else HOST_MEMORY
@@ -91,6 +92,7 @@ class Residents:
             self._look()
             for name in sorted(names):
                 if name not in self.bank:
+                    self.changed()  # first, so that its memory counts as free
                     adapter = self._from_library(name)
                     self.bank.put(name, adapter.factors, adapter.scaling, keep=names)
                     self._adapters[name] = adapter
@@ -108,6 +110,7 @@ class Residents:
         """Forget an adapter; it is loaded again from the library when it is next used."""
         with self.lock:
             self.bank.drop(name)
+            self.changed()
             self._adapters.pop(name, None)
             self._added.discard(name)
             self._host.pop(name, None)
@@ -163,8 +166,22 @@ class Residents:
         check = self.backbone.fingerprint if self.check_backbone else None
         return lookup.find(term, [*self._infos.values()], check, str(self.library.root))
 
+    def with_head(self) -> list[str]:
+        """The names of the library's adapters for this backbone that bring a task's head."""
+        names = []
+        for info in self.library.list(fingerprint=self.backbone.fingerprint):
+            try:
+                files = read_adapter(Path(info.path or ""), info.name)
+            except AdaptersHubError as error:  # gone or damaged since it was listed
+                log.debug("%s: %s", info.name, error)
+                continue
+            if files.head:
+                names.append(info.name)
+        return names
+
     def _evicted(self, name: str) -> None:
         self._adapters.pop(name, None)
+        self.changed()
 
     def _look(self) -> None:
         """Look at the library again if it changed."""

@@ -12,6 +12,7 @@ from adapters_hub.errors import (
     AmbiguousTermError,
     BackboneError,
     BlendError,
+    HeadError,
     LanguageError,
     NotFoundError,
     SettingsError,
@@ -347,3 +348,28 @@ def test_copies_that_peft_saves_beside_an_output_layer_are_only_copies(tmp_path,
         library.add(tmp_path / "saved", name=name)
         with pytest.raises(AdaptersHubError, match=r"trained as a whole|its vocabulary grew"):
             model.use(name)
+
+
+def test_what_a_user_types_first(model, tiny):
+    import copy
+
+    assert model.tokenizer is model.backbone.tokenizer
+    assert model.config is model.backbone.config
+    assert model.device == model.backbone.device == torch.device("cpu")
+    assert model.eval() is model.train(False) is model.to("cpu") is model
+    for wrong, said in (
+        (model.train, "frozen"),
+        (lambda: model.to("meta"), "device='meta'"),
+        (lambda: copy.deepcopy(model), "cannot be copied"),
+    ):
+        with pytest.raises(BackboneError, match=said):
+            wrong()
+
+
+def test_without_a_head_those_that_have_one_are_named(model, library, lora_folder):
+    with pytest.raises(HeadError, match=r"None in .* has one for this backbone"):
+        model.classify(["a"], "one")
+    library.add(lora_folder("qwen3", "mood", labels=3), name="mood", labels=["x", "y", "z"])
+    with pytest.raises(HeadError, match="these have one: mood;"):
+        model.classify(["a"], "one + two")
+    assert model.use("one + mood").labels == ("x", "y", "z")
