@@ -4,21 +4,30 @@ A façade: the runtime does the work of names, blends and forwards, `inference` 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from adapters_hub.backbone.loading import read_backbone
-from adapters_hub.errors import BackboneMismatchError, LanguageError, NotFoundError
+from adapters_hub.errors import BackboneMismatchError, LanguageError, NotFoundError, SettingsError
 from adapters_hub.inference.answer import answer
-from adapters_hub.inference.classify import classify
+from adapters_hub.inference.classify import (
+    NO_TOP_K,
+    NoTopK,
+    Scored,
+    TopK,
+    as_pipeline,
+    check_top_k,
+    classify,
+)
 from adapters_hub.inference.embed import embed
 from adapters_hub.inference.encoder import Encoder
 from adapters_hub.inference.export import composed, merge
-from adapters_hub.inference.generate import generate, stream
+from adapters_hub.inference.generate import Prompted, Prompts, generate, prompts_of, stream
+from adapters_hub.inference.inputs import texts_of
 from adapters_hub.inference.tag import Entity, tag
 from adapters_hub.inference.translate import translate
 from adapters_hub.library import languages
@@ -37,11 +46,16 @@ class AdaptedModel(Runtime):
     backbone, and not given it is the active blend (`use`). ``languages``, one for all rows or one a
     row, adds to each row's blend the adapter of its language, as training with ``--over auto``
     does; a language without an adapter adds nothing, which is logged once.
+
+    Texts are one text, or a list, tuple, array or Series of them. The result is a list with one
+    element a text: of one where one text is given, empty where none is. Raises `SettingsError` for
+    what is no text, for as many blends or languages as there are no rows, and for a ``batch_size``
+    below 1.
     """
 
     def generate(
         self,
-        texts: Sequence[str | Mapping[str, Any]] | str | Mapping[str, Any],
+        texts: Prompts,
         adapters: Adapters = ACTIVE,
         *,
         languages: Languages = None,
@@ -50,15 +64,16 @@ class AdaptedModel(Runtime):
         """Continue each text (decoder) or answer it (encoder-decoder); transformers' options.
 
         A text is taken as it stands; a mapping of a row's fields, ``{"text": …}``, is set into the
-        prompt that its blend was trained with. Beams, sampling and the key-value cache work as in
-        ``transformers``; ``max_new_tokens`` defaults to 32. Raises `BackboneError` for an encoder.
+        prompt that its blend was trained with; a list of messages, ``{"role": …, "content": …}``,
+        is one conversation, set into the tokenizer's chat template. Beams, sampling, stop strings
+        and the key-value cache work as in ``transformers``; ``max_new_tokens`` defaults to 32.
+        Raises `BackboneError` for an encoder, `SettingsError` for options that ask for tensors.
         """
-        rows = [texts] if isinstance(texts, str | Mapping) else list(texts)
-        return generate(self, rows, adapters, languages, options) if rows else []
+        return generate(self, prompts_of(texts), adapters, languages, options)
 
     def stream(
         self,
-        text: str | Mapping[str, Any],
+        text: Prompted,
         adapters: Adapters = ACTIVE,
         *,
         languages: Languages = None,
@@ -69,7 +84,12 @@ class AdaptedModel(Runtime):
         A thread writes; what it raises is raised here, and it stops when the iterator is left or
         closed. Not with beams, which write no text from left to right.
         """
-        return stream(self, text, adapters, languages, options)
+        prompts = prompts_of(text)
+        if len(prompts) != 1:
+            raise SettingsError(
+                f"stream writes one text, not {len(prompts)}; generate takes several"
+            )
+        return stream(self, prompts[0], adapters, languages, options)
 
     def translate(
         self,
@@ -89,8 +109,41 @@ class AdaptedModel(Runtime):
         transformers'; ``max_new_tokens`` defaults to 128. Raises `LanguageError`, or
         `BackboneError` for a language that the tokenizer has no token for, and for an encoder.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return translate(self, texts, source, target, adapters, languages, batch_size, options)
+        return translate(
+            self, texts_of(texts), source, target, adapters, languages, batch_size, options
+        )
+
+    @overload
+    def classify(
+        self,
+        texts: Sequence[str] | str,
+        adapters: Adapters = ...,
+        batch_size: int = ...,
+        *,
+        languages: Languages = ...,
+    ) -> list[dict[str, float]]: ...
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        adapters: Adapters = ...,
+        batch_size: int = ...,
+        *,
+        languages: Languages = ...,
+        top_k: TopK,
+    ) -> list[Scored]: ...
+
+    @overload
+    def classify(
+        self,
+        texts: Sequence[str],
+        adapters: Adapters = ...,
+        batch_size: int = ...,
+        *,
+        languages: Languages = ...,
+        top_k: TopK,
+    ) -> list[list[Scored]]: ...
 
     def classify(
         self,
@@ -99,14 +152,22 @@ class AdaptedModel(Runtime):
         batch_size: int = 32,
         *,
         languages: Languages = None,
-    ) -> list[dict[str, float]]:
+        top_k: TopK | NoTopK = NO_TOP_K,
+    ) -> list[dict[str, float]] | list[Scored] | list[list[Scored]]:
         """Each text's labels with their probabilities, the most probable first.
 
         They add up to one, but where a text may have any number of the labels (multi-label): there
-        each label has its own, between 0 and 1.
+        each label has its own, between 0 and 1. With ``top_k`` the result is what a transformers
+        pipeline gives for it: ``{"label": …, "score": …}`` of the ``top_k`` most probable labels
+        (None: of all), in a list for each text; one text alone has just its own list.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return classify(self, texts, adapters, languages, batch_size)
+        if top_k is not NO_TOP_K:
+            check_top_k(top_k)
+        results = classify(self, texts_of(texts), adapters, languages, batch_size)
+        if top_k is NO_TOP_K:
+            return results
+        scored = as_pipeline(results, top_k)
+        return scored[0] if isinstance(texts, str) else scored
 
     def embed(
         self,
@@ -126,8 +187,16 @@ class AdaptedModel(Runtime):
         row's adapter was trained with, else the last token of a decoder, else the mean. Raises
         `HeadError` for a blend of adapters that were trained to embed in different ways.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return embed(self, texts, adapters, languages, batch_size, prompt, prompt_name, pooling)
+        return embed(
+            self,
+            texts_of(texts),
+            adapters,
+            languages,
+            batch_size,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            pooling=pooling,
+        )
 
     def encoder(
         self,
@@ -182,8 +251,7 @@ class AdaptedModel(Runtime):
 
         What is behind the last position that the backbone has is in none.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return tag(self, texts, adapters, languages, batch_size)
+        return tag(self, texts_of(texts), adapters, languages, batch_size)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 

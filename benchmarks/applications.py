@@ -21,7 +21,7 @@ from adapters_hub.data.reading import read_data, select, with_held_out
 from adapters_hub.data.rows import Row
 from adapters_hub.library import languages
 from adapters_hub.metrics.ranking import ranking_metrics, ranks
-from adapters_hub.tasks.pooling import by_length
+from adapters_hub.tasks.pooling import padded_parts
 from adapters_hub.tasks.question_answering import QuestionAnswering, gold_spans
 
 
@@ -279,7 +279,7 @@ class Retrieving(Ways):
 
     def padded(self, batch: dict[str, torch.Tensor]) -> int:
         lengths = batch["attention_mask"].sum(1)
-        return sum(len(part) * int(lengths[part].max()) for part in by_length(lengths))
+        return sum(len(part) * int(lengths[part].max()) for part in padded_parts(lengths))
 
     def score_ours(self) -> dict[str, float]:
         return self.score(lambda texts: self.model.embed(texts, OURS))

@@ -1,13 +1,18 @@
-"""Which examples make up each step: languages, then domains, drawn with p ∝ n^α; lengths together.
+"""Which rows make up each batch, in training and in use.
 
-A pure function of sizes and a seed: every process works out the same list, a run that resumes
-needs no saved position, and nothing here knows of texts or models.
+In training languages, then domains, are drawn with p ∝ n^α. Everywhere rows of about one length go
+together, since a batch is padded to its longest. Pure functions of sizes and a seed: every process
+works out the same list, a run that resumes needs no saved position, and nothing here knows of texts
+or models.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
+
+from adapters_hub.errors import SettingsError
 
 _MOST_POOLED = 32  # batches whose rows are sorted by length together
 
@@ -46,11 +51,10 @@ def plan_batches(
     order = np.empty(len(drawn), dtype=np.int64)
     for number, name in enumerate(names):
         places = np.flatnonzero(drawn == number)
-        own = np.array(members[name])
-        rounds = -(-len(places) // len(own))
-        order[places] = np.concatenate([rng.permutation(own) for _ in range(rounds)] or [own])[
-            : len(places)
-        ]
+        examples = np.array(members[name])
+        rounds = -(-len(places) // len(examples))
+        shuffled = [rng.permutation(examples) for _ in range(rounds)] or [examples]
+        order[places] = np.concatenate(shuffled)[: len(places)]
     sizes = np.asarray(lengths)
     pool = batch_size * int(np.clip(len(lengths) // (2 * batch_size), 1, _MOST_POOLED))
     pool = pool if pooled else batch_size
@@ -80,5 +84,25 @@ def share(batch: Sequence[int], process: int, processes: int, pieces: int) -> li
     The batch is sorted by length, so strides give every piece rows of all its lengths.
     """
     parts = processes * pieces
-    own = [list(batch[process * pieces + piece :: parts]) for piece in range(pieces)]
-    return [piece for piece in own if piece]
+    cut = [list(batch[process * pieces + piece :: parts]) for piece in range(pieces)]
+    return [piece for piece in cut if piece]
+
+
+def by_length(
+    lengths: Sequence[int], batch_size: int, process: int = 0, processes: int = 1
+) -> list[list[int]]:
+    """Every row once, in batches of rows of about one length, the shortest first.
+
+    Of several processes each gets every ``processes``-th row of that order, so that all have as
+    much to do. Raises `SettingsError` for a ``batch_size`` below 1.
+    """
+    check_batch_size(batch_size)
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])[process::processes]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `SettingsError` for a ``batch_size`` that is no whole number from 1 on."""
+    whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if not whole or batch_size < 1:
+        raise SettingsError(f"batch_size={batch_size!r}: must be a whole number, 1 or more")

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from adapters_hub.data.batches import by_length, check_batch_size
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.pooling import embedding_of, unit_vectors
-from adapters_hub.text.tokenising import encode_texts
+from adapters_hub.text.tokenising import NO_LIMIT, encode_texts
 
 
 @torch.no_grad()
@@ -24,14 +25,15 @@ def embed(
     adapters: Adapters,
     languages: Languages,
     batch_size: int,
-    prompt: str | None,
-    prompt_name: str | None,
-    pooling: str | None,
+    *,
+    prompt: str | None = None,
+    prompt_name: str | None = None,
+    pooling: str | None = None,
+    max_length: int = NO_LIMIT,
     progress: bool = False,
 ) -> Tensor:
-    """See `AdaptedModel.embed`."""
-    if batch_size < 1:
-        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
+    """See `AdaptedModel.embed`; a text, with its prompt, is cut at ``max_length`` tokens."""
+    check_batch_size(batch_size)
     if prompt is not None and prompt_name is not None:
         raise SettingsError("give a prompt or a prompt_name, not both")
     backbone = model.backbone
@@ -41,17 +43,20 @@ def embed(
     names = sorted({"query", "document"}.union(*(prompts for _, prompts in known.values())) - {""})
     if prompt_name is not None and prompt_name not in names:
         raise SettingsError(f"prompt_name={prompt_name!r}: choose one of {', '.join(names)}")
-    prompts = [prompt or known[blend][1].get(prompt_name or "", "") for blend in blends]
-    prompted = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    if prompt is not None:
+        prompts = [prompt] * len(texts)
+    else:
+        prompts = [known[blend][1].get(prompt_name or "", "") for blend in blends]
+    prompted = [before + text for before, text in zip(prompts, texts, strict=True)]
     if backbone.embedding.lower_case:
         prompted = [text.lower() for text in prompted]
-    encoded = encode_texts(prompted, backbone, backbone.embedding.max_tokens or 10**9)
-    order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
-    out = torch.empty(len(texts), backbone.width, device=backbone.device)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="embedding", unit="batch", disable=not progress):
-        rows = order[start : start + batch_size]
-        inputs = pad([Example(encoded[i], Row(texts[i])) for i in rows], backbone)
-        with model.bank.using(model.plan([blends[i] for i in rows])):
-            out[rows] = unit_vectors(model, inputs, [poolings[i] for i in rows])
-    return out
+    limit = min(max_length, backbone.embedding.max_tokens or max_length)
+    encoded = encode_texts(prompted, backbone, limit)
+    vectors = torch.empty(len(texts), backbone.width, device=backbone.device)
+    batches = by_length([len(ids) for ids in encoded], batch_size)
+    batches.reverse()  # the longest first: if they do not fit into memory, that shows at once
+    for rows in tqdm(batches, desc="embedding", unit="batch", disable=not progress):
+        inputs = pad([Example(encoded[row], Row(texts[row])) for row in rows], backbone)
+        with model.bank.using(model.plan([blends[row] for row in rows])):
+            vectors[rows] = unit_vectors(model, inputs, [poolings[row] for row in rows])
+    return vectors

@@ -12,41 +12,79 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, SettingsError
+from adapters_hub.inference.inputs import check_text, rows_of
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.runtime.merged import merging_pays
 from adapters_hub.tasks.generation import decoder_inputs
-from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids, prompt_of
+from adapters_hub.text.prompts import (
+    Conversation,
+    Prompt,
+    check_writes,
+    conversation_ids,
+    is_message,
+    prompt_ids,
+    prompt_of,
+)
 
 _NEW_TOKENS = 32  # where nobody says how many
 
-Text = str | Mapping[str, Any]
+Prompted = str | Mapping[str, object] | Conversation
+"""A text as it stands, a row's fields for its blend's own prompt, or messages for a chat."""
+
+Prompts = Prompted | Sequence[Prompted]
 
 
 @torch.no_grad()
 def generate(
     model: Runtime,
-    texts: Sequence[Text],
+    prompts: Sequence[Prompted],
     adapters: Adapters,
     languages: Languages,
     options: dict[str, Any],
 ) -> list[str]:
     """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
     check_writes(model.backbone)
-    blends = model.blends(len(texts), adapters, languages)
-    return continuations(model, blends, _encoded(model, texts, blends), options)
+    blends = model.blends(len(prompts), adapters, languages)
+    return continuations(model, blends, _encoded(model, prompts, blends), options)
 
 
 def stream(
-    model: Runtime, text: Text, adapters: Adapters, languages: Languages, options: dict[str, Any]
+    model: Runtime,
+    prompt: Prompted,
+    adapters: Adapters,
+    languages: Languages,
+    options: dict[str, Any],
 ) -> Iterator[str]:
     """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
     check_writes(model.backbone)
     if "streamer" in options:
         raise SettingsError("streamer: stream has its own; give it to generate")
     blends = model.blends(1, adapters, languages)
-    inputs, _ = _inputs(model, _encoded(model, [text], blends), options, None, _NEW_TOKENS)
+    inputs, _ = _inputs(model, _encoded(model, [prompt], blends), options, None, _NEW_TOKENS)
     return _pieces(model, blends, inputs)
+
+
+def prompts_of(given: Prompts) -> list[Prompted]:
+    """The prompts that a caller gives, one or several: texts, rows' fields, or conversations.
+
+    A list of messages is one conversation, as in transformers. Raises `SettingsError` for what is
+    none of these, such as token ids.
+    """
+    if isinstance(given, str):
+        prompts: list[Any] = [given]
+    elif isinstance(given, Mapping):
+        prompts = [[given] if is_message(given) else given]
+    else:
+        rows = rows_of(given, "texts")
+        prompts = [rows] if rows and all(map(is_message, rows)) else rows
+    for number, prompt in enumerate(prompts, 1):
+        place = f"texts, text {number}"
+        if isinstance(prompt, list | tuple) and prompt and all(map(is_message, prompt)):
+            continue
+        if not isinstance(prompt, Mapping) or "input_ids" in prompt:
+            check_text(prompt, place)
+    return prompts
 
 
 def continuations(
@@ -57,14 +95,46 @@ def continuations(
     starts: Sequence[Sequence[int]] | None = None,
     new_tokens: int = _NEW_TOKENS,
 ) -> list[str]:
-    """What comes after prompts (token ids), a blend a row.
+    """What comes after prompts (token ids), a blend a row; [] for no prompt.
 
     ``starts``: what an encoder-decoder's decoder is given in each row, all as many. ``new_tokens``:
-    how many there are at most where neither options nor the model say it, and there is room.
+    how many there are at most where neither options nor the model say it, and there is room. Raises
+    `SettingsError` for options whose result is no text, and for token ids among them.
     """
+    _check_options(options)
+    if not prompts:
+        return []
     inputs, given = _inputs(model, prompts, options, starts, new_tokens)
-    out = run(model, blends, inputs)[:, given:]
-    return model.backbone.tokenizer.batch_decode(out, skip_special_tokens=True)
+    written = run(model, blends, inputs)[:, given:]
+    return model.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+_MORE_THAN_TEXT = (
+    "return_dict_in_generate",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+)
+"""Options of transformers that ask for tensors beside the tokens."""
+
+_TOKENS = ("input_ids", "inputs", "attention_mask")
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for options of transformers that cannot work with texts."""
+    for name in _MORE_THAN_TEXT:
+        if options.get(name):
+            raise SettingsError(
+                f"{name}: texts are returned here, nothing else; for transformers' own result call "
+                "model.backbone.model.generate(…) inside `with model.adapted(rows, adapters):`"
+            )
+    for name in _TOKENS:
+        if options.get(name) is not None:
+            raise SettingsError(
+                f"{name}: give texts, which are tokenised here; with token ids call "
+                "model.backbone.model.generate(…) inside `with model.adapted(rows, adapters):`"
+            )
 
 
 def _inputs(
@@ -75,16 +145,19 @@ def _inputs(
     new_tokens: int,
 ) -> tuple[dict[str, Any], int]:
     """What transformers' ``generate`` takes, and how many tokens of what it returns were given."""
+    _check_options(options)
     backbone = model.backbone
-    inputs: dict[str, Any] = padded(prompts, backbone, left=backbone.kind == "decoder")
+    decoder = backbone.kind == "decoder"
+    inputs: dict[str, Any] = padded(prompts, backbone, left=decoder)
     size, limit = inputs["input_ids"].shape[1], backbone.max_tokens
     options = {name: value for name, value in options.items() if value is not None}
-    decoder = backbone.kind == "decoder"
     if starts is not None:
         inputs |= decoder_inputs(starts, backbone)
     if _said(backbone.model, options, "max_new_tokens", "max_length") == (None, None):
         room = limit - size if limit and decoder else new_tokens
-        options = {**options, "max_new_tokens": max(1, min(new_tokens, room))}
+        options["max_new_tokens"] = max(1, min(new_tokens, room))
+    if any(_said(backbone.model, options, "stop_strings")):  # found in text, not in tokens
+        options.setdefault("tokenizer", backbone.tokenizer)
     new = _new_tokens(backbone.model, size, options) if decoder else 0
     if limit and size + new > limit:
         raise BackboneError(
@@ -95,23 +168,34 @@ def _inputs(
     return {**inputs, **options}, given
 
 
-def _encoded(model: Runtime, texts: Sequence[Text], blends: Sequence[Blend]) -> list[list[int]]:
-    """Token ids of texts as they stand, and of rows' fields in their blend's own prompt."""
-    filled: list[str] = []
-    chats: dict[bool, list[int]] = {}
-    for number, (text, blend) in enumerate(zip(texts, blends, strict=True)):
-        prompt = Prompt("{text}")
-        if not isinstance(text, str):
-            prompt = prompt_of(model, blend) or prompt
-            text = prompt.fill(text, f"text {number + 1}")
-        filled.append(text)
-        chats.setdefault(prompt.chat, []).append(number)
-    found: list[list[int]] = [[] for _ in filled]
-    for chat, numbers in chats.items():
-        own = prompt_ids(model.backbone, [filled[number] for number in numbers], chat)
-        for number, ids in zip(numbers, own, strict=True):
-            found[number] = ids
-    return found
+def _encoded(
+    model: Runtime, prompts: Sequence[Prompted], blends: Sequence[Blend]
+) -> list[list[int]]:
+    """Token ids: of texts as they stand, of rows' fields in their blend's own prompt, of
+    conversations in the chat template.
+    """
+    texts: dict[int, str] = {}
+    conversations: dict[int, Conversation] = {}
+    by_chat: dict[bool, list[int]] = {False: [], True: []}  # rows whose prompt is a user's turn
+    for row, (prompted, blend) in enumerate(zip(prompts, blends, strict=True)):
+        if isinstance(prompted, str):
+            texts[row] = prompted
+            by_chat[False].append(row)
+        elif isinstance(prompted, Mapping):
+            prompt = prompt_of(model, blend) or Prompt("{text}")
+            texts[row] = prompt.fill(prompted, f"text {row + 1}")
+            by_chat[prompt.chat].append(row)
+        else:
+            conversations[row] = prompted
+    ids: dict[int, list[int]] = {}
+    for chat, rows in by_chat.items():
+        encoded = prompt_ids(model.backbone, [texts[row] for row in rows], chat)
+        ids.update(zip(rows, encoded, strict=True))
+    if conversations:
+        places = [f"text {row + 1}" for row in conversations]
+        encoded = conversation_ids(model.backbone, [*conversations.values()], places)
+        ids.update(zip(conversations, encoded, strict=True))
+    return [ids[row] for row in range(len(prompts))]
 
 
 _BY_ROW = (

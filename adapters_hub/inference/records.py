@@ -5,14 +5,18 @@ Knows tasks by their interface and how to spread work over processes.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from adapters_hub.data.batches import by_length
 from adapters_hub.data.rows import Row
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
-from adapters_hub.tasks.base import Example, Task
+from adapters_hub.tasks.base import Example, Record, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 BlendOf = Callable[[Row], Blend]
 
@@ -25,31 +29,29 @@ def collect_records(
     blend_of: BlendOf,
     *,
     batch_size: int = 64,
-    accelerator: Any = None,
-) -> list[dict[str, Any]]:
+    accelerator: "Accelerator | None" = None,
+) -> list[Record]:
     """A task's record for every example, in order; each example under its own resolved blend.
 
     With an `accelerate.Accelerator` the work is done at its precision, spread over its processes,
     and every one of them gets all records.
     """
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     process, processes = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     )
-    mine = order[process::processes]
-    found: list[tuple[int, dict[str, Any]]] = []
-    for start in range(0, len(mine), batch_size):
-        numbers = mine[start : start + batch_size]
-        chosen = [examples[i] for i in numbers]
+    lengths = [len(example.input_ids) for example in examples]
+    numbered: list[tuple[int, Record]] = []
+    for numbers in by_length(lengths, batch_size, process, processes):
+        chosen = [examples[number] for number in numbers]
         blends = [blend_of(row) for example in chosen for row in task.rows(example)]
         heads = model.heads(blends) if task.needs_head() else []
         batch = task.collate(chosen, model.backbone)
         precision = accelerator.autocast() if accelerator else nullcontext()
         with model.bank.using(model.plan(blends)), precision:
             records = task.records(model, batch, heads, chosen)
-        found += zip(numbers, records, strict=True)
+        numbered += zip(numbers, records, strict=True)
     if processes > 1:
         from accelerate.utils import gather_object
 
-        found = gather_object(found)
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+        numbered = gather_object(numbered)
+    return [record for _, record in sorted(numbered, key=lambda pair: pair[0])]

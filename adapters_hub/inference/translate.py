@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
+from adapters_hub.data.batches import check_batch_size
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import SettingsError
-from adapters_hub.library.languages import canonical
+from adapters_hub.errors import LanguageError, SettingsError
+from adapters_hub.inference.generate import continuations
+from adapters_hub.inference.inputs import each_row
+from adapters_hub.library.languages import UNDETERMINED, canonical
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.translation import Translation
 from adapters_hub.text.prompts import check_writes, prompt_of
@@ -25,46 +28,56 @@ def translate(
     options: dict[str, Any],
 ) -> list[str]:
     """See `AdaptedModel.translate`. Rows may go into different languages in one batch."""
-    from adapters_hub.inference.generate import continuations
-
-    if batch_size < 1:
-        raise SettingsError(f"batch_size={batch_size}: must be 1 or more")
+    check_batch_size(batch_size)
     if (options.get("num_return_sequences") or 1) != 1:
         raise SettingsError("num_return_sequences: a text has one translation here")
     backbone = model.backbone
     check_writes(backbone)
     blends = model.blends(len(texts), adapters, languages)
-    sources, targets = (_each(said, len(texts)) for said in (source, target))
+    sources = _tags(source, len(texts), "source")
+    targets = _tags(target, len(texts), "target")
     rows = [
-        Row(text, language=own, fields={"target_language": tag}, where=f"text {number}")
-        for number, (text, own, tag) in enumerate(zip(texts, sources, targets, strict=True), 1)
+        Row(text, language=from_tag, fields={"target_language": to_tag}, where=f"text {number}")
+        for number, (text, from_tag, to_tag) in enumerate(
+            zip(texts, sources, targets, strict=True), 1
+        )
     ]
-    known = {blend: prompt_of(model, blend) for blend in set(blends)}
-    prompts = [known[blend] for blend in blends]
+    prompt_by_blend = {blend: prompt_of(model, blend) for blend in set(blends)}
+    prompts = [prompt_by_blend[blend] for blend in blends]
     ids: list[list[int]] = [[] for _ in rows]
     for prompt in set(prompts):
-        own = [number for number, other in enumerate(prompts) if other == prompt]
+        numbers = [number for number, other in enumerate(prompts) if other == prompt]
         task = Translation(prompt=prompt.template, chat=prompt.chat) if prompt else Translation()
-        encoded = task.sources([rows[number] for number in own], backbone)
-        for number, row_ids in zip(own, encoded, strict=True):
+        encoded = task.sources([rows[number] for number in numbers], backbone)
+        for number, row_ids in zip(numbers, encoded, strict=True):
             ids[number] = row_ids
     starts = Translation().starts(rows, backbone) if backbone.kind == "encoder-decoder" else None
-    found: list[str] = []
+    written: list[str] = []
     for at in range(0, len(rows), batch_size):
         batch = slice(at, at + batch_size)
         given = starts[batch] if starts else None
-        found += continuations(
+        written += continuations(
             model, blends[batch], ids[batch], options, given, Translation.max_new_tokens
         )
     finish = Translation().finish
-    return [finish(text, row, backbone) for text, row in zip(found, rows, strict=True)]
+    return [finish(text, row, backbone) for text, row in zip(written, rows, strict=True)]
 
 
-def _each(said: str | Sequence[str], rows: int) -> list[str]:
-    """The canonical tag of each row's language, from one for all or one each."""
-    tags = [canonical(tag) for tag in ([said] if isinstance(said, str) else said)]
-    if isinstance(said, str):
-        return tags * rows
-    if len(tags) != rows:
-        raise SettingsError(f"{len(tags)} languages for {rows} texts: give one, or one a text")
+def _tags(given: str | Sequence[str], rows: int, what: str) -> list[str]:
+    """The canonical tag of each row's language, from one for all or one each.
+
+    Raises `LanguageError` with the row for what is no language, or an undetermined one.
+    """
+    tags = []
+    for number, language in enumerate(each_row(given, rows, what), 1):
+        place = what if isinstance(given, str) else f"{what} of text {number}"
+        if language.strip().lower() in UNDETERMINED:
+            raise LanguageError(
+                f"{place}: {language!r} says that the language is not known, and a translation "
+                "needs it; give the language, or leave the text out"
+            )
+        try:
+            tags.append(canonical(language))
+        except LanguageError as error:
+            raise LanguageError(f"{place}: {error}") from None
     return tags

@@ -75,7 +75,7 @@ def attribute(
     names = label_names(model.resident(model.head_owner(blend)), backbone, Classification.name)
     if target is not None and target not in names:
         raise HeadError(f"the head of {blend} has no label {target!r} (it has {', '.join(names)})")
-    ids = encode_texts([text], backbone, 10**9)[0]
+    ids = encode_texts([text], backbone)[0]
     if not ids:
         raise DataError(f"the text {text!r} has no tokens")
     batch = pad([Example(ids, Row(text))], backbone)

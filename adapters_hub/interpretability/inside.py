@@ -154,7 +154,7 @@ def logit_lens(
         raise SettingsError(f"top={top}: choose from 1 to {size}, the size of the vocabulary")
     layers = layers_of(backbone.body_sites)
     norm = _final_norm(backbone, layers)
-    ids = encode_texts([text], backbone, 10**9)[0]
+    ids = encode_texts([text], backbone)[0]
     if not ids:
         raise DataError(f"the text {text!r} has no tokens")
     batch = pad([Example(ids, Row(text))], backbone)

@@ -69,7 +69,7 @@ def unit_vectors(model: Runtime, inputs: dict[str, Tensor], poolings: Sequence[s
     """
     mask, plan = inputs["attention_mask"], model.bank.current()
     lengths = mask.sum(1).cpu()
-    parts = by_length(lengths)
+    parts = padded_parts(lengths)
     pooled = []
     for rows in parts:
         longest = int(lengths[rows].max())
@@ -81,7 +81,7 @@ def unit_vectors(model: Runtime, inputs: dict[str, Tensor], poolings: Sequence[s
     return torch.cat(pooled)[torch.cat(parts).argsort().to(mask.device)]
 
 
-def by_length(lengths: Tensor) -> list[Tensor]:
+def padded_parts(lengths: Tensor) -> list[Tensor]:
     """Rows, by their lengths (rows,) in tokens, in parts that are each padded to their longest.
 
     A part, its rows in the batch's order, is cut in two where that saves most padding, as long as

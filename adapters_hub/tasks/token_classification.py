@@ -5,7 +5,6 @@ Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is ou
 """
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -24,12 +23,10 @@ from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.token_classification import DECLARATION
 from adapters_hub.tasks.heads import LabelledTask, row_logits
 from adapters_hub.text.tokenising import filler, text_limit
+from adapters_hub.text.words import split_words
 
 _IGNORED = -100
 _TAG = re.compile(r"O|[BI]-.+")
-_ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
-_NEVER = 10**9  # no text is cut at it
 
 
 @dataclass(frozen=True)
@@ -196,29 +193,6 @@ def tag_names(rows: Sequence[Row]) -> tuple[str, ...]:
     """``O`` and both tags of each kind that rows have, since other rows may have longer spans."""
     kinds = {tag.partition("-")[2] for row in rows for tag in words_of(row)[1] or ()} - {""}
     return ("O", *(f"{mark}-{kind}" for kind in sorted(kinds) for mark in "BI"))
-
-
-def split_words(text: str) -> list[str]:
-    """A text's words: runs of letters and digits, each sign, each Chinese or Japanese character.
-
-    Combining marks and joiners, which are no letters, belong to what they stand behind.
-    """
-    words: list[str] = []
-    end = -1
-    for match in _WORD.finditer(text):
-        word = match.group()
-        letters = word[0].isalnum() and not _ALONE.match(word)
-        goes_on = match.start() == end and (_joins(word[0]) or (letters and _joins(words[-1][-1])))
-        if goes_on:
-            words[-1] += word
-        else:
-            words.append(word)
-        end = match.end()
-    return words
-
-
-def _joins(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M" or character in "\u200c\u200d"
 
 
 def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | None]:

@@ -15,6 +15,7 @@ from adapters_hub.library import languages
 
 log = logging.getLogger(__name__)
 
+_SAME = 1  # CLDR's distance of two names of one language, such as no and nb
 _CODE = re.compile(r"[a-z]{2,3}_[A-Za-z]{2,4}")
 
 
@@ -32,40 +33,38 @@ def codes_of(backbone: Backbone) -> dict[str, int]:
 
 
 def code_for(tag: str, backbone: Backbone) -> str:
-    """The code of a language, or of one in the same script that its readers read as well.
+    """The code of a language; of one that its readers read as well, with a logged warning.
 
-    One that stands in is said, unless it is the same language (CLDR's distance 0).
-
-    Raises `BackboneError`, with the closest codes, for a language that the tokenizer has not.
+    A code of another region only (``en`` for ``en-US``) is taken without one. Raises
+    `BackboneError`, with the closest codes, for a language that the tokenizer does not have, and
+    for one that it has in another script only: text in it would be another text.
     """
-    by_tag = _by_tag(tuple(codes_of(backbone)))
-    code = by_tag.get(tag)
-    if code is None:
-        script = languages.script(tag)
-        alike = [other for other in by_tag if languages.script(other) == script]
-        if near := languages.closest(tag, alike):
-            code = by_tag[near[0]]
-            if near[1]:
-                log.warning("%s: no code for %s; %s stands in", backbone.name, tag, code)
-    if code is None:
-        name = languages.name(tag)
-        names = {languages.name(other): code for other, code in by_tag.items()}
-        alike = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
-        ranked = sorted(by_tag, key=lambda other: (languages.distance(tag, other), other))[:3]
-        codes = dict.fromkeys([*(by_tag[other] for other in ranked), *(names[a] for a in alike)])
+    codes = tuple(codes_of(backbone))
+    by_tag = _by_tag(codes)
+    if tag in by_tag:
+        return by_tag[tag]
+    nearest = languages.closest(tag, by_tag)
+    if nearest is None:
+        raise _no_code(tag, by_tag, backbone)
+    offered, distance = nearest
+    (language, script), (other_language, other_script) = map(_language_and_script, (tag, offered))
+    if script != other_script:
         raise BackboneError(
-            f"{backbone.name}: its tokenizer has no code for {tag} ({name}); the closest of its "
-            f"{len(by_tag)} are {', '.join(codes)}"
+            f"{backbone.name}: its tokenizer has no code for {tag} ({languages.name(tag)}), only "
+            f"{by_tag[offered]}, which is in another script ({other_script}, not {script}); give "
+            f"{offered!r} if that is what you want"
         )
-    return code
+    if language != other_language and distance > _SAME:
+        _say_substitute(tag, by_tag[offered], backbone.name)
+    return by_tag[offered]
 
 
 def special_tokens(tag: str, backbone: Backbone) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text in a language."""
     codes, tokenizer = codes_of(backbone), backbone.tokenizer
-    own, every = codes[code_for(tag, backbone)], set(codes.values())
+    code, every = codes[code_for(tag, backbone)], set(codes.values())
     before, after = (
-        [own if token in every else token for token in tokens]
+        [code if token in every else token for token in tokens]
         for tokens in (tokenizer.prefix_tokens, tokenizer.suffix_tokens)
     )
     return before, after
@@ -77,19 +76,53 @@ def decoder_start(tag: str, backbone: Backbone, start: int) -> list[int]:
     The configuration's start token, then the language's; the language's alone in the first mBART,
     which has the language behind a text's end, and so at its start when that is moved to the right.
     """
-    own = codes_of(backbone)[code_for(tag, backbone)]
-    behind = any(token in codes_of(backbone).values() for token in backbone.tokenizer.suffix_tokens)
-    return [own] if behind and backbone.config.model_type == "mbart" else [start, own]
+    codes = codes_of(backbone)
+    code = codes[code_for(tag, backbone)]
+    behind = any(token in codes.values() for token in backbone.tokenizer.suffix_tokens)
+    return [code] if behind and backbone.config.model_type == "mbart" else [start, code]
+
+
+def _no_code(tag: str, by_tag: Mapping[str, str], backbone: Backbone) -> BackboneError:
+    """The error for a language without a code: it names those of near languages and names."""
+    name = languages.name(tag)
+    codes_by_name = {languages.name(offered): code for offered, code in by_tag.items()}
+    alike = difflib.get_close_matches(name, codes_by_name, n=3, cutoff=0.0)
+    ranked = sorted(by_tag, key=lambda offered: (languages.distance(tag, offered), offered))[:3]
+    near = [*(by_tag[offered] for offered in ranked), *(codes_by_name[name] for name in alike)]
+    return BackboneError(
+        f"{backbone.name}: its tokenizer has no code for {tag} ({name}); the closest of its "
+        f"{len(by_tag)} are {', '.join(dict.fromkeys(near))}"
+    )
+
+
+@lru_cache(maxsize=256)  # so that each is said once, not in every batch
+def _say_substitute(tag: str, code: str, backbone: str) -> None:
+    log.warning(
+        "%s: its tokenizer has no code for %s (%s); %s, another language that its readers read, "
+        "is taken",
+        backbone,
+        tag,
+        languages.name(tag),
+        code,
+    )
+
+
+def _language_and_script(tag: str) -> tuple[str | None, str | None]:
+    """The language of a tag and its script, the likeliest one (CLDR) where the tag has none."""
+    import langcodes
+
+    whole = langcodes.Language.get(tag).maximize()
+    return whole.language, whole.script
 
 
 @lru_cache(maxsize=8)
 def _by_tag(codes: tuple[str, ...]) -> dict[str, str]:
     """Canonical tag → code, the first of those that mean the same."""
-    found: dict[str, str] = {}
+    by_tag: dict[str, str] = {}
     for code in codes:
         try:
             tag = languages.canonical(re.sub("_XX$", "", code))
         except LanguageError:
             continue  # a code that was made up, such as that of a model's own dialect
-        found.setdefault(tag, code)
-    return found
+        by_tag.setdefault(tag, code)
+    return by_tag

@@ -1,4 +1,4 @@
-"""Prompts: a row's fields set into a template, perhaps a chat template, and as token ids.
+"""Prompts: a row's fields set into a template, conversations in a chat template, as token ids.
 
 Knows templates, tokenizers, and that adapters keep the template they were trained with; does not
 know training, targets or generation.
@@ -8,7 +8,6 @@ import operator
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
@@ -18,7 +17,10 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.text.tokenising import cut, filler, surroundings
 
 _KEY, _CHAT = "prompt", "chat"
-_TURN = "<what the user says>"  # to find the place of in a chat template
+_TURN = "<what the user says>"  # found again in a filled chat template, to see what is around it
+
+Conversation = Sequence[Mapping[str, str]]
+"""Messages, each with a ``role`` (``system``, ``user``, ``assistant``) and a ``content``."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Prompt:
         """The fields it needs."""
         return tuple(name for _, name in self._parts() if name is not None)
 
-    def fill(self, fields: Mapping[str, Any], where: str = "") -> str:
+    def fill(self, fields: Mapping[str, object], where: str = "") -> str:
         """The template with a row's fields in it; `DataError` for one that the row has not."""
         out = []
         for text, name in self._parts():
@@ -93,14 +95,14 @@ def prompt_of(model: Runtime, blend: Blend) -> Prompt | None:
     Raises `HeadError` for two that differ: each was trained with its own.
     """
     infos = [model.resident(name).info for name in blend.terms]
-    found = {info.name: prompt for info in infos if (prompt := stored_prompt(info))}
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"{name}: {prompt.template!r}" for name, prompt in found.items())
+    prompts = {info.name: prompt for info in infos if (prompt := stored_prompt(info))}
+    if len(set(prompts.values())) > 1:
+        listed = ", ".join(f"{name}: {prompt.template!r}" for name, prompt in prompts.items())
         raise HeadError(
             f"adapters of {str(blend)!r} were trained with different prompts ({listed}); keep one "
             "of them"
         )
-    return next(iter(found.values()), None)
+    return next(iter(prompts.values()), None)
 
 
 def prompt_ids(
@@ -114,35 +116,88 @@ def prompt_ids(
     A decoder's prompt loses its beginning, an encoder-decoder's text its end; special tokens stay.
     Raises `BackboneError` for ``chat`` without a chat template.
     """
+    if chat:
+        texts = [_user_turn(text, backbone) for text in texts]
+    encoded = _encoded(texts, backbone, special_tokens=not chat)
+    if limits is not None and any(map(operator.gt, map(len, encoded), limits)):
+        before, after = _around_turn(backbone) if chat else surroundings(backbone.tokenizer)
+        for row, limit in enumerate(limits):
+            if len(encoded[row]) > limit:
+                bare = encoded[row][len(before) : len(encoded[row]) - len(after)]
+                room = limit - len(before) - len(after)
+                encoded[row] = [*before, *cut(bare, room, backbone), *after]
+    return encoded
+
+
+def conversation_ids(
+    backbone: Backbone, conversations: Sequence[Conversation], places: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of conversations in the tokenizer's chat template, up to where an answer begins.
+
+    One whose last message is the assistant's is to be gone on with, inside that message.
+    ``places`` say where each is, for messages. Raises `BackboneError` for a tokenizer without a
+    chat template, `SettingsError` for messages that are none or that the template refuses.
+    """
+    from jinja2 import TemplateError
+
+    texts = []
+    for messages, place in zip(conversations, places, strict=True):
+        for number, message in enumerate(messages, 1):
+            role, content = message.get("role"), message.get("content")
+            if not isinstance(role, str) or not isinstance(content, str):
+                raise SettingsError(
+                    f"{place}, message {number}: {dict(message)!r} should have a 'role' (system, "
+                    "user, assistant) and a 'content', both texts"
+                )
+        try:
+            texts.append(_in_template(messages, backbone))
+        except TemplateError as error:
+            roles = ", ".join(str(message["role"]) for message in messages) or "no message"
+            raise SettingsError(
+                f"{place}: the chat template of {backbone.name} refuses this conversation "
+                f"({roles}): {error}"
+            ) from None
+    return _encoded(texts, backbone, special_tokens=False)
+
+
+def is_message(value: object) -> bool:
+    """Whether a value is a message of a conversation: a mapping with a role and a content."""
+    return isinstance(value, Mapping) and {"role", "content"} <= value.keys()
+
+
+def _encoded(texts: Sequence[str], backbone: Backbone, special_tokens: bool) -> list[list[int]]:
+    """Token ids of each text, one at least; a chat template brings special tokens of its own."""
     if not texts:
         return []  # which tokenizers do not take
     tokenizer = backbone.tokenizer
-    if chat:
-        texts = [_chat(text, backbone) for text in texts]
-    found = tokenizer(list(texts), add_special_tokens=not chat)["input_ids"]
-    if limits is not None and any(map(operator.gt, map(len, found), limits)):
-        before, after = _around_chat(backbone) if chat else surroundings(tokenizer)
-        for row, limit in enumerate(limits):
-            if len(found[row]) > limit:
-                bare = found[row][len(before) : len(found[row]) - len(after)]
-                room = limit - len(before) - len(after)
-                found[row] = [*before, *cut(bare, room, backbone), *after]
-    return [ids or filler(tokenizer) for ids in found]
+    encoded = tokenizer(list(texts), add_special_tokens=special_tokens)["input_ids"]
+    return [ids or filler(tokenizer) for ids in encoded]
 
 
-def _chat(text: str, backbone: Backbone) -> str:
-    """A text as a user's turn in the chat template, up to where the answer begins."""
+def _in_template(messages: Conversation, backbone: Backbone) -> str:
+    """A conversation in the chat template, with what stands before an answer."""
     if not backbone.tokenizer.chat_template:
         raise BackboneError(
-            f"{backbone.name}: its tokenizer has no chat template; leave --chat out"
+            f"{backbone.name}: its tokenizer has no chat template; give plain texts (in training, "
+            "leave --chat out), or set backbone.tokenizer.chat_template"
         )
-    turn = [{"role": "user", "content": text}]
-    return backbone.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    goes_on = bool(messages) and messages[-1]["role"] == "assistant"
+    return backbone.tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        tokenize=False,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+    )
 
 
-def _around_chat(backbone: Backbone) -> list[list[int]]:
+def _user_turn(text: str, backbone: Backbone) -> str:
+    """A text as a user's turn in the chat template, up to where the answer begins."""
+    return _in_template([{"role": "user", "content": text}], backbone)
+
+
+def _around_turn(backbone: Backbone) -> list[list[int]]:
     """The token ids that the chat template puts before and after a user's turn."""
-    head, _, tail = _chat(_TURN, backbone).rpartition(_TURN)
+    head, _, tail = _user_turn(_TURN, backbone).rpartition(_TURN)
     return backbone.tokenizer([head, tail], add_special_tokens=False)["input_ids"]
 
 

@@ -4,53 +4,63 @@ Knows tokenizers; does not know prompts, tasks or adapters.
 """
 
 from collections.abc import Sequence
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import SettingsError
 
+NO_LIMIT = 10**9
+"""A ``max_length`` that no text reaches: then only the backbone's own limit counts."""
 
-def encode_texts(texts: Sequence[str], backbone: Backbone, max_length: int) -> list[list[int]]:
-    """Token ids of each text, cut at ``max_length`` or the backbone's own limit; one at least."""
+
+def encode_texts(
+    texts: Sequence[str], backbone: Backbone, max_length: int = NO_LIMIT
+) -> list[list[int]]:
+    """Token ids of each text, special tokens among them, cut at `text_limit`; one at least."""
     if not texts:
         return []  # which tokenizers do not take
-    found = backbone.tokenizer(
+    encoded = backbone.tokenizer(
         list(texts),
         truncation=True,
         max_length=text_limit(backbone, max_length),
         # the end token's name inside a text would be a second end, from which classes read
         split_special_tokens=backbone.kind == "encoder-decoder",
     )["input_ids"]
-    return [ids or filler(backbone.tokenizer) for ids in found]
+    return [ids or filler(backbone.tokenizer) for ids in encoded]
 
 
 def text_limit(backbone: Backbone, max_length: int) -> int:
-    """At how many tokens a text is cut; `SettingsError` where special tokens leave it none."""
+    """At how many tokens a text is cut: ``max_length``, or the backbone's limit if it is less.
+
+    Raises `SettingsError` where special tokens leave no room for a text.
+    """
     least = 1 + backbone.tokenizer.num_special_tokens_to_add()
     if max_length < least:
         raise SettingsError(f"max_length={max_length}: must be {least} or more on {backbone.name}")
     return min(max_length, backbone.max_tokens or max_length)
 
 
-def filler(tokenizer: Any) -> list[int]:
-    """The token that stands for a text without any, since there must be one to compute with."""
-    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return [next((token for token in known if token is not None), 0)]
-
-
 def cut(ids: list[int], room: int, backbone: Backbone) -> list[int]:
-    """What is left of a prompt: a decoder's end, which is next to its answer, else the beginning.
+    """The part of a prompt's ids that is kept in ``room`` tokens.
 
-    Raises `SettingsError` where there is room for nothing.
+    A decoder keeps the end, which is next to its answer, other backbones the beginning. Raises
+    `SettingsError` for a room of nothing.
     """
     if room < 1:
         raise SettingsError(f"max_length leaves no room for a prompt on {backbone.name}")
     return ids[-room:] if backbone.kind == "decoder" else ids[:room]
 
 
-def surroundings(tokenizer: Any) -> tuple[list[int], list[int]]:
+def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens a tokenizer puts before and after a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:at], whole[at + len(bare) :]
+
+
+def filler(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The one token that stands for a text without any, since a model computes on one at least."""
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [next((token for token in known if token is not None), 0)]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from adapters_hub.data.batches import plan_batches
+from adapters_hub.data.batches import by_length, plan_batches
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.extras import require
@@ -157,9 +157,8 @@ class _Run:
     def mean(self, weights: Tensor, examples: Sequence[Example], records: Any = None) -> float:
         """The loss in nats a target over all examples; their records are put into ``records``."""
         nats, count = 0.0, 0.0
-        ordered = sorted(examples, key=lambda example: len(example.input_ids))
-        for at in range(0, len(ordered), 32):
-            chosen = ordered[at : at + 32]
+        for batch_rows in by_length([len(example.input_ids) for example in examples], 32):
+            chosen = [examples[row] for row in batch_rows]
             losses, counts, batch = self.losses(weights, chosen)
             nats, count = nats + losses.sum().item(), count + counts.sum().item()
             if records is not None:

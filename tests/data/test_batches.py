@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adapters_hub.data.batches import plan_batches, share
+from adapters_hub.data.batches import by_length, plan_batches, share
+from adapters_hub.errors import SettingsError
 
 
 def lengths_of(count, seed=0):
@@ -143,3 +144,37 @@ def test_every_share_has_rows_of_all_lengths():
     ]
     assert max(sums) < 1.5 * min(sums)
     assert sum(lengths[24:]) > 4 * sum(lengths[:8])
+
+
+# ── every row once ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size"), [(0, 4), (1, 4), (7, 1), (100, 8), (96, 8), (5, 9)]
+)
+def test_by_length_has_every_row_once_and_the_shortest_first(rows, batch_size):
+    lengths = lengths_of(rows)
+    batches = by_length(lengths, batch_size)
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    in_order = [lengths[row] for batch in batches for row in batch]
+    assert in_order == sorted(lengths)
+
+
+def test_rows_of_equal_length_keep_their_order():
+    assert by_length([3, 2, 3, 2, 3], 3) == [[1, 3, 0], [2, 4]]
+
+
+def test_processes_share_rows_of_all_lengths():
+    lengths = lengths_of(50)
+    shares = [by_length(lengths, 4, process, 3) for process in range(3)]
+    rows = [[row for batch in batches for row in batch] for batches in shares]
+    assert sorted(row for one in rows for row in one) == list(range(50))
+    tokens = [sum(lengths[row] for row in one) for one in rows]
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, True, 1.5, None])
+def test_a_batch_size_is_a_whole_number_from_one_on(batch_size):
+    with pytest.raises(SettingsError, match="must be a whole number, 1 or more"):
+        by_length([1, 2], batch_size)

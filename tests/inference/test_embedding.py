@@ -7,15 +7,13 @@ import pytest
 import torch
 from conftest import TEXTS, in_double
 from peft import PeftModel
-from test_retrieval import PAIRS, moved, new, pair
+from test_retrieval import moved, new, pair
 
 import adapters_hub as ah
 from adapters_hub.errors import HeadError, SettingsError
-from adapters_hub.inference.encoder import Encoder
-from adapters_hub.inference.records import collect_records
 from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
 from adapters_hub.tasks import pooling
-from adapters_hub.tasks.pooling import by_length, pool
+from adapters_hub.tasks.pooling import padded_parts, pool
 from adapters_hub.tasks.retrieval import Retrieval
 
 KINDS = ("bert", "xlm-roberta", "modernbert", "qwen3", "gpt2", "mt5", "m2m100")
@@ -67,12 +65,12 @@ def test_a_mixed_batch_is_each_row_alone(load, kind):
 
 
 def test_a_batch_is_cut_by_length_where_that_pays():
-    parts = by_length(torch.tensor([3, 30, 4, 29, 3, 31]))
+    parts = padded_parts(torch.tensor([3, 30, 4, 29, 3, 31]))
     assert [part.tolist() for part in parts] == [[0, 2, 4], [1, 3, 5]]
-    assert [part.tolist() for part in by_length(torch.tensor([5, 4, 5, 5]))] == [[0, 1, 2, 3]]
-    assert [part.tolist() for part in by_length(torch.tensor([7]))] == [[0]]
+    assert [part.tolist() for part in padded_parts(torch.tensor([5, 4, 5, 5]))] == [[0, 1, 2, 3]]
+    assert [part.tolist() for part in padded_parts(torch.tensor([7]))] == [[0]]
     lengths = torch.randint(1, 200, (64,), generator=torch.Generator().manual_seed(0))
-    parts = by_length(lengths)
+    parts = padded_parts(lengths)
     assert sorted(torch.cat(parts).tolist()) == list(range(64))
     padded = sum(len(part) * int(lengths[part].max()) for part in parts)
     assert padded < 1.2 * int(lengths.sum()) < 64 * int(lengths.max())
@@ -213,72 +211,3 @@ def test_sentence_transformers_loads_what_was_saved(load, tmp_path):
     np.testing.assert_allclose(
         theirs.encode(TEXTS), model.encoder("finder").encode(TEXTS), atol=1e-5
     )
-
-
-# ── in the place of a SentenceTransformer ────────────────────────────────────────────────────────
-
-
-def test_an_encoder_encodes(load):
-    model = load("bert")
-    model.add(moved(new(model, "finder", Retrieval(query_prompt="the ", document_prompt="rude "))))
-    encoder = model.encoder("finder")
-    assert isinstance(encoder, Encoder)
-    plain = model.embed(TEXTS, "finder")
-    array = encoder.encode(TEXTS, batch_size=2, show_progress_bar=False, normalize_embeddings=True)
-    assert isinstance(array, np.ndarray)
-    np.testing.assert_allclose(array, plain.numpy(), atol=1e-6)
-    assert encoder.encode(TEXTS[0]).shape == (32,)
-    listed = encoder.encode(TEXTS, convert_to_numpy=False)
-    assert [type(one) for one in listed] == [torch.Tensor] * len(TEXTS)
-    query = encoder.encode_query(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(query, model.embed(TEXTS, "finder", prompt="the "))
-    same = encoder.encode(TEXTS, prompt_name="query", convert_to_tensor=True)
-    torch.testing.assert_close(query, same)
-    document = encoder.encode_document(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(document, model.embed(TEXTS, "finder", prompt="rude "))
-    other = encoder.encode_document(TEXTS, prompt="never ", convert_to_tensor=True)
-    torch.testing.assert_close(other, model.embed(TEXTS, "finder", prompt="never "))
-    torch.testing.assert_close(encoder.similarity(query, document), query @ document.T)
-    torch.testing.assert_close(encoder.similarity(array, listed), plain @ plain.T)
-    short = encoder.encode(TEXTS, truncate_dim=8, convert_to_tensor=True)
-    torch.testing.assert_close(short, torch.nn.functional.normalize(plain[:, :8], dim=-1))
-    first = model.encoder("finder", pooling="cls").encode(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(first, model.embed(TEXTS, "finder", pooling="cls"))
-    with pytest.raises(SettingsError, match="prompt_name='task': this blend has query, document"):
-        encoder.encode(TEXTS, prompt_name="task")
-
-
-def test_sentence_transformers_searches_and_evaluates_with_an_encoder(load):
-    pytest.importorskip("sentence_transformers")
-    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-    from sentence_transformers.util import semantic_search
-
-    model = load("bert")
-    model.add(moved(new(model, "finder", Retrieval(query_prompt="the "))))
-    encoder = model.encoder("finder")
-    corpus = [row.fields["positive"] for row in PAIRS]
-    queries = [row.text for row in PAIRS]
-    hits = semantic_search(
-        encoder.encode_query(queries, convert_to_tensor=True),
-        encoder.encode_document(corpus, convert_to_tensor=True),
-    )
-    cosines = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(corpus))
-    assert [own[0]["corpus_id"] for own in hits] == cosines.argmax(1).tolist()
-    evaluator = InformationRetrievalEvaluator(
-        {f"{n:02}": text for n, text in enumerate(queries)},
-        {f"{n:02}": text for n, text in enumerate(corpus)},
-        {f"{n:02}": {f"{n:02}"} for n in range(len(queries))},
-        name="pairs",
-        write_csv=False,
-    )
-    theirs = evaluator(encoder)
-    task = Retrieval(query_prompt="the ")
-    rows = [replace(row, key=None) for row in PAIRS]
-    found = collect_records(
-        model, task, task.encode(rows, model.backbone), lambda row: model.resolve("finder")
-    )
-    ours = task.metrics(found)
-    assert theirs["pairs_cosine_ndcg@10"] == pytest.approx(ours["ndcg@10"])
-    assert theirs["pairs_cosine_accuracy@1"] == pytest.approx(ours["accuracy@1"])
-    assert theirs["pairs_cosine_recall@10"] == pytest.approx(ours["recall@10"])
-    assert encoder.model_card_data.metrics["pairs"] == theirs

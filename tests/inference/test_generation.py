@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import TEXTS, in_double
 from tokenizers import processors
+from transformers import GenerationConfig
 
 import adapters_hub as ah
 from adapters_hub.backbone.padding import padded
-from adapters_hub.errors import SettingsError
+from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.inference import generate as generation
 from adapters_hub.runtime import merged as merging
 
@@ -159,3 +160,133 @@ def test_tokens_of_a_row_may_have_blends_of_their_own(make, inputs):
         model(**inputs, adapters=[["one", "two"]] * 4)
     with pytest.raises(SettingsError, match="not here"):
         model.generate(TEXTS[:1], adapters=[["one"]])
+
+
+# ── options and conversations ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mt5"])
+def test_stop_strings_end_each_row_where_its_text_has_one(make, kind):
+    model = make(kind)
+    adapters = ["one", "two", None, "one", "two"]
+    whole = model.generate(TEXTS, adapters, max_new_tokens=8)
+    stop = whole[0][-2:]  # one character several times over
+    got = model.generate(TEXTS, adapters, max_new_tokens=8, stop_strings=stop)
+    assert got[0] != whole[0]
+    for before, after in zip(whole, got, strict=True):
+        assert before.startswith(after)
+        assert after == before or stop in after
+    by_config = GenerationConfig(max_new_tokens=8, stop_strings=[stop])
+    assert model.generate(TEXTS, adapters, generation_config=by_config) == got
+    pieces = model.stream(TEXTS[0], "one", max_new_tokens=8, stop_strings=[stop])
+    assert "".join(pieces) == got[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"return_dict_in_generate": True}, "texts are returned here.*model.adapted"),
+        ({"output_scores": True}, "texts are returned here"),
+        ({"input_ids": torch.ones(1, 2)}, "give texts, which are tokenised here"),
+        ({"attention_mask": torch.ones(1, 2)}, "give texts, which are tokenised here"),
+    ],
+)
+def test_options_whose_result_is_no_text_are_refused_with_the_way_to_it(make, options, message):
+    model = make("qwen3")
+    for call in (
+        lambda: model.generate(TEXTS, **options),
+        lambda: model.generate([], **options),
+        lambda: model.stream(TEXTS[0], **options),
+        lambda: model.translate(TEXTS, "en", "de", **options),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            call()
+    ids = model.backbone.tokenizer(TEXTS[:1], return_tensors="pt")["input_ids"]
+    with model.adapted(1, "one"):  # what the message says works
+        out = model.backbone.model.generate(ids, max_new_tokens=3, return_dict_in_generate=True)
+    text = model.backbone.tokenizer.decode(
+        out.sequences[0, ids.shape[1] :], skip_special_tokens=True
+    )
+    assert model.generate(TEXTS[0], "one", max_new_tokens=3) == [text]
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'robot' %}{{ raise_exception('no robots') }}{% endif %}"
+    "[MASK] {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}never{% endif %}"
+)
+
+
+def message(content, role="user"):
+    return {"role": role, "content": content}
+
+
+def test_conversations_go_through_the_chat_template(make):
+    model = make("qwen3")
+    tokenizer = model.backbone.tokenizer
+    first = [message("the room", "system"), message("was clean")]
+    second = [message("staff"), message("rude", "assistant"), message("lovely view")]
+    with pytest.raises(BackboneError, match="no chat template; give plain texts"):
+        model.generate([first])
+    tokenizer.chat_template = TEMPLATE
+    prompts = ["[MASK] system the room [MASK] user was clean never",
+               "[MASK] user staff [MASK] assistant rude [MASK] user lovely view never"]  # fmt: skip
+    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    blends = [model.resolve(name) for name in ("one", "two")]
+    want = generation.continuations(model, blends, ids, {"max_new_tokens": 6})
+    assert model.generate([first, second], ["one", "two"], max_new_tokens=6) == want
+    assert model.generate(first, "one", max_new_tokens=6) == want[:1]  # one conversation
+    mixed = model.generate([TEXTS[0], tuple(second)], ["one", "two"], max_new_tokens=6)
+    assert mixed == [model.generate(TEXTS[0], "one", max_new_tokens=6)[0], want[1]]
+    assert "".join(model.stream(second, "two", max_new_tokens=6)) == want[1]
+    (alone,) = model.generate(message("staff"), "one", max_new_tokens=6)
+    assert [alone] == model.generate([[message("staff")]], "one", max_new_tokens=6)
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(make):
+    model = make("qwen3")
+    tokenizer = model.backbone.tokenizer
+    tokenizer.chat_template = TEMPLATE
+    begun = [message("the room"), message("was", "assistant")]
+    prompt = "[MASK] user the room [MASK] assistant was"
+    ids = tokenizer([prompt], add_special_tokens=False)["input_ids"]
+    want = generation.continuations(model, [model.resolve("one")], ids, {"max_new_tokens": 6})
+    assert model.generate(begun, "one", max_new_tokens=6) == want
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        (
+            [message("hi", "robot")],
+            r"text 1: the chat template of .* refuses .*\(robot\): no robots",
+        ),
+        ([message([{"type": "image"}])], "text 1, message 1: .*'content', both texts"),
+        ([message("hi", None)], "text 1, message 1: .* should have a 'role'"),
+        ([[]], "text 1: \\[\\] .list., not text"),
+        ([[message("hi"), "there"]], "text 1: .* .list., not text"),
+    ],
+)
+def test_messages_that_are_none_are_said(make, messages, error):
+    model = make("qwen3")
+    model.backbone.tokenizer.chat_template = TEMPLATE
+    with pytest.raises(SettingsError, match=error):
+        model.generate(messages, max_new_tokens=2)
+
+
+def test_a_stream_is_of_one_text(make):
+    model = make("qwen3")
+    with pytest.raises(SettingsError, match="stream writes one text, not 2"):
+        model.stream(["a", "b"])
+    with pytest.raises(SettingsError, match="None, not text"):
+        model.stream(None)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "gemma3"])
+def test_a_short_prompt_beside_a_long_one_is_continued_as_alone(make, kind):
+    """A decoder's rows are padded on the left, so that what it writes is next to each prompt."""
+    model = in_double(make(kind))
+    texts = ["the room was clean and quiet and lovely", "staff", "never again"]
+    adapters = ["one", "two", None]
+    together = model.generate(texts, adapters, max_new_tokens=6)
+    for text, blend, written in zip(texts, adapters, together, strict=True):
+        assert model.generate(text, blend, max_new_tokens=6) == [written]

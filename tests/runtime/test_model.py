@@ -403,14 +403,6 @@ def test_rows_are_counted_by_the_tokens_not_by_what_comes_first(model, inputs):
         model()
 
 
-def test_empty_input_and_transformers_own_return_type(model):
-    assert model.generate([], adapters="de") == []
-    plain = model.generate(TEXTS[0], adapters="de", max_new_tokens=3)
-    assert plain == model.generate(
-        TEXTS[0], adapters="de", max_new_tokens=3, return_dict_in_generate=True
-    )
-
-
 def test_weights_may_be_mappings(model, inputs):
     with torch.no_grad():
         want = model(**inputs, adapters="0.25*de").logits

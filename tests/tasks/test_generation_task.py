@@ -245,7 +245,7 @@ def test_what_cannot_write_says_so(load):
 def test_a_chat_template_is_kept_and_used(load):
     model = load("qwen3")
     task = Generation(prompt="{text}", chat=True)
-    with pytest.raises(BackboneError, match="no chat template; leave --chat out"):
+    with pytest.raises(BackboneError, match=r"no chat template; .*leave --chat out"):
         task.encode(ROWS, model.backbone)
     model.backbone.tokenizer.chat_template = (
         "{% for m in messages %}[MASK] {{ m.role }} {{ m.content }}{% endfor %}"

@@ -338,7 +338,7 @@ def test_one_text_stands_for_all_rows(load, qa_folder):
         assert replace(found, score=0.0) == replace(alone, score=0.0)
     assert len(model.answer("room?", [context, "staff rude"])) == 2
     assert model.answer([], []) == []
-    with pytest.raises(DataError, match="2 questions for 1 contexts"):
+    with pytest.raises(SettingsError, match="2 questions for 1 contexts"):
         model.answer(["a", "b"], ["c"])
     with pytest.raises(DataError, match="row 1: the context is empty"):
         model.answer(["a", "b"], ["c", " "])

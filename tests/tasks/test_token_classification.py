@@ -18,10 +18,10 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.tasks.token_classification import (
     TokenClassification,
     spans_of,
-    split_words,
     tag_names,
     words_of,
 )
+from adapters_hub.text.words import split_words
 
 TAGS = ("O", "B-PLACE", "I-PLACE", "B-STAFF")
 KINDS = ("bert", "xlm-roberta", "modernbert", "qwen3", "llama", "gpt2")
@@ -108,16 +108,6 @@ def test_f1_counts_whole_spans():
 def test_both_tags_of_a_kind_are_known():
     assert tag_names(LEARNT) == ("O", "B-PLACE", "I-PLACE", "B-STAFF", "I-STAFF")
     assert tag_names([row("the room")]) == ("O",)
-
-
-def test_words_of_every_script():
-    assert split_words("Room 214: très bien, 房间 12楼!") == [
-        "Room", "214", ":", "très", "bien", ",", "房", "间", "12", "楼", "!",
-    ]  # fmt: skip
-    assert split_words("मैं दिल्ली में हूँ।") == ["मैं", "दिल्ली", "में", "हूँ", "।"]
-    assert split_words("cafe\u0301s, می\u200cخواهم") == ["cafe\u0301s", ",", "می\u200cخواهم"]
-    assert split_words("か\u3099き กำลัง") == ["か\u3099", "き", "กำลัง"]
-    assert split_words("") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -288,7 +288,7 @@ def test_a_row_goes_over_the_adapter_of_the_language_it_is_written_in(load, lora
 
 def test_wrong_arguments(load):
     model = load("qwen3")
-    with pytest.raises(SettingsError, match="2 languages for 1 texts"):
+    with pytest.raises(SettingsError, match="source: 2 for 1 texts"):
         model.translate("a", ["en", "de"], "fr")
     with pytest.raises(SettingsError, match="batch_size=0"):
         model.translate("a", "en", "fr", batch_size=0)
