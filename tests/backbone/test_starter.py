@@ -11,6 +11,7 @@ from helpers import ROOT
 
 import adapters_hub as ah
 from adapters_hub.data.reading import read_data
+from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.paths import bundled_root, starter_folder
 
 LANGUAGES = {"en", "de", "fr", "es", "ru", "zh", "da", "uk"}
@@ -37,7 +38,7 @@ def test_every_shipped_adapter_is_sound_and_fits_the_starter(model):
     with torch.no_grad():
         for info in infos:
             assert library.verify(info.name) == []
-            assert info.fingerprint == model.backbone.fingerprint
+            assert belongs(info.fingerprint, model.backbone.fingerprint)
             assert info.trained_with
             model.use(info.name)
             ids = torch.tensor([model.backbone.tokenizer("hotel")["input_ids"]])
