@@ -38,7 +38,7 @@ def live_bytes():
 def adapters(model):
     """One adapter a task, with factors that do something."""
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    made = {}
     for name, options in TASKS.items():
         task = make_task(name, **options)
         lora = LoraConfig(r=4, target_modules="all-linear")
@@ -47,10 +47,8 @@ def adapters(model):
             fingerprint=model.backbone.fingerprint,
         )  # fmt: skip
         fresh = task.new_adapter(info, model.backbone, lora)
-        found[name] = fresh.map(
-            lambda t: t + 0.02 * torch.randn(t.shape, generator=generator).to(t)
-        )
-    return found
+        made[name] = fresh.map(lambda t: t + 0.02 * torch.randn(t.shape, generator=generator).to(t))
+    return made
 
 
 def use(model, task, blends):
@@ -67,8 +65,8 @@ def use(model, task, blends):
     }[task]()
 
 
-def one(found, row):
-    return found[row : row + 1]
+def one(results, row):
+    return results[row : row + 1]
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +90,11 @@ def test_one_backbone_serves_all(measured):
     """Beside the backbone there are adapters and what calls stack of them; no second backbone."""
     _, made, _, (backbone, resident, used) = measured
     tensors = [tensor for adapter in made.values() for tensor in adapter.parameters()]
-    own = sum(tensor.nbytes for tensor in tensors)
+    added = sum(tensor.nbytes for tensor in tensors)
     shipped = 3 * 2 * 480 * 2**10  # three of the library's, at most float32
     assert backbone > 20 * 2**20
-    assert resident - backbone <= own + shipped
-    assert used - resident <= own + len(TASKS) * shipped  # what each task's calls stacked
+    assert resident - backbone <= added + shipped
+    assert used - resident <= added + len(TASKS) * shipped  # what each task's calls stacked
     assert sum(p.nbytes for p in measured[0].backbone.model.parameters()) <= backbone
 
 

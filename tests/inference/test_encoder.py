@@ -77,7 +77,7 @@ def test_sentence_transformers_searches_and_evaluates_with_an_encoder(load):
         encoder.encode_document(corpus, convert_to_tensor=True),
     )
     cosines = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(corpus))
-    assert [own[0]["corpus_id"] for own in hits] == cosines.argmax(1).tolist()
+    assert [best[0]["corpus_id"] for best in hits] == cosines.argmax(1).tolist()
     evaluator = InformationRetrievalEvaluator(
         {f"{n:02}": text for n, text in enumerate(queries)},
         {f"{n:02}": text for n, text in enumerate(corpus)},
@@ -88,10 +88,10 @@ def test_sentence_transformers_searches_and_evaluates_with_an_encoder(load):
     theirs = evaluator(encoder)
     task = Retrieval(query_prompt="the ")
     rows = [replace(row, key=None) for row in PAIRS]
-    found = collect_records(
+    records = collect_records(
         model, task, task.encode(rows, model.backbone), lambda row: model.resolve("finder")
     )
-    ours = task.metrics(found)
+    ours = task.metrics(records)
     assert theirs["pairs_cosine_ndcg@10"] == pytest.approx(ours["ndcg@10"])
     assert theirs["pairs_cosine_accuracy@1"] == pytest.approx(ours["accuracy@1"])
     assert theirs["pairs_cosine_recall@10"] == pytest.approx(ours["recall@10"])

@@ -32,15 +32,15 @@ def make(tiny, lora_folder, tmp_path):
 def test_merging_does_not_change_what_is_generated(kind, options, make, monkeypatch):
     model = make(kind)
     options = {"max_new_tokens": 6, **options}
-    found = {}
+    written = {}
     for pays in (False, True):
         monkeypatch.setattr(generation, "merging_pays", lambda *_, pays=pays: pays)
-        found[pays] = model.generate(TEXTS, adapters="one - 0.5*two", **options)
+        written[pays] = model.generate(TEXTS, adapters="one - 0.5*two", **options)
         assert (model._merged is not None) == pays
-    assert found[True] == found[False]
-    assert found[True] != model.generate(TEXTS, **options)
+    assert written[True] == written[False]
+    assert written[True] != model.generate(TEXTS, **options)
     mixed = model.generate(TEXTS, adapters=["one - 0.5*two"] * 4 + [None], **options)
-    assert mixed[:4] == found[True][:4]
+    assert mixed[:4] == written[True][:4]
 
 
 def test_a_merged_view_shares_all_but_the_sites_and_takes_no_delta_twice(make, inputs):
@@ -49,8 +49,8 @@ def test_a_merged_view_shares_all_but_the_sites_and_takes_no_delta_twice(make, i
     plan = model.plan([blend])
     view = model.merged_view(plan, blend)
     assert model.merged_view(plan, blend) is view
-    own, shared = dict(view.named_parameters()), dict(model.backbone.model.named_parameters())
-    different = {name for name in own if own[name] is not shared[name]}
+    of_view, shared = dict(view.named_parameters()), dict(model.backbone.model.named_parameters())
+    different = {name for name in of_view if of_view[name] is not shared[name]}
     assert different == {f"model.{site}.weight" for site in plan.sites}
     with torch.no_grad():
         want = model(**inputs, adapters="one + two").logits

@@ -1,5 +1,7 @@
 """What callers give as texts: the same containers, the same results, the same errors everywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
@@ -179,3 +181,16 @@ def test_top_k_has_the_form_and_numbers_of_a_transformers_pipeline(
 def test_a_top_k_is_a_whole_number_from_one_on_or_none(model, top_k):
     with pytest.raises(SettingsError, match=r"top_k=.*: must be a whole number"):
         model.classify(TEXTS, "classify", top_k=top_k)
+
+
+# ── tags of scripts without spaces ───────────────────────────────────────────────────────────────
+
+
+def test_words_inside_one_token_are_one_span(model):
+    """The tiny tokenizer has one token for a run of Thai letters, and this head always begins."""
+    adapter = model.adapter("tag")
+    info = replace(adapter.info, name="begins", labels=("B-X", "B-Y"))
+    model.add(replace(adapter, info=info))
+    (spans,) = model.tag("กรุงเทพ the โรงแรม", "begins")
+    assert [span.text for span in spans] == ["กรุงเทพ", "the", "โรงแรม"]
+    assert [(span.start, span.end) for span in spans] == [(0, 7), (8, 11), (12, 18)]

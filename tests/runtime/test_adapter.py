@@ -194,10 +194,9 @@ def test_a_trained_copy_of_a_part_of_the_backbone_is_refused(
     library = ah.Library(tmp_path / "library")
     sites = ["q_proj"] if kind == "qwen3" else ["query"]
     source = lora_folder(kind, module, target_modules=sites, modules_to_save=[module])
-    library.add(source, name="x")
     model = ah.load_backbone(str(tiny(kind)), library=library)
     with pytest.raises(UnsupportedAdapterError, match=r"modules_to_save holds .*trained copy"):
-        model.use("x")
+        model.use(library.add(source, name="x").name)
 
 
 def test_a_backbone_that_lacks_the_adapted_layers_is_not_noted_as_its_own(
