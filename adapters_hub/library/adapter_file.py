@@ -277,8 +277,8 @@ def _split_keys(
         elif any(part in path.split(".") for part in saved):
             if _EMBEDDING.search(path):
                 raise UnsupportedAdapterError(
-                    f"{key}: modules_to_save holds embeddings or an output layer, a trained copy of "
-                    "a part of the backbone; whole modules cannot be added up: train without it"
+                    f"{key}: modules_to_save holds embeddings or an output layer, a trained copy "
+                    "of a part of the backbone; whole modules cannot be added up: train without it"
                 )
             head[path.replace(".modules_to_save.default", "")] = key
         elif ".base_layer." in path or _EMBEDDING.search(path):
