@@ -43,6 +43,7 @@ class TaskShell:
         checkpoint has no weights, ``sites`` are its linear layers. Raises `BackboneError` where
         transformers has no such class, or not one around the whole body.
         """
+        two_parts = config.is_encoder_decoder  # a class that takes the encoder alone resets it
         config = copy.deepcopy(config)
         for key, value in changes.items():
             setattr(config, key, value)
@@ -56,7 +57,7 @@ class TaskShell:
         self._options = options
         self._slot = self._shell.base_model_prefix
         body = getattr(self._shell, self._slot, None)
-        if body is None or (config.is_encoder_decoder and type(body) is not type(base)):
+        if body is None or (two_parts and type(body) is not type(base)):
             raise BackboneError(
                 f"{type(self._shell).__name__} of transformers is not a head around the whole "
                 f"{type(base).__name__}, so it cannot share it; take an encoder or a decoder "
