@@ -5,11 +5,12 @@ Knows formats; does not know what the fields of a record mean. Complaints name f
 
 import csv
 import gzip
-import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from adapters_hub.errors import DataError
@@ -17,6 +18,7 @@ from adapters_hub.extras import require
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 PACKED = (".gz", ".zst")
+_MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}  # the first in a header separates its cells
 _MAX_CELL = 2**31 - 1
 """Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
 
@@ -42,18 +44,21 @@ def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     if line.strip():
                         yield number, _json(line, file, number)
     except UnicodeDecodeError as error:
-        begin = file.read_bytes()[:2] if suffix == file.suffix.lower() else b""
-        guess = (
-            "it looks like UTF-16"
-            if begin in (b"\xff\xfe", b"\xfe\xff")
-            else ("it may be Latin-1 or another 8-bit encoding")
-        )
+        with open(file, "rb") as raw:
+            utf_16 = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        guess = "it looks like UTF-16" if utf_16 else "it may be Latin-1 or another 8-bit encoding"
         raise DataError(
             f"{file}: not UTF-8 text ({error.reason}, after line {number}); {guess}; save it as "
             "UTF-8"
         ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _damages(file) as error:
         raise DataError(f"{file}: damaged after line {number} ({error})") from None
+
+
+def _damages(file: Path) -> tuple[type[Exception], ...]:
+    """What reading a compressed file raises where it is damaged or cut."""
+    known: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    return (*known, _zstd(file).ZstdError) if file.name.lower().endswith(".zst") else known
 
 
 def suffix_of(file: Path) -> str:
@@ -70,9 +75,15 @@ def opened(file: Path, newline: str | None = None) -> IO[str]:
     if file.name.lower().endswith(".gz"):
         return gzip.open(file, "rt", **options)
     if file.name.lower().endswith(".zst"):
-        zstandard = require("zstandard", "data", f"{file}: a .zst file")
-        return io.TextIOWrapper(zstandard.open(file, "rb"), **options)
+        stream: IO[str] = _zstd(file).open(file, "rt", **options)
+        return stream
     return open(file, **options)
+
+
+def _zstd(file: Path) -> ModuleType:
+    """Python's own module for Zstandard (3.14), or the same for older Pythons."""
+    module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    return require(module, "data", f"{file}: a .zst file")
 
 
 def _is_array(file: Path) -> bool:
@@ -100,11 +111,12 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
     """
     kind = "TSV" if tabs else "CSV"
-    tabs = tabs or _separator(file) == "\t"
-    hint = "a cell cannot hold a tab or a line end" if tabs else "a comma in a cell needs quotes"
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    if not tabs:
-        options = {"delimiter": _separator(file)}
+    mark = "\t" if tabs else _separator(file)
+    options: dict[str, Any] = {"delimiter": mark}
+    hint = f"a {_MARKS[mark]} in a cell needs quotes"
+    if tabs:
+        options["quoting"] = csv.QUOTE_NONE
+        hint = "a cell cannot hold a tab or a line end"
     old_limit = csv.field_size_limit(_MAX_CELL)
     header: list[str] = []
     begin = 1
@@ -154,4 +166,4 @@ def _separator(file: Path) -> str:
     """What separates the cells of a CSV file, by its header: a comma, else Excel's ; or a tab."""
     with opened(file, newline="") as stream:
         header = stream.readline()
-    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
+    return next((mark for mark in _MARKS if mark in header), ",")

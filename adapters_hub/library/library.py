@@ -191,8 +191,8 @@ class Library:
             return
         if os.path.islink(folder):
             raise LibraryError(
-                f"{folder} is a link to a folder, which a library does not follow: "
-                f"add what it points at (library.add({str(folder)!r}, name={folder.name!r}))"
+                f"{folder} is a link to a folder, which a library does not follow: put the folder "
+                "itself in its place, or add it under another name"
             )
         if os.path.isdir(folder):
             read_adapter(folder, folder.name)

@@ -373,7 +373,7 @@ class Runtime:
             headed = self.residents.with_head()
             listed = ", ".join(headed[:8]) + (", …" if len(headed) > 8 else "")
             raise HeadError(
-                f"no adapter of {str(blend) or 'the bare backbone'!r} has a task head. "
+                f"no adapter of {str(blend)!r} has a task head. "
                 + (
                     f"In {self.library.root} these have one: {listed}; add it to the blend"
                     if headed

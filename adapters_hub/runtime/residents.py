@@ -147,29 +147,39 @@ class Residents:
         with self.lock:
             self._look()
             if language not in self._languages:
-                self._languages[language] = self._language_adapter(language)
+                info = None
+                if language.strip().lower() not in languages.UNDETERMINED:
+                    info = self.of_language(languages.canonical(language))
+                if info is None:
+                    log.warning("no language adapter for %r: its rows go without one", language)
+                self._languages[language] = None if info is None else info.name
             return self._languages[language]
 
-    def _language_adapter(self, language: str) -> str | None:
-        if language.strip().lower() not in languages.UNDETERMINED:
-            tag = languages.canonical(language)
+    def of_language(self, tag: str) -> AdapterInfo | None:
+        """The adapter for a language alone, of this tag or the closest; None if there is none.
+
+        The one rule for which adapter goes below a row, in training and in use. Raises
+        `AmbiguousTermError` for a language with several adapters, none of which is named as it.
+        """
+        with self.lock:
+            self._look()
             try:
                 info = self._find(f"lang:{tag}")
             except (NotFoundError, BackboneMismatchError):
-                info = None
-            if info is not None and not info.domain:
-                return info.name
-        log.warning("no language adapter for %r: its rows go without one", language)
-        return None
+                return None
+        return None if info.domain else info
 
     def _find(self, term: str) -> AdapterInfo:
         check = self.backbone.fingerprint if self.check_backbone else None
+        if term.rpartition(":")[2] not in self._infos:
+            self.library.explain(term)  # rather than another one for a damaged one
         return lookup.find(term, [*self._infos.values()], check, str(self.library.root))
 
     def with_head(self) -> list[str]:
         """The names of the library's adapters for this backbone that bring a task's head."""
         names = []
-        for info in self.library.list(fingerprint=self.backbone.fingerprint):
+        check = self.backbone.fingerprint if self.check_backbone else None
+        for info in self.library.list(fingerprint=check):
             try:
                 files = read_adapter(Path(info.path or ""), info.name)
             except AdaptersHubError as error:  # gone or damaged since it was listed

@@ -25,12 +25,13 @@ from adapters_hub.data.reading import Splits, read_data, select, with_held_out
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
+    AmbiguousTermError,
     DataError,
     LibraryError,
     NotFoundError,
     SettingsError,
 )
-from adapters_hub.library import languages
+from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library, check_name
@@ -363,22 +364,22 @@ class Experiment:
         if asked in (("none",), ()):
             return {}
         tags = {tag for rows in self.splits.values() for tag in self._tags(rows)}
-        wanted = tags if asked == ("auto",) else {languages.canonical(tag) for tag in asked}
+        auto = asked == ("auto",)
         below = {}
-        for tag in sorted(wanted):
+        for tag in sorted(tags if auto else {languages.canonical(tag) for tag in asked}):
             try:
-                info = self.library.find(f"lang:{tag}", self.model.backbone.fingerprint)
-            except AdaptersHubError as error:
-                if asked == ("auto",) and isinstance(error, LookupError | RuntimeError):
-                    continue  # 'auto' takes what there is
-                raise
-            if not info.domain:  # as in use, it may be the closest language's, which was said
+                info = self.model.residents.of_language(tag)
+            except AmbiguousTermError as error:
+                if not auto:
+                    raise
+                log.warning("rows in %s go without a language adapter: %s", tag, error)
+                continue
+            if info is not None:
                 below[tag] = info
-            elif asked != ("auto",):
-                raise NotFoundError(
-                    f"--over {tag}: {info.name!r} is also for {info.domain}; train one for the "
-                    "language alone"
-                )
+            elif not auto:  # which takes what there is
+                infos = self.library.list(fingerprint=self.model.backbone.fingerprint)
+                where = str(self.library.root)
+                raise NotFoundError(f"--over: {lookup.not_found(f'lang:{tag}', infos, where)}")
         return below
 
 

@@ -373,3 +373,19 @@ def test_without_a_head_those_that_have_one_are_named(model, library, lora_folde
     with pytest.raises(HeadError, match="these have one: mood;"):
         model.classify(["a"], "one + two")
     assert model.use("one + mood").labels == ("x", "y", "z")
+
+
+def test_a_damaged_adapter_is_not_taken_for_an_absent_one(tiny, library, lora_folder):
+    """Nor is the closest language's taken in its place."""
+    import os
+
+    library.add(lora_folder("qwen3", "de"), name="no", language="no")
+    library.add(lora_folder("qwen3", "da"), name="da", language="da")
+    model = ah.load_backbone(str(tiny("qwen3")), library=library).use("da")
+    weights = library.root / "da" / "adapter_model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 4)
+    fresh = ah.load_backbone(str(tiny("qwen3")), library=library)
+    for term in ("da", "lang:da", "da?"):
+        with pytest.raises(AdapterFileError, match="truncated"):
+            fresh.use(term)
+    assert str(model.active) == "da"  # what was read before stays in use
