@@ -16,9 +16,8 @@ files alone: adapters-hub matrix RESULTS draws them again.
 
 from pathlib import Path
 
-from adapters_hub.evaluation.matrix import Matrix
 from adapters_hub.evaluation.report import draw, read_cells, tables
-from adapters_hub.training.run import main
+from adapters_hub.training.recipe import main
 from adapters_hub.training.settings import MatrixSettings, parse_settings
 
 RECIPE = {
@@ -37,6 +36,8 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__, kind=MatrixSettings)
     if resolved.origins["data"] == "recipe":
         resolved = resolved.defaults(**SAMPLE)
+    from adapters_hub.evaluation.matrix import Matrix  # which brings in torch
+
     matrix = Matrix(resolved)
     matrix.run()
     experiment = matrix.experiment

@@ -25,10 +25,9 @@ starts one.
 from dataclasses import replace
 from pathlib import Path
 
-from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.metrics.tables import table
 from adapters_hub.tasks import declaration_of
-from adapters_hub.training.run import Experiment, main
+from adapters_hub.training.recipe import main
 from adapters_hub.training.settings import parse_settings
 
 RECIPE = {
@@ -53,6 +52,9 @@ def run() -> None:
         resolved = resolved.defaults(**{**SAMPLE, **sample.settings})
         if {resolved.origins["domain"], resolved.origins["name"]} == {"default"}:
             resolved = resolved.defaults(domain=("hotel",), name=sample.name, replace=True)
+    from adapters_hub.evaluation.scores import scores_by_language  # which bring in torch
+    from adapters_hub.training.run import Experiment
+
     experiment = Experiment(resolved, other_languages=True)
     settings, model, task = experiment.settings, experiment.model, experiment.task
     name = experiment.domain_name()

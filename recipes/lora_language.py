@@ -19,10 +19,9 @@ starts one.
 from pathlib import Path
 
 from adapters_hub.errors import SettingsError
-from adapters_hub.evaluation.scores import scores_by_language
 from adapters_hub.metrics.tables import table
 from adapters_hub.tasks.registry import declarations
-from adapters_hub.training.run import Experiment, main
+from adapters_hub.training.recipe import main
 from adapters_hub.training.settings import parse_settings
 
 RECIPE = {
@@ -46,6 +45,9 @@ def run() -> None:
             f"task={resolved.settings.task!r}: a language adapter is trained by one of "
             f"{', '.join(tasks)}; lora_domain.py takes the others"
         )
+    from adapters_hub.evaluation.scores import scores_by_language  # which bring in torch
+    from adapters_hub.training.run import Experiment
+
     experiment = Experiment(resolved)
     settings, model, tags = experiment.settings, experiment.model, experiment.languages
     experiment.require_languages()

@@ -75,6 +75,19 @@ assert library.verify("de") == []
     assert not loaded & HEAVY
 
 
+@pytest.mark.parametrize("recipe", ["lora_language", "lora_domain", "evaluate_matrix"])
+def test_a_recipe_shows_its_help_without_torch(recipe):
+    code = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as done:
+    assert done.code == 0
+"""
+    assert not loaded_after(code, ROOT / "recipes" / f"{recipe}.py") & {"torch", "transformers"}
+
+
 def test_all_is_what_can_be_reached():
     assert len(set(adapters_hub.__all__)) == len(adapters_hub.__all__)
     assert set(adapters_hub.__all__) <= set(dir(adapters_hub))

@@ -6,7 +6,7 @@ mode.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,6 +147,34 @@ class Backbone:
             inputs["decoder_input_ids"] = ones
         hidden: torch.Tensor = self.base(**inputs, **self.call_options).last_hidden_state
         return hidden
+
+    def bypassed(self, called: Collection[str], rows: int, tokens: int) -> frozenset[str]:
+        """Sites whose weight has an effect though their layer is never called (Mamba's dt_proj).
+
+        ``called`` are those that a forward called. Of the others, those without an effect, such as
+        experts that no token went to, are fine, and quantised weights are not looked at.
+        """
+        kinds: dict[str, list[str]] = {}
+        for site in self.body_sites:
+            weight = self.sites[site]._parameters["weight"]
+            if site not in called and weight is not None and weight.is_floating_point():
+                kinds.setdefault(site.rpartition(".")[2], []).append(site)
+        seen = (sites for sites in kinds.values() if self._sees_weights(sites, rows, tokens))
+        return frozenset().union(*seen)
+
+    def _sees_weights(self, sites: Sequence[str], rows: int, tokens: int) -> bool:
+        """Whether a forward sees the weights of these sites, for which NaN stands meanwhile."""
+        parameters = [self.sites[site]._parameters for site in sites]
+        kept = [of_site["weight"] for of_site in parameters]
+        try:
+            for of_site, weight in zip(parameters, kept, strict=True):
+                assert weight is not None  # of which `bypassed` makes sure
+                nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
+                of_site["weight"] = nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
+            return bool(self.probe(rows, tokens).isnan().any())
+        finally:
+            for of_site, weight in zip(parameters, kept, strict=True):
+                of_site["weight"] = weight
 
     def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).

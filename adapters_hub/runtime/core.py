@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from adapters_hub.backbone.backbone import Backbone, enable_checkpointing
@@ -145,37 +145,11 @@ class Runtime:
             try:
                 with self.bank.watching(2, tokens):
                     self.backbone.probe(2, tokens)
-                self.bank.bypassed = self._bypassed(tokens)
+                self.bank.bypassed = self.backbone.bypassed(self.bank.called(), 2, tokens)
                 return
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 log.warning("a probe of %s with %d tokens: %s", self.backbone.name, tokens, error)
         self.bank.distrust()
-
-    def _bypassed(self, tokens: int) -> frozenset[str]:
-        """Sites whose weight has an effect though their layer is never called (Mamba's dt_proj).
-
-        Layers that were not called and have none, such as experts that no token went to, are fine.
-        """
-        kinds: dict[str, list[str]] = {}
-        for site in self.backbone.body_sites:
-            weight = self.backbone.sites[site]._parameters["weight"]
-            if site not in self.bank.called() and weight is not None and weight.is_floating_point():
-                kinds.setdefault(site.rpartition(".")[2], []).append(site)
-        return frozenset().union(*(s for s in kinds.values() if self._have_effect(s, tokens)))
-
-    def _have_effect(self, sites: Sequence[str], tokens: int) -> bool:
-        """Whether a forward sees the weights of these sites, for which NaN stands meanwhile."""
-        weights = {site: self.backbone.sites[site]._parameters["weight"] for site in sites}
-        kept = {site: weight for site, weight in weights.items() if weight is not None}
-        try:
-            for site, weight in kept.items():
-                nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
-                stand_in = nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
-                self.backbone.sites[site]._parameters["weight"] = stand_in
-            return bool(self.backbone.probe(2, tokens).isnan().any())
-        finally:
-            for site, weight in kept.items():
-                self.backbone.sites[site]._parameters["weight"] = weight
 
     # ── adapters ─────────────────────────────────────────────────────────────────────────────
 

@@ -452,20 +452,6 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
-def main(recipe: Callable[[], Any]) -> None:
-    """Run a recipe; an error that the library raises on purpose is shown without a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an absent extra
-    try:
-        recipe()
-    except AdaptersHubError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"\n{stop or 'interrupted'}")
-
-
 def _folder_name(names: Sequence[str]) -> str:
     """A name for what adapters are trained together, short enough for a folder."""
     whole = "+".join(names)
