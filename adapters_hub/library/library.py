@@ -138,7 +138,7 @@ class Library:
         """A number that changes whenever an adapter is added, replaced or removed."""
         try:
             return os.stat(self._path).st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def stamp(self, name: str) -> tuple[int, ...]:
