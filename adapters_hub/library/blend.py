@@ -20,14 +20,23 @@ from typing import Union
 
 from adapters_hub.errors import BlendError
 
-_MARKS = "".join(
-    chr(code)
-    for block in ((0x0300, 0x2100), (0xA600, 0xAC00), (0xFE20, 0xFE30), (0x10A00, 0x12000))
-    for code in range(*block)
-    if unicodedata.category(chr(code)).startswith("M")
-)
-"""Combining marks: the vowel signs of Hindi or Tamil are parts of letters, and \\w has them not."""
-_LETTER = rf"[\w{_MARKS}]"
+
+def _marks() -> str:
+    """Combining marks as ranges for a regular expression, which Python's has no class for."""
+    ranges: list[list[str]] = []
+    for block in ((0x0300, 0x2100), (0xA600, 0xAC00), (0xFE20, 0xFE30), (0x10A00, 0x12000)):
+        for character in map(chr, range(*block)):
+            if not unicodedata.category(character).startswith("M"):
+                continue
+            if ranges and ord(ranges[-1][1]) == ord(character) - 1:
+                ranges[-1][1] = character
+            else:
+                ranges.append([character, character])
+    return "".join(f"{first}-{last}" for first, last in ranges)
+
+
+# The vowel signs of Hindi or Tamil are parts of letters, and \w has them not.
+_LETTER = rf"[\w{_marks()}]"
 NAME = re.compile(rf"{_LETTER}+(?:[.\-]{_LETTER}+)*")
 """What a term may look like, and so what an adapter may be called."""
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -64,7 +73,7 @@ class Blend:
             weights = weights.items()
         total: dict[str, float] = {}
         for name, weight in weights:
-            term = unicodedata.normalize("NFC", name)
+            term = name if name.isascii() else unicodedata.normalize("NFC", name)
             if not math.isfinite(weight):
                 raise BlendError(f"the weight of {term!r} is {weight}, not a finite number")
             total[term] = total.get(term, 0.0) + float(weight)
