@@ -1,4 +1,4 @@
-"""The frozen backbone: its sites found once, and transformers' task classes around it.
+"""The frozen backbone: its sites listed once, and transformers' task classes around it.
 
 Knows transformers' classes and names; does not know adapters, or how a checkpoint is loaded.
 Nothing here ever trains: all parameters have ``requires_grad`` off and all modules are in eval
@@ -261,7 +261,7 @@ def enable_checkpointing(
 
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False, "context_fn": context_fn})
-    # What calls the layers has the hook: a layer of transformers may look before its own hooks run.
+    # What calls the layers has the hook: a layer of transformers may look before its hooks run.
     modules, callers = dict(model.named_modules()), {}
     for path, module in modules.items():
         if isinstance(module, GradientCheckpointingLayer):

@@ -13,7 +13,7 @@ _BOUND_CALLS = ("_compiled_call", "_compiled_call_impl")  # of transformers, of 
 
 
 def untie(model: PreTrainedModel) -> None:
-    """Give every name of a shared parameter a tensor of its own, and say so in the configuration.
+    """Give every name of a shared parameter a separate tensor, and say so in the configuration.
 
     One output layer that differs from its embedding unties all of them: with
     ``tie_word_embeddings=False`` transformers ties nothing when it loads the model again, neither

@@ -1,4 +1,4 @@
-"""A checkpoint, at a precision, as a `Backbone`: found, loaded frozen, its gaps filled or refused.
+"""A checkpoint, at a precision, as a `Backbone`: loaded frozen, its gaps filled or refused.
 
 Knows transformers' loading and what checkpoints lack; does not know adapters or libraries.
 """
@@ -209,7 +209,7 @@ def _load(
 def _body_of(
     model: PreTrainedModel, config: PreTrainedConfig, has_lm_head: bool
 ) -> PreTrainedModel:
-    """The part of a model below its head, as a model of its own that shares its modules."""
+    """The part of a model below its head, as a separate model that shares its modules."""
     base = getattr(model, model.base_model_prefix, model)
     if has_lm_head and base is model:  # T5's language model holds encoder and decoder itself
         with torch.device("meta"):

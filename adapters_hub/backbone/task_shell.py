@@ -150,7 +150,7 @@ class _Body(nn.Module):
         super().__init__()
         self._run = base.__call__  # not a submodule: its parameters are not the head's
         self.activation = _pooler_activation(base)
-        self.output: Any = None  # a ModelOutput of the body's own class
+        self.output: Any = None  # a ModelOutput of the class that the body returns
         self.rows: torch.Tensor | None = None
         self.pooler: nn.Module | None = None
 
@@ -192,7 +192,7 @@ def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = ""
 def _pooler_of(
     base: PreTrainedModel, parameters: dict[str, torch.Tensor], prefix: str
 ) -> nn.Module | None:
-    """A pooler from the head's own parameters, where the checkpoint brought none."""
+    """A pooler from the parameters of the head, where the checkpoint brought none."""
     of_pooler = {
         name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)
     }

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from adapters_hub.cli.base import DeclareCommand
 from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
@@ -40,13 +41,17 @@ def declare(command: DeclareCommand) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    infos = Library(options.library).list(options.language, options.domain)
+    library = Library(options.library)
+    infos = library.list(options.language, options.domain)
     if options.json:
         for info in infos:
             print(json.dumps(info.to_json(), ensure_ascii=False))
         return 0
     rows = [_COLUMNS, *([_cell(info, column) for column in _COLUMNS] for info in infos)]
     wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    if not infos:
+        why = "none fits" if library.root.is_dir() else "there is no such folder"
+        print(f"no adapters to show in {library.root}: {why}", file=sys.stderr)
     for row in rows:
         print("  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip())
     return 0

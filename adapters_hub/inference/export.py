@@ -14,7 +14,7 @@ from adapters_hub.backbone.copies import remove_hooks, untie
 from adapters_hub.compose.methods import check_options, compose_sites
 from adapters_hub.errors import BackboneError, NotFoundError
 from adapters_hub.library.adapter_file import AdapterInfo
-from adapters_hub.library.library import check_name
+from adapters_hub.library.folder import check_name
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime, Weights
 from adapters_hub.runtime.merged import merged_weight

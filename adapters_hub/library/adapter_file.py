@@ -50,6 +50,13 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA samples its factors",
     "velora_config": "VeLoRA is not a plain LoRA",
 }
+_STORED = (
+    "alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type",
+    "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora",
+    "use_rslora",
+)  # fmt: skip
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
     "name", "language", "domain", "task", "problem_type", "pipeline_tag", "pooling", "backbone",
@@ -150,7 +157,7 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as found on disk, checked: its info, configuration, header and weights file."""
+    """An adapter on disk, checked: its info, configuration, header and weights file."""
 
     info: AdapterInfo
     spec: LoraSpec
@@ -159,7 +166,7 @@ class AdapterFiles:
     modules: dict[str, tuple[str, str]]  # module path in the model → keys of A and B
     head: dict[str, str]  # parameter path in the model → key
     copies: dict[str, str] = field(default_factory=dict)
-    """Path → key of the backbone's own weights that PEFT saves beside an adapted output layer."""
+    """Path → key of the weights of the backbone that PEFT saves beside an adapted output layer."""
 
 
 def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
@@ -382,14 +389,22 @@ def _json(text: str) -> Any:
 
 def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
     """The header's metadata for an adapter: what `read_adapter` reads back."""
-    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": in_order(config)}
+    ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": plain_config(config)}
     del ours["bytes"]  # of the file that this becomes a part of
-    return {"format": "pt", METADATA_KEY: json.dumps(in_order(ours), ensure_ascii=False)}
+    return {
+        "format": "pt",
+        METADATA_KEY: json.dumps(dict(sorted(ours.items())), ensure_ascii=False),
+    }
 
 
-def in_order(config: dict[str, Any]) -> dict[str, Any]:
-    """The same, its keys sorted, but a pattern's not: PEFT takes the first of them that fits."""
-    return dict(sorted(config.items()))
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a PEFT configuration is stored: what says how a plain LoRA is to be read.
+
+    The rest says how it was trained, or, as ``megatron_core`` and ``auto_mapping`` do, names a
+    module that PEFT would import. The keys are sorted, but a pattern's not: PEFT takes the first
+    of them that fits.
+    """
+    return {key: config[key] for key in _STORED if key in config}
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -43,7 +43,9 @@ def new_folder(target: Path) -> Iterator[Path]:
             return
         if present:
             os.replace(target, old)
-        os.replace(stage, target)  # over an empty folder, too
+        elif target.is_dir():
+            target.rmdir()  # an empty one, which Windows would not replace
+        os.replace(stage, target)
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)

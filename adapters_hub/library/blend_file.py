@@ -1,6 +1,6 @@
-"""Blend files: a blend whose weights were found, as one small JSON file that others can load.
+"""Blend files: a blend with fitted weights, as one small JSON file that others can load.
 
-Knows the format and the names of layers; does not know how weights are found or used. What is read
+Knows the format and the names of layers; does not know how weights are fitted or used. What is read
 is treated as hostile: bounded in size, every field checked. Never imports torch.
 
     {"format": "adapters_hub.blend", "version": 1,
@@ -35,7 +35,7 @@ FORMAT = "adapters_hub.blend"
 FORMAT_VERSION = 1
 SUFFIX = ".blend.json"
 MAX_WEIGHT = 1000.0
-"""The largest size of a weight; what is found is seldom above 2."""
+"""The largest size of a weight; fitted ones are seldom above 2."""
 
 _MAX_BYTES = 4_000_000  # 100 adapters of 1,000 layers have half
 _MAX_TERMS = 1000
@@ -60,7 +60,7 @@ class BlendTerm:
 
 @dataclass(frozen=True)
 class BlendFile:
-    """A blend with found weights, and how they were found; `AdaptedModel.load_blend` uses it.
+    """A blend with fitted weights, and how they were fitted; `AdaptedModel.load_blend` uses it.
 
     Raises `BlendFileError` for a field that cannot be. ``name`` is the file's, and not stored.
     """
@@ -158,10 +158,10 @@ class BlendFile:
         return sum(term.weight) / len(term.weight)
 
     def check_backbone(self, backbone: str, fingerprint: str) -> None:
-        """Raise `BackboneMismatchError` for another backbone than the weights were found on."""
+        """Raise `BackboneMismatchError` for another backbone than the weights were fitted on."""
         if not belongs(self.fingerprint, fingerprint):
             raise BackboneMismatchError(
-                f"the weights of the blend file {self.name!r} were found on another backbone:\n"
+                f"the weights of the blend file {self.name!r} were fitted on another backbone:\n"
                 f"  blend file: {self.fingerprint} ({self.backbone})\n"
                 f"  backbone:   {fingerprint} ({backbone})\n"
                 "check_backbone=False loads it all the same if the layers are the same"
@@ -176,7 +176,7 @@ class BlendFile:
             )
 
     def check_hash(self, term: BlendTerm, there: str | None) -> None:
-        """Raise `BlendFileError` unless the adapter is the one the weight was found for."""
+        """Raise `BlendFileError` unless the adapter is the one the weight was fitted for."""
         if term.hash not in (None, there):
             raise BlendFileError(
                 f"the adapter {term.name!r} is not the one that the blend file {self.name!r} was "

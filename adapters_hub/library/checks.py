@@ -3,6 +3,7 @@
 Knows files and a backbone's folder where it is at hand; never goes to the network.
 """
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,13 @@ from adapters_hub.library import model_card as card
 from adapters_hub.library.adapter_file import CARD_FILE, AdapterFiles, AdapterInfo
 from adapters_hub.library.fingerprint import fingerprint, lacking, misfit
 from adapters_hub.library.paths import STARTER, starter_folder
+
+log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def local_folder(backbone: str | None) -> Path | None:
@@ -31,7 +39,7 @@ def local_fingerprint(backbone: str | None) -> str | None:
 
 
 def check_fit(files: AdapterFiles, backbone: str) -> None:
-    """Refuse to call a backbone an adapter's own that has not the layers it adapts."""
+    """Raise unless a backbone has the layers that an adapter is for."""
     tensors = files.header.tensors
     modules = {
         module: (tensors[a].shape[1], tensors[b].shape[0])
@@ -71,6 +79,17 @@ def check_labels(files: AdapterFiles, labels: tuple[str, ...] | None) -> None:
             f"{files.weights}: {len(labels)} labels ({', '.join(labels)}), and no tensor of the "
             f"head has that many rows (they have {', '.join(map(str, sorted(sizes)))})"
         )
+
+
+def warn_of_tokenizer(source: Path) -> None:
+    """Say that a tokenizer or chat template beside an adapter is not taken along."""
+    present = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    if present:
+        log.warning(
+            "%s: the tokenizer there (%s) is not stored with the adapter, which is used with the "
+            "tokenizer and chat template of its backbone; if they differ, use theirs to make the "
+            "texts", source, ", ".join(present),
+        )  # fmt: skip
 
 
 def with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:

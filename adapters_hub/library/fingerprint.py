@@ -75,15 +75,15 @@ def misfit(folder: str | Path, modules: Mapping[str, tuple[int, int]]) -> str | 
             shapes.setdefault(_numbered(name.removesuffix(".weight")), []).append(
                 sorted(entry.shape)
             )
-    found = {module: shapes.get(_numbered(module)) for module in modules if _numbered(module)}
-    for module, there in found.items():
-        if there and sorted(modules[module]) not in there:  # Conv1D is stored transposed
+    there = {module: shapes.get(_numbered(module)) for module in modules if _numbered(module)}
+    for module, stored in there.items():
+        if stored and sorted(modules[module]) not in stored:  # Conv1D is stored transposed
             fan_in, fan_out = modules[module]
             return (
-                f"{module} has {fan_in} inputs and {fan_out} outputs, the weight there {there[0]}"
+                f"{module} has {fan_in} inputs and {fan_out} outputs, the weight there {stored[0]}"
             )
     return (
-        f"it has no weight for {next(iter(found))}" if found and not any(found.values()) else None
+        f"it has no weight for {next(iter(there))}" if there and not any(there.values()) else None
     )
 
 

@@ -36,10 +36,10 @@ def canonical(text: str) -> str:
             return tag
     except ValueError:
         pass  # not shaped like a tag: it may be a name
-    found = _by_name(wanted)
-    if found is None or found in UNDETERMINED:
+    code = _by_name(wanted)
+    if code is None or code in UNDETERMINED:
         raise LanguageError(_unknown(wanted))
-    return langcodes.standardize_tag(found, macro=True)
+    return langcodes.standardize_tag(code, macro=True)
 
 
 def is_language(text: str) -> bool:
@@ -88,7 +88,7 @@ def closest(
 
 
 def _by_name(wanted: str) -> str | None:
-    """The code of a language's whole name, in English or its own language.
+    """The code of a language's whole name, in English or in that language.
 
     ``name_to_code`` also takes a name with anything behind it: hotel is Hote (hot) and an l.
     """

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 def layer_of(site: str) -> str | None:
     """The layer a site is in: its path down to the first whole number, None if there is none.
 
-    ``encoder.block.0.layer.1.wi`` is in ``encoder.block.0``: each stack has layers of its own.
+    ``encoder.block.0.layer.1.wi`` is in ``encoder.block.0``: each stack counts its layers from 0.
     """
     parts = site.split(".")
     number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)

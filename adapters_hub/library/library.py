@@ -1,37 +1,29 @@
-"""The library: a folder of adapters, listed, found by language or domain, changed atomically.
+"""The library: a folder of adapters, listed, looked up by language or domain, changed atomically.
 
     <library>/<name>/adapter_config.json, adapter_model.safetensors, README.md
     <library>/.index.json     a cache of what the headers say; safe to delete
-    <library>/.lock           what writers wait for
-    <library>/.tmp/ .trash/   only while something is being changed
 
-Knows files and names; never imports torch. Writers hold a lock, write beside and rename into
-place; readers need no lock. What a killed writer left is put right by the next one to look.
+Knows files and names; never imports torch. How the folder changes is `folder`'s to know.
 """
 
-import errno
 import json
 import logging
 import os
 import shutil
 import unicodedata
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapters_hub.errors import (
-    AdapterFileError,
-    AdapterNameError,
     AdaptersHubError,
     BackboneMismatchError,
     LibraryError,
     NotFoundError,
     SettingsError,
 )
-from adapters_hub.library import languages, lookup
+from adapters_hub.library import languages, lookup, paths
 from adapters_hub.library import model_card as card
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import (
@@ -43,27 +35,26 @@ from adapters_hub.library.adapter_file import (
     AdapterFiles,
     AdapterInfo,
     differing,
-    in_order,
     metadata,
+    plain_config,
     read_adapter,
 )
-from adapters_hub.library.atomic import atomic_write
-from adapters_hub.library.blend import NAME
+from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import (
     check_fit,
     check_labels,
     local_fingerprint,
     missing_modules,
+    warn_of_tokenizer,
     with_card,
 )
 from adapters_hub.library.fingerprint import belongs
+from adapters_hub.library.folder import LibraryFolder, check_name
+from adapters_hub.library.index import Index, stamp
 from adapters_hub.library.lookup import Resolution
-from adapters_hub.library.paths import default_root
 
 log = logging.getLogger(__name__)
 
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
-_MAX_NAME = 96
 _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 _Lines = list[str]
 
@@ -72,14 +63,21 @@ class Library:
     """A folder of adapters.
 
     ``Library()`` is ``$ADAPTERS_HUB_LIBRARY``, else ``./adapters``, else the bundled adapters for
-    the starter backbone. A folder that does not exist yet is an empty library.
+    the starter backbone. A folder that does not exist yet is an empty library. What is bundled is
+    never changed: the first `add` makes ``./adapters``, a copy of it, and goes on there.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        self.root = Path(root).expanduser() if root is not None else default_root()
-        self._path = str(self.root)  # asked for at every call of a model
-        if self.root.exists() and not self.root.is_dir():
-            raise LibraryError(f"{self.root} is a file, not a folder of adapters")
+        self._default = root is None
+        self._open(Path(root).expanduser() if root is not None else paths.default_root())
+
+    def _open(self, root: Path) -> None:
+        self.root = root
+        self.folder = LibraryFolder(root)
+        self.bundled = paths.is_bundled(root, by_default=self._default)
+        self._index = Index(root)
+        if root.exists() and not root.is_dir():
+            raise LibraryError(f"{root} is a file, not a folder of adapters")
 
     def __repr__(self) -> str:
         return f"Library({str(self.root)!r})"
@@ -126,31 +124,22 @@ class Library:
 
     def names(self) -> _Lines:
         """The names of all adapter folders, damaged ones too."""
-        if not self.root.is_dir():
-            return []
-        return sorted(
-            _name_of(entry.name)
-            for entry in os.scandir(self.root)
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        )
+        return self.folder.names()
 
-    def state(self) -> int | None:
-        """A number that changes whenever an adapter is added, replaced or removed."""
-        try:
-            return os.stat(self._path).st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    def state(self) -> tuple[int, ...] | None:
+        """What differs whenever an adapter was added, replaced or removed; None for no folder."""
+        return self.folder.state()
 
     def stamp(self, name: str) -> tuple[int, ...]:
         """The times and sizes of an adapter's files; empty if there is none."""
-        return tuple(_state(str(self._folder(name))))
+        return tuple(stamp(str(self.folder.place(name))))
 
     def get(self, name: str) -> AdapterInfo:
         """The adapter of exactly this name; `NotFoundError` with the nearest names otherwise."""
         infos, name = self._infos(), unicodedata.normalize("NFC", name)
         if name not in infos:
             self.explain(name)
-            raise NotFoundError(lookup.not_found(name, infos.values(), str(self.root)))
+            raise NotFoundError(lookup.missing(name, infos.values(), self._where()))
         return infos[name]
 
     def read(self, name: str) -> AdapterFiles:
@@ -166,7 +155,7 @@ class Library:
         infos = self._infos()
         if language not in infos:
             self.explain(language)
-        return lookup.resolve(language, [*infos.values()], max_distance, str(self.root))
+        return lookup.resolve(language, [*infos.values()], max_distance, self._where())
 
     def find(self, term: str, fingerprint: str | None = None) -> AdapterInfo:
         """The one adapter a blend's term means: an adapter's name, or a language, or a domain.
@@ -179,7 +168,7 @@ class Library:
         infos, term = self._infos(), unicodedata.normalize("NFC", term)
         if term.rpartition(":")[2] not in infos:
             self.explain(term)
-        return lookup.find(term, [*infos.values()], fingerprint, str(self.root))
+        return lookup.find(term, [*infos.values()], fingerprint, self._where())
 
     def explain(self, term: str) -> None:
         """Raise the reason why a folder of a term's name is no adapter; nothing without a folder.
@@ -199,23 +188,24 @@ class Library:
 
     def verify(self, name: str) -> _Lines:
         """What is wrong with an adapter, a line each; empty if its files are as written."""
-        folder = self._folder(name)
+        folder = self.folder.place(name)
         try:
             files = read_adapter(folder, name)
         except AdaptersHubError as error:
             return [str(error)]
         problems = []
-        actual = tensorfile.content_hash(files.weights, files.header)
+        actual, bad = tensorfile.inspect(files.weights, files.header)
         if files.info.hash is None:
             problems.append("no content hash was stored")
         elif actual != files.info.hash:
             problems.append(f"the tensors changed: {actual}, stored {files.info.hash}")
-        if bad := tensorfile.first_non_finite(files.weights, files.header):
+        if bad:
             problems.append(f"{bad} holds NaN or infinity")
         if missing := missing_modules(files, files.info.backbone):
             problems.append(missing)
         stored = json.loads(files.header.metadata.get(METADATA_KEY, "{}")).get("lora")
-        if isinstance(stored, dict) and (keys := differing(stored, files.spec.config)):
+        config = plain_config(files.spec.config)
+        if isinstance(stored, dict) and (keys := differing(plain_config(stored), config)):
             problems.append(f"{CONFIG_FILE} differs from the header in {', '.join(keys)}")
         return problems
 
@@ -280,216 +270,82 @@ class Library:
             info,
             name=check_name(name or default or stem),
             fingerprint=info.fingerprint or fingerprint,
-            hash=tensorfile.content_hash(files.weights, files.header),
         )
-        if bad := tensorfile.first_non_finite(files.weights, files.header):
-            raise AdapterFileError(
-                f"{files.weights}: {bad} holds NaN or infinity; nothing was added"
-            )
-        with self._locked(), self._staging() as stage:
+        warn_of_tokenizer(Path(source))
+        self._leave_bundled()
+        with self.folder.locked(), self.folder.staging() as stage:
             config = {
                 k: v for k, v in files.spec.config.items() if k != "revision" or v is not None
             }
             if info.backbone is not None:
                 config["base_model_name_or_path"] = info.backbone
-            tensorfile.write_with_metadata(
-                files.weights, files.header, stage / WEIGHTS_FILE, metadata(info, config)
+            made = replace(info, rank=files.info.rank)
+            tensorfile.copy(
+                files.weights,
+                files.header,
+                stage / WEIGHTS_FILE,
+                lambda content: metadata(replace(info, hash=content), config),
             )
-            _write(stage / CONFIG_FILE, json.dumps(in_order(config), indent=2) + "\n")
-            _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
-            self._publish(stage, info.name, replace_existing)
+            _write(stage / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
+            _write(stage / CARD_FILE, card.write_card(made))
+            self.folder.publish(stage, info.name, replace_existing)
         return self.get(info.name)
 
     def remove(self, name: str) -> None:
         """Delete an adapter, sound or damaged; `NotFoundError` if there is none of this name."""
         if name not in self.names():
             self.get(name)  # raises, unless a killed writer's adapter came back just now
-        with self._locked():
-            self._discard(self._folder(name), keep=False)
+        if self.bundled:
+            raise LibraryError(_BUNDLED.format(self.root))
+        with self.folder.locked():
+            self.folder.discard(name)
+
+    def check_writable(self) -> None:
+        """Raise `LibraryError` now for a library that `add` could not put anything into."""
+        if self.bundled and not self._default:
+            raise LibraryError(_BUNDLED.format(self.root))
+        paths.check_writable(Path("adapters") if self.bundled else self.root)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
-    def _folder(self, name: str) -> Path:
-        check_name(name)
-        return self.root / (f"{name}_" if name.lower() in _DEVICES else name)
-
     def _infos(self) -> dict[str, AdapterInfo]:
-        """Every sound adapter by name, through the index; only what changed is read again."""
-        if not self.root.is_dir():
-            return {}
+        """Every sound adapter by name; only what changed since the last look is read again."""
         whole = True
-        if os.path.isdir(self.root / ".trash"):
+        if self.folder.unfinished and not self.bundled:
             try:
-                with self._locked():
+                with self.folder.locked():
                     pass  # taking the lock puts right what a killed writer left
             except LibraryError as error:  # who may only read sees what there is
                 log.warning("%s: a change there was not finished (%s)", self.root, error)
                 whole = False
-        index_file = self.root / ".index.json"
-        try:
-            index = json.loads(index_file.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            index = {}  # only a cache: it is built again
-        index = index if isinstance(index, dict) else {}
-        fresh: dict[str, Any] = {}
-        infos: dict[str, AdapterInfo] = {}
-        for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-            if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False):
-                continue
-            state, entry = _state(folder.path), index.get(folder.name)
-            info = _indexed(entry, state, folder.path)
-            if info is None:
-                try:
-                    info = _read_entry(folder)
-                except (AdaptersHubError, OSError) as error:
-                    log.warning("left out of %s: %s", self.root, error)
-                    continue
-                entry = {"state": state, "info": info.to_json()}
-            fresh[folder.name] = entry
-            infos[info.name] = info
-        if whole and os.path.isdir(self.root / ".trash"):
+        infos = self._index.look(self.folder.entries(), save=not self.bundled)
+        if whole and self.folder.unfinished:
             return self._infos()  # a replacement began meanwhile: look again
-        if fresh != index:
-            self._save_index(index_file, fresh)
         return infos
 
-    def _save_index(self, path: Path, index: dict[str, Any]) -> None:
-        try:
-            with atomic_write(path) as file:
-                file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
-        except OSError as error:
-            log.debug("no index in %s (%s): listing stays slow but right", self.root, error)
+    def _where(self) -> str:
+        """The library in an error's words."""
+        return f"{self.root}" if self.root.is_dir() else f"{self.root} (there is no such folder)"
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        from filelock import FileLock
+    def _leave_bundled(self) -> None:
+        """Before an adapter is added: what ships is never changed; a copy of it here is.
 
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock")
-            lock.acquire()
-        except OSError as error:
-            raise LibraryError(f"cannot write to {self.root}: {error.strerror or error}") from error
-        try:
-            self._recover()
-            yield
-        except OSError as error:
-            if isinstance(error, AdaptersHubError):
-                raise
-            raise LibraryError(f"cannot change {self.root}: {error.strerror or error}") from error
-        finally:
-            lock.release()
-
-    def _recover(self) -> None:
-        """Under the lock: bring back what a killed writer moved away, drop what it half wrote."""
-        trash = self.root / ".trash"
-        for place in (trash, self.root / ".tmp"):
-            if place.is_symlink():
-                place.unlink()
-        for partial in self.root.glob("..index.json.*"):
-            partial.unlink(missing_ok=True)
-        if trash.is_dir():
-            for old in trash.iterdir():
-                folder_name, _, fate = old.name.rpartition("~")[0].rpartition("~")
-                if fate == "keep" and not (self.root / folder_name).exists():
-                    os.rename(old, self.root / folder_name)
-            shutil.rmtree(trash)
-        shutil.rmtree(self.root / ".tmp", ignore_errors=True)
-
-    @contextmanager
-    def _staging(self) -> Iterator[Path]:
-        """A folder to fill; gone afterwards whatever happens, unless it was published."""
-        stage = self.root / ".tmp" / uuid.uuid4().hex
-        try:
-            stage.mkdir(parents=True)
-            yield stage
-        except OSError as error:
-            if isinstance(error, AdaptersHubError):
-                raise
-            what = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise LibraryError(f"cannot write to {self.root}: {what}; nothing was added") from error
-        finally:
-            shutil.rmtree(self.root / ".tmp", ignore_errors=True)
-
-    def _publish(self, stage: Path, name: str, replace_existing: bool) -> None:
-        target = self._folder(name)
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise LibraryError(f"{target} is in the way and is no adapter folder")
-        if not target.exists():
-            alike = [n for n in self.names() if n != name and n.casefold() == name.casefold()]
-            if alike:
-                raise LibraryError(
-                    f"{self.root} has {alike[0]!r}, which differs from {name!r} only in case: some "
-                    "file systems take them for one; choose another name"
-                )
-            os.rename(stage, target)
+        `Library()` goes on in a new ``./adapters``; one that was named is not exchanged.
+        """
+        if not self.bundled:
             return
-        if not replace_existing:
-            raise LibraryError(
-                f"{self.root} already has {name!r}; remove it first, add under another name, "
-                "or replace it (replace_existing=True, --replace)"
-            )
-        old = self._discard(target, keep=True)
-        os.rename(stage, target)
-        shutil.rmtree(old.parent)
-
-    def _discard(self, folder: Path, keep: bool) -> Path:
-        """Move a folder to the trash; ``keep`` brings it back should the writer die now."""
-        trash = self.root / ".trash"
-        trash.mkdir(exist_ok=True)
-        old = trash / f"{folder.name}~{'keep' if keep else 'drop'}~{uuid.uuid4().hex}"
-        os.rename(folder, old)
-        if not keep:
-            shutil.rmtree(trash)
-        return old
-
-
-def check_name(name: str) -> str:
-    """The name, if it can be a folder and a blend's term; `AdapterNameError` otherwise."""
-    name = unicodedata.normalize("NFC", name)
-    sound = NAME.fullmatch(name) and len(name.encode()) <= _MAX_NAME and not name.isdigit()
-    if not sound or name != _name_of(name):
-        raise AdapterNameError(
-            f"{name!r} cannot name an adapter: use letters, digits and _, joined by single '.' or "
-            f"'-' (at most {_MAX_NAME} bytes, not digits alone), such as de, pt-BR or hotel.v2"
-        )
-    return name
-
-
-def _state(folder: str) -> list[int]:
-    """What must not have changed for an index entry to be true."""
-    state = []
-    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+        if not self._default:
+            raise LibraryError(_BUNDLED.format(self.root))
+        home = Path("adapters")
         try:
-            stat = os.stat(os.path.join(folder, name))
-            state += [stat.st_mtime_ns, stat.st_size]
-        except OSError:
-            if name != CARD_FILE:
-                return []
-    return state
-
-
-def _name_of(folder_name: str) -> str:
-    """An adapter's name from its folder's, which ends in _ where Windows reserves the name."""
-    stem = folder_name.removesuffix("_")
-    return stem if stem.lower() in _DEVICES else folder_name
-
-
-def _indexed(entry: Any, state: list[int], path: str) -> AdapterInfo | None:
-    """The adapter an index entry tells of; None if there is none, or it is out of date."""
-    try:
-        if state and entry["state"] == state:
-            return AdapterInfo.from_json(entry["info"] | {"path": path})
-    except (KeyError, TypeError, ValueError):
-        pass  # not an entry that this version wrote
-    return None
-
-
-def _read_entry(folder: os.DirEntry[str]) -> AdapterInfo:
-    files = read_adapter(folder.path, check_name(_name_of(folder.name)))
-    if METADATA_KEY in files.header.metadata:
-        return files.info
-    return with_card(files.info, Path(folder.path))
+            with new_folder(home) as stage:
+                shutil.copytree(
+                    self.root, stage, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True
+                )
+        except OSError as error:
+            raise LibraryError(f"cannot make {home}: {error.strerror or error}") from error
+        log.warning("made %s with a copy of the adapters that ship", home.absolute())
+        self._open(home)
 
 
 def _write(path: Path, text: str) -> None:
@@ -497,3 +353,9 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+_BUNDLED = (
+    "{}: these adapters ship with the package and are never changed; choose another folder "
+    '(--library FOLDER, Library("FOLDER"))'
+)

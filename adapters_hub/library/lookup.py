@@ -16,7 +16,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Resolution:
-    """The adapter found for a language, and how far its language is from the one asked."""
+    """The adapter for a language, and how far its language is from the one asked."""
 
     info: AdapterInfo
     wanted: str  # canonical tag
@@ -28,11 +28,11 @@ def resolve(
     language: str, infos: Sequence[AdapterInfo], max_distance: int, where: str
 ) -> Resolution:
     """The language adapter nearest to a language; see `Library.resolve`."""
-    found = _closest(language, infos, max_distance, where)
-    if found is None:
+    closest = _closest(language, infos, max_distance, where)
+    if closest is None:
         plain = [info for info in infos if info.language and not info.domain]
-        raise NotFoundError(not_found(f"lang:{language}", plain, where))
-    return found
+        raise NotFoundError(missing(f"lang:{language}", plain, where))
+    return closest
 
 
 def _closest(
@@ -44,20 +44,21 @@ def _closest(
     if match is None:
         return None
     tag, distance = match
-    found = [info for info in plain if info.language == tag]
-    if len(found) > 1:
-        named_so = [info for info in found if info.name == tag]
+    fitting = [info for info in plain if info.language == tag]
+    if len(fitting) > 1:
+        named_so = [info for info in fitting if info.name == tag]
         if not named_so:
-            raise AmbiguousTermError(_ambiguous(wanted, [], {"language": found}, where))
-        found = named_so
-    if tag == wanted:
-        return Resolution(found[0], wanted, 0, f"there is an adapter for {wanted}")
+            raise AmbiguousTermError(_ambiguous(wanted, [], {"language": fitting}, where))
+        fitting = named_so
+    if distance == 0:
+        same = "" if tag == wanted else f", which is the same as {tag} to CLDR"
+        return Resolution(fitting[0], wanted, 0, f"there is an adapter for {wanted}{same}")
     reason = (
         f"no adapter for {wanted} ({languages.name(wanted)}); the closest is {tag} "
         f"({languages.name(tag)}), at CLDR distance {distance} (limit {max_distance})"
     )
     log.warning(reason)
-    return Resolution(found[0], wanted, distance, reason)
+    return Resolution(fitting[0], wanted, distance, reason)
 
 
 def find(
@@ -76,12 +77,12 @@ def find(
     if kind in ("", "domain"):
         readings["domain"] = _named(_for_domain(value, infos), value, kind)
     named = [info for info in infos if kind in ("", "name") and info.name == value]
-    if named and all(not found or named[0] in found for found in readings.values()):
+    if named and all(not group or named[0] in group for group in readings.values()):
         return named[0]
-    found = {info.name: info for group in (named, *readings.values()) for info in group}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
+    meant = {info.name: info for group in (named, *readings.values()) for info in group}
+    if len(meant) == 1:
+        return next(iter(meant.values()))
+    if meant:
         raise AmbiguousTermError(_ambiguous(term, named, readings, where))
     values = {value, languages.canonical(value)} if "language" in readings else {value}
     for other in everything:
@@ -95,15 +96,20 @@ def find(
         near = _closest(value, infos, languages.MAX_DISTANCE, where)
         if near is not None:
             return near.info
-    raise NotFoundError(not_found(term, infos, where))
+    raise NotFoundError(missing(term, infos, where, len(everything) - len(infos)))
 
 
-def not_found(term: str, infos: Iterable[AdapterInfo], where: str) -> str:
-    """The message of a `NotFoundError`: what there is, what is close, how to train one."""
+def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0) -> str:
+    """The message of a `NotFoundError`: what there is, what is close, how to train one.
+
+    ``others`` is how many adapters there are for other backbones.
+    """
     names = sorted(info.name for info in infos)
     kind, _, value = term.rpartition(":")
     near = difflib.get_close_matches(value, names, n=3)
     have = ", ".join(names[:_SHOWN]) + (f", … {len(names)} in all" if len(names) > _SHOWN else "")
+    if others:
+        have = f"{have or 'none'} for this backbone, {others} for others"
     if kind == "lang" or (not kind and languages.is_language(value)):
         tag = languages.canonical(value)
         value += "" if tag == value else f" ({tag})"
@@ -137,9 +143,9 @@ def _ambiguous(
     term: str, named: Iterable[AdapterInfo], readings: dict[str, list[AdapterInfo]], where: str
 ) -> str:
     value = term.rpartition(":")[2]
-    read = [info for found in readings.values() for info in found]
+    read = [info for group in readings.values() for info in group]
     options = [f"the adapter named {info.name!r}" for info in named if info not in read]
-    options += [f"the {kind} adapter {i.name!r}" for kind, found in readings.items() for i in found]
+    options += [f"the {kind} adapter {i.name!r}" for kind, group in readings.items() for i in group]
     advice = "write the adapter's name"
     if readings.get("language") and readings.get("domain"):
         advice = f"write lang:{value} or domain:{value}, or an adapter's full name"

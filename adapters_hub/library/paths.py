@@ -1,4 +1,4 @@
-"""Where the things that ship are found, in a checkout and in an installed wheel."""
+"""Where the things that ship lie, in a checkout and in an installed wheel."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,17 @@ def bundled_root() -> Path:
     """The library that ships: inside the package in a wheel, beside it in a checkout."""
     inside = _PACKAGE / "adapters"
     return inside if inside.is_dir() else _PACKAGE.parent / "adapters"
+
+
+def is_bundled(root: Path, *, by_default: bool) -> bool:
+    """Whether a library is the one that ships, and so is never changed.
+
+    In a wheel that folder is; in a checkout only for who named no folder and is somewhere else.
+    """
+    bundled = bundled_root()
+    if not bundled.is_dir() or not root.is_dir() or not root.samefile(bundled):
+        return False
+    return root == bundled if by_default else bundled.is_relative_to(_PACKAGE)
 
 
 def starter_folder() -> Path:

@@ -26,7 +26,7 @@ def matches(pattern: str, module: str) -> bool:
     if alternatives is None:
         begin = len(module) - len(pattern)
         return (begin == 0 or (begin > 0 and module[begin - 1] == ".")) and all(
-            own in (".", other) for own, other in zip(pattern, module[begin:], strict=True)
+            letter in (".", other) for letter, other in zip(pattern, module[begin:], strict=True)
         )
     begins = {0} | {place + 1 for place, letter in enumerate(module) if letter == "."}
     return len(module) in _ends(alternatives, module, begins)
@@ -70,8 +70,8 @@ def _parse_from(pattern: str, at: int) -> tuple[list[Any], int]:
             at += 1
         elif what in "^$":
             at += 1
-        elif found := _CHARACTER.match(pattern, at):
-            what, at = re.compile(found[0]).fullmatch, found.end()
+        elif match := _CHARACTER.match(pattern, at):
+            what, at = re.compile(match[0]).fullmatch, match.end()
         else:
             raise re.error(f"{what} is not known")
         least: int = 1
@@ -97,7 +97,7 @@ def _ends(alternatives: list[Any], text: str, begins: set[int]) -> set[int]:
     for steps in alternatives:
         places = begins
         for what, least, most in steps:
-            found = set() if least else set(places)
+            reached = set() if least else set(places)
             count = 0
             while places and count != most:
                 if callable(what):
@@ -108,8 +108,8 @@ def _ends(alternatives: list[Any], text: str, begins: set[int]) -> set[int]:
                     places = _ends(what, text, places)
                 count += 1
                 if count >= least:
-                    places = places - found
-                    found |= places
-            places = found
+                    places = places - reached
+                    reached |= places
+            places = reached
         ends |= places
     return ends

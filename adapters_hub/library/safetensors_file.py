@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ _ITEM_BYTES = {
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 _MAX_DIMENSIONS = 64
+_HASH = "sha256:"
 _EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80}
 _CHUNK = 1 << 22
 _MAX_KEPT = 1 << 20  # letters of a layout that is remembered
@@ -153,10 +154,87 @@ def read_into(path: str | Path, header: Header, buffer: memoryview) -> None:
             raise AdapterFileError(f"{path}: changed while it was read; load it again")
 
 
-def write_with_metadata(
-    source: str | Path, header: Header, target: str | Path, metadata: dict[str, str]
-) -> None:
-    """Copy a safetensors file byte for byte, with other metadata; synced to disk."""
+def copy(
+    source: str | Path,
+    header: Header,
+    target: str | Path,
+    metadata: Callable[[str], dict[str, str]],
+) -> str:
+    """Copy a safetensors file with other metadata, in one reading; synced to disk.
+
+    ``metadata`` makes them from the `content_hash`, which is returned. Raises `AdapterFileError`
+    for NaN or infinity, and if the file is not the one the header was read from any more.
+    """
+    head = _head(header, metadata(_HASH + "0" * 64))
+    numbers = _Numbers()
+    with open_regular(source) as old, open(target, "xb") as new:
+        if _state_of(old) != header.file:
+            raise AdapterFileError(f"{source}: changed while it was read; add it again")
+        new.write(head)
+        for name, entry, chunk, place in _read(old, header):
+            numbers.take(name, entry, chunk)
+            new.seek(len(head) + place)
+            new.write(chunk)
+        if numbers.bad:
+            raise AdapterFileError(f"{source}: {numbers.bad} holds NaN or infinity")
+        final = _head(header, metadata(numbers.hash))
+        if len(final) != len(head):
+            raise ValueError("the metadata's length must not depend on the hash")
+        new.seek(0)
+        new.write(final)
+        new.flush()
+        os.fsync(new.fileno())
+    return numbers.hash
+
+
+def content_hash(path: str | Path, header: Header) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in order of name; metadata do not count."""
+    return inspect(path, header)[0]
+
+
+def inspect(path: str | Path, header: Header) -> tuple[str, str | None]:
+    """The `content_hash`, and the name of a tensor that holds NaN or infinity, if there is one."""
+    numbers = _Numbers()
+    with open_regular(path) as file:
+        for name, entry, chunk, _ in _read(file, header):
+            numbers.take(name, entry, chunk)
+    return numbers.hash, numbers.bad
+
+
+class _Numbers:
+    """What all the bytes of a file say, taken in chunk by chunk: its hash, and whether finite."""
+
+    def __init__(self) -> None:
+        self.bad: str | None = None
+        self._digest = hashlib.sha256()
+        self._last: str | None = None
+
+    @property
+    def hash(self) -> str:
+        return _HASH + self._digest.hexdigest()
+
+    def take(self, name: str, entry: TensorEntry, chunk: bytes) -> None:
+        if name != self._last:
+            self._digest.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode())
+            self._last = name
+        self._digest.update(chunk)
+        if self.bad is None and not _finite(entry.dtype, chunk):
+            self.bad = name
+
+
+def _finite(dtype: str, chunk: bytes) -> bool:
+    import numpy as np
+
+    if dtype in ("F32", "F64"):
+        numbers = np.frombuffer(chunk, "<f4" if dtype == "F32" else "<f8")
+        return bool(np.isfinite(numbers).all())
+    if mask := _EXPONENT.get(dtype):
+        return not ((np.frombuffer(chunk, "<u2") & mask) == mask).any()
+    return True
+
+
+def _head(header: Header, metadata: dict[str, str]) -> bytes:
+    """A file's first bytes: the length of the header's JSON, and the JSON, padded."""
     table: dict[str, Any] = {"__metadata__": metadata}
     for name, entry in header.tensors.items():
         table[name] = {
@@ -166,43 +244,22 @@ def write_with_metadata(
         }
     raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with open(source, "rb") as old, open(target, "xb") as new:
-        new.write(struct.pack("<Q", len(raw)) + raw)
-        old.seek(header.data_start)
-        while chunk := old.read(_CHUNK):
-            new.write(chunk)
-        new.flush()
-        os.fsync(new.fileno())
+    return struct.pack("<Q", len(raw)) + raw
 
 
-def content_hash(path: str | Path, header: Header) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes in order of name; metadata do not count."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for name, entry in sorted(header.tensors.items(), key=lambda item: item[0]):
-            digest.update(json.dumps([name, entry.dtype, list(entry.shape)]).encode())
-            for chunk in _chunks(file, header, entry):
-                digest.update(chunk)
-    return "sha256:" + digest.hexdigest()
-
-
-def first_non_finite(path: str | Path, header: Header) -> str | None:
-    """The name of a tensor that holds NaN or infinity, if there is one."""
-    import numpy as np
-
-    with open(path, "rb") as file:
-        for name, entry in header.tensors.items():
-            for chunk in _chunks(file, header, entry):
-                if entry.dtype in ("F32", "F64"):
-                    kind = "<f4" if entry.dtype == "F32" else "<f8"
-                    bad = not np.isfinite(np.frombuffer(chunk, kind)).all()
-                elif mask := _EXPONENT.get(entry.dtype):
-                    bad = bool(((np.frombuffer(chunk, "<u2") & mask) == mask).any())
-                else:
-                    bad = False
-                if bad:
-                    return name
-    return None
+def _read(file: IO[bytes], header: Header) -> Iterator[tuple[str, TensorEntry, bytes, int]]:
+    """Every tensor in order of name, in chunks, each with its place in the data."""
+    for name, entry in sorted(header.tensors.items(), key=lambda item: item[0]):
+        file.seek(header.data_start + entry.start)
+        at = entry.start
+        while True:
+            chunk = file.read(min(_CHUNK, entry.end - at))
+            if not chunk and at < entry.end:
+                raise AdapterFileError("the file became shorter while it was read")
+            yield name, entry, chunk, at
+            at += len(chunk)
+            if at == entry.end:
+                break
 
 
 def _state_of(file: IO[bytes]) -> tuple[int, ...]:
@@ -276,14 +333,3 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
 _SPACE = " \t\n\r"
 _METADATA_FIRST = re.compile(r'[ \t\n\r]*\{[ \t\n\r]*"__metadata__"[ \t\n\r]*:[ \t\n\r]*')
-
-
-def _chunks(file: IO[bytes], header: Header, entry: TensorEntry) -> Iterator[bytes]:
-    file.seek(header.data_start + entry.start)
-    left = entry.end - entry.start
-    while left:
-        chunk = file.read(min(_CHUNK, left))
-        if not chunk:
-            raise AdapterFileError("the file became shorter while it was read")
-        left -= len(chunk)
-        yield chunk

@@ -208,7 +208,7 @@ class Adapter:
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
         unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
-        text = json.dumps(files_.in_order(config), indent=2) + "\n"
+        text = json.dumps(files_.plain_config(config), indent=2) + "\n"
         try:
             with new_folder(folder) as stage:
                 save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(unhashed, config))

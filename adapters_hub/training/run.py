@@ -34,8 +34,8 @@ from adapters_hub.errors import (
 from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
-from adapters_hub.library.library import Library, check_name
-from adapters_hub.library.paths import check_writable
+from adapters_hub.library.folder import check_name
+from adapters_hub.library.library import Library
 from adapters_hub.model import load_backbone
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
@@ -248,7 +248,7 @@ class Experiment:
         adapter below, over which the new one would be trained: nothing is trained over itself.
         """
         check_name(name)
-        check_writable(self.library.root)
+        self.library.check_writable()
         for tag, info in self._over.items():
             if info.name == name:
                 raise SettingsError(
@@ -379,7 +379,7 @@ class Experiment:
             elif not auto:  # which takes what there is
                 infos = self.library.list(fingerprint=self.model.backbone.fingerprint)
                 where = str(self.library.root)
-                raise NotFoundError(f"--over: {lookup.not_found(f'lang:{tag}', infos, where)}")
+                raise NotFoundError(f"--over: {lookup.missing(f'lang:{tag}', infos, where)}")
         return below
 
 

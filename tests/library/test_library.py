@@ -311,4 +311,4 @@ def test_reading_changes_nothing_but_the_index(library, add):
     library.verify("de")
     library.find("German")
     assert snapshot(library.root) == before
-    assert set(os.listdir(library.root)) <= {"de", INDEX, ".lock"}
+    assert set(os.listdir(library.root)) <= {"de", INDEX, ".lock", ".changes"}

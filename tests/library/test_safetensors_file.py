@@ -109,23 +109,39 @@ def test_one_changed_byte_is_refused_or_leaves_all_tensors_inside_the_file(
 def test_a_copy_with_other_metadata_has_the_same_bytes(sound, tmp_path):
     target = tmp_path / "copy.safetensors"
     header = tensorfile.read_header(sound)
-    tensorfile.write_with_metadata(sound, header, target, {"other": "日本"})
+    digest = tensorfile.copy(sound, header, target, lambda digest: {"other": f"日本 {digest}"})
     copied = tensorfile.read_header(target)
-    assert copied.metadata == {"other": "日本"}
+    assert copied.metadata == {"other": f"日本 {digest}"}
     assert copied.data_start % 8 == 0
     assert tensorfile.content_hash(target, copied) == tensorfile.content_hash(sound, header)
+    assert digest == tensorfile.content_hash(sound, header)
     for name, tensor in load_file(target).items():
         assert tensor.tobytes() == TENSORS[name].tobytes()
     with safe_open(target, "np") as file:
-        assert file.metadata() == {"other": "日本"}
+        assert file.metadata() == copied.metadata
 
 
 def test_a_copy_never_overwrites(sound, tmp_path):
     target = tmp_path / "there"
     target.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
-        tensorfile.write_with_metadata(sound, tensorfile.read_header(sound), target, {})
+        tensorfile.copy(sound, tensorfile.read_header(sound), target, lambda digest: {})
     assert target.read_bytes() == b"precious"
+
+
+def test_a_copy_of_what_is_not_finite_or_has_changed_is_refused(sound, tmp_path):
+    header = tensorfile.read_header(sound)
+    os.utime(sound, ns=(1, 1))
+    with pytest.raises(AdapterFileError, match="changed while it was read"):
+        tensorfile.copy(sound, header, tmp_path / "copy", lambda digest: {})
+    bad = tmp_path / "bad.safetensors"
+    save_file({"x": np.array([1, np.inf], np.float32)}, bad)
+    with pytest.raises(AdapterFileError, match="x holds NaN or infinity"):
+        tensorfile.copy(bad, tensorfile.read_header(bad), tmp_path / "two", lambda digest: {})
+
+
+def non_finite(path):
+    return tensorfile.inspect(path, tensorfile.read_header(path))[1]
 
 
 def hash_of(path, tensors, metadata=None):
@@ -153,7 +169,7 @@ def test_the_content_hash_sees_names_types_shapes_and_bytes_only(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_first_non_finite(tmp_path, dtype, value):
+def test_a_number_that_is_not_finite(tmp_path, dtype, value):
     path = tmp_path / "x.safetensors"
     sound = np.ones((3, 5), dtype)
     sound[0, 0] = np.finfo(dtype).max
@@ -161,9 +177,9 @@ def test_first_non_finite(tmp_path, dtype, value):
     bad = sound.copy()
     bad[2, 4] = value
     save_file({"sound": sound, "bad": bad}, path)
-    assert tensorfile.first_non_finite(path, tensorfile.read_header(path)) == "bad"
+    assert non_finite(path) == "bad"
     save_file({"sound": sound}, path)
-    assert tensorfile.first_non_finite(path, tensorfile.read_header(path)) is None
+    assert non_finite(path) is None
 
 
 @pytest.mark.parametrize(
@@ -171,12 +187,12 @@ def test_first_non_finite(tmp_path, dtype, value):
     [(0x3F80, True), (0x7F7F, True), (0x8000, True), (0x7F80, False), (0xFF80, False),
      (0x7FC0, False), (0xFF81, False)],
 )  # fmt: skip
-def test_first_non_finite_in_bfloat16(tmp_path, bits, finite):
+def test_a_number_that_is_not_finite_in_bfloat16(tmp_path, bits, finite):
     path = tmp_path / "x.safetensors"
     header = {"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
     path.write_bytes(raw_safetensors(header, struct.pack("<HH", 0x3F80, bits)))
-    found = tensorfile.first_non_finite(path, tensorfile.read_header(path))
-    assert found == (None if finite else "x")
+    bad = non_finite(path)
+    assert bad == (None if finite else "x")
 
 
 def test_a_bad_value_is_found_behind_the_first_piece_of_a_large_tensor(tmp_path, monkeypatch):
@@ -185,7 +201,7 @@ def test_a_bad_value_is_found_behind_the_first_piece_of_a_large_tensor(tmp_path,
     large = np.zeros(1000, np.float32)
     large[-1] = np.nan
     save_file({"x": large}, path)
-    assert tensorfile.first_non_finite(path, tensorfile.read_header(path)) == "x"
+    assert non_finite(path) == "x"
 
 
 def test_a_file_that_becomes_shorter_while_it_is_read(sound):
