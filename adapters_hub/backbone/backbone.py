@@ -85,7 +85,15 @@ class Backbone:
         for path in (module, module.removeprefix(f"{body_name}."), module.partition(".")[2]):
             if path in self.sites:
                 return path
-        return None
+        alike = self._by_last_parts.get(_last_parts(module), [])
+        return alike[0] if len(alike) == 1 else None
+
+    @cached_property
+    def _by_last_parts(self) -> dict[str, list[str]]:
+        sites: dict[str, list[str]] = {}
+        for site in self.sites:
+            sites.setdefault(_last_parts(site), []).append(site)
+        return sites
 
     @property
     def call_options(self) -> dict[str, Any]:
@@ -211,6 +219,19 @@ class Backbone:
                 sites=self.body_sites,
             )
         return self._shells[key]
+
+
+def _last_parts(path: str) -> str:
+    """A site's path without the names that only say what the text model is wrapped in.
+
+    A model of vision and language, the text model alone, and older versions of either call the same
+    layer ``model.language_model.layers.0.…``, ``language_model.model.layers.0.…`` or
+    ``model.layers.0.…``.
+    """
+    parts = path.split(".")
+    while parts and parts[0] in ("model", "language_model", "text_model"):
+        del parts[0]
+    return ".".join(parts)
 
 
 def find_sites(model: nn.Module, prefix: str) -> dict[str, nn.Module]:

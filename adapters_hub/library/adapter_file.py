@@ -270,9 +270,14 @@ def _split_keys(
     head: dict[str, str] = {}
     copies: dict[str, str] = {}
     for key, entry in layout.tensors.items():
+        if entry.dtype.startswith("F8"):
+            raise UnsupportedAdapterError(
+                f"{key} is {entry.dtype}, floating point of 8 bits, in which nothing can be added "
+                "up: save the tensors again as float16 (tensor.to(torch.float16))"
+            )
         if entry.dtype not in _FLOATING:
             raise UnsupportedAdapterError(f"{key} is {entry.dtype}, not floating point")
-        path = key.removeprefix(KEY_PREFIX)
+        path = _wrapped(key).removeprefix(KEY_PREFIX)
         if match := _FACTOR.fullmatch(path):
             if len(entry.shape) != 2:
                 raise UnsupportedAdapterError(f"{key} has shape {entry.shape}, not 2-D")
@@ -307,6 +312,12 @@ def _split_keys(
     if not modules and not head:
         raise AdapterFileError("no LoRA factors in the file")
     return modules, head, copies
+
+
+def _wrapped(key: str) -> str:
+    """A key without what torch.compile and DistributedDataParallel put before a module's name."""
+    plain = key.replace("_orig_mod.", "")
+    return plain[len("module.") :] if plain.startswith(f"module.{KEY_PREFIX}") else plain
 
 
 def _check_scaling(spec: LoraSpec, ranks: dict[str, int], where: Path) -> None:

@@ -3,20 +3,30 @@
 Knows files and a backbone's folder where it is at hand; never goes to the network.
 """
 
+import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from adapters_hub.errors import AdapterFileError, BackboneMismatchError
+from adapters_hub.errors import (
+    AdapterFileError,
+    BackboneMismatchError,
+    UnsupportedAdapterError,
+)
 from adapters_hub.library import languages
 from adapters_hub.library import model_card as card
 from adapters_hub.library.adapter_file import CARD_FILE, AdapterFiles, AdapterInfo
-from adapters_hub.library.fingerprint import fingerprint, lacking, misfit
+from adapters_hub.library.fingerprint import fingerprint, lacking, misfit, weight_files
 from adapters_hub.library.paths import STARTER, starter_folder
+from adapters_hub.library.safetensors_file import read_header
 
 log = logging.getLogger(__name__)
 
+_READ_BY_CLASSIFIER = {  # types of models in which a lone classifier reads the pooler
+    "albert", "bert", "ernie", "layoutlm", "megatron-bert", "mobilebert", "nezha", "rembert",
+    "squeezebert",
+}  # fmt: skip
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja",
@@ -50,6 +60,30 @@ def check_fit(files: AdapterFiles, backbone: str) -> None:
         raise BackboneMismatchError(f"{files.weights} does not fit {backbone}: {why}")
     if missing := missing_modules(files, backbone):
         raise AdapterFileError(f"{files.weights}: {missing}; was it cut when it was saved?")
+
+
+def check_pooler(files: AdapterFiles, backbone: str | None) -> None:
+    """Refuse a classification head that reads a pooler which neither it nor the backbone has.
+
+    PEFT saves ``classifier`` alone; where the checkpoint has no pooler, transformers made a random
+    one for the training, and it is lost. Other classes than BERT's are told when they are loaded.
+    """
+    folder = local_folder(backbone)
+    if folder is None or set(files.head) != {"classifier.weight", "classifier.bias"}:
+        return
+    kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    tensors = (name for file in weight_files(folder) for name in read_header(file).tensors)
+    if kind in _READ_BY_CLASSIFIER and not any("pooler." in name for name in tensors):
+        raise UnsupportedAdapterError(lost_pooler(files, str(backbone)))
+
+
+def lost_pooler(files: AdapterFiles, backbone: str) -> str:
+    """Why a head is refused whose pooler is lost, and what to do."""
+    return (
+        f"{files.weights}: its classification head reads the pooler, for which {backbone} has no "
+        "weights, so the one it was trained with was random and is lost; train it again with the "
+        "pooler saved beside the head: LoraConfig(modules_to_save=['classifier', 'pooler'])"
+    )
 
 
 def missing_modules(files: AdapterFiles, backbone: str | None) -> str | None:

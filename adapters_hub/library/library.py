@@ -43,6 +43,7 @@ from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import (
     check_fit,
     check_labels,
+    check_pooler,
     local_fingerprint,
     missing_modules,
     warn_of_tokenizer,
@@ -263,6 +264,7 @@ class Library:
             )
         if backbone is not None and fingerprint is not None:
             check_fit(files, backbone)
+        check_pooler(files, info.backbone)
         check_labels(files, info.labels)
         default = "-".join(part for part in (info.language, info.domain) if part)
         stem = Path(source).name.removesuffix(".safetensors")

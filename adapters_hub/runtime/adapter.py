@@ -28,6 +28,7 @@ from adapters_hub.library import adapter_file as files_
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
 from adapters_hub.runtime.plan import FlatFactors, Place
@@ -291,7 +292,8 @@ def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
                 (b.shape, (b.shape[1], 1), b.start // size),
             )
         if site not in backbone.head_sites:
-            prefix = module.removesuffix(site)
+            named_so = module.endswith(site)  # else by another name of the same layer
+            prefix = module.removesuffix(site) if named_so else backbone.prefix
     return replace(fit, prefix=prefix)
 
 
@@ -376,12 +378,7 @@ def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
             found.info.task in (None, "classification") and found.head.keys() == head - pooler
         )
         if shell.untrained_pooler and of_class:
-            raise UnsupportedAdapterError(
-                f"{found.weights}: its classification head reads the pooler, for which "
-                f"{backbone.name} has no weights, so the one it was trained with was random and is "
-                "lost; train it again with the pooler saved beside the head: "
-                "LoraConfig(modules_to_save=['classifier', 'pooler'])"
-            )
+            raise UnsupportedAdapterError(lost_pooler(found, backbone.name))
     copied = [p for p in found.head if {p, p.partition(".")[2]} & own and p not in head]
     if copied:
         raise UnsupportedAdapterError(

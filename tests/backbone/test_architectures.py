@@ -8,6 +8,7 @@ import torch
 import transformers
 from conftest import VOCABULARY, tiny_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import adapters_hub as ah
 from adapters_hub.errors import (
@@ -129,7 +130,7 @@ def test_an_encoder_without_a_pooler_embeds_at_every_precision(bits, without_poo
     assert ((got * want).sum(-1) > (0.9999 if bits == 32 else 0.98)).all()
 
 
-def test_a_classifier_whose_pooler_is_lost_is_refused_when_it_is_loaded(without_pooler, tmp_path):
+def test_a_classifier_whose_pooler_is_lost_is_refused(without_pooler, tmp_path):
     auto = transformers.AutoModelForSequenceClassification
     library = ah.Library(tmp_path / "library")
     for name, saved_modules in (("lost", ["classifier"]), ("whole", ["classifier", "pooler"])):
@@ -138,9 +139,15 @@ def test_a_classifier_whose_pooler_is_lost_is_refused_when_it_is_loaded(without_
             base, tmp_path / name, task_type="SEQ_CLS", target_modules=["query"],
             modules_to_save=saved_modules,
         )  # fmt: skip
-        library.add(tmp_path / name, name=name)
+    library.add(tmp_path / "whole", name="whole")
+    advice = r"modules_to_save=\['classifier', 'pooler'"
+    with pytest.raises(UnsupportedAdapterError, match=advice):
+        library.add(tmp_path / "lost", name="lost")
+    config = tmp_path / "lost" / "adapter_config.json"  # a backbone that is not at hand
+    config.write_text(config.read_text().replace(str(without_pooler), "org/model"))
+    library.add(tmp_path / "lost", name="lost")
     model = ah.load_backbone(str(without_pooler), library=library)
-    with pytest.raises(UnsupportedAdapterError, match=r"modules_to_save=\['classifier', 'pooler'"):
+    with pytest.raises(UnsupportedAdapterError, match=advice):
         model.use("lost")
     assert set(model.classify(["never again"], "whole")[0]) == {"LABEL_0", "LABEL_1"}
 
@@ -311,3 +318,39 @@ def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
     wanted = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(SettingsError, match=f"device='{wanted}'"):
         ah.load_backbone(str(tiny("llama")), library=tmp_path, device=wanted)
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "base_model.model.model.language_model.layers.",  # of a model of vision and language
+        "base_model.model.language_model.model.layers.",  # its older name
+        "base_model.model._orig_mod.model.layers.",  # behind torch.compile
+        "module.base_model.model.model.layers.",  # behind DistributedDataParallel
+    ],
+)
+def test_a_text_layer_under_other_names_is_the_same_layer(
+    stem, tiny, lora_folder, tmp_path, inputs
+):
+    library = ah.Library(tmp_path / "library")
+    source = lora_folder("qwen3", "plain")
+    library.add(source, name="plain")
+    weights = source / "adapter_model.safetensors"
+    plain = "base_model.model.model.layers."
+    tensors = {key.replace(plain, stem): value for key, value in load_file(weights).items()}
+    assert not any(key.startswith(plain) for key in tensors)
+    save_file(tensors, weights)
+    library.add(source, name="renamed")
+    model = ah.load_backbone(str(tiny("qwen3")), library=library)
+    want, got = (model(**inputs, adapters=name).logits for name in ("plain", "renamed"))
+    assert torch.equal(want, got)
+    model.export("renamed", tmp_path / "exported")
+    assert any(key.startswith(plain) for key in load_file(tmp_path / "exported" / weights.name))
+
+
+def test_a_layer_of_8_bit_floats_is_refused_with_what_to_do(lora_folder, tmp_path):
+    source = lora_folder("qwen3", "small")
+    weights = source / "adapter_model.safetensors"
+    save_file({k: v.to(torch.float8_e4m3fn) for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(UnsupportedAdapterError, match="save the tensors again as float16"):
+        ah.Library(tmp_path / "library").add(source)
