@@ -17,7 +17,8 @@ Columns:
 Rows: ``no index`` starts with the index deleted, reads every header, and writes the index. ``new
 process`` is a fresh interpreter from start to exit, the package's import included. ``same
 process`` is a call on one `Library` object, which remembers what it read; ``new object`` remembers
-nothing. ``command line`` prints the whole table into a pipe that is read to its end. ``bare interpreter`` is what all rows of new processes contain.
+nothing. ``command line`` prints the whole table into a pipe that is read to its end. ``bare
+interpreter`` is what all rows of new processes contain.
 
 Fairness: the files are synced to disk before, and are in the disk cache for all rows: these are
 times of a warm machine. A warm-up of every row is not counted, and one round runs all rows.

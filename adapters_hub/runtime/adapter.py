@@ -292,8 +292,9 @@ def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
                 (b.shape, (b.shape[1], 1), b.start // size),
             )
         if site not in backbone.head_sites:
-            named_so = module.endswith(site)  # else by another name of the same layer
-            prefix = module.removesuffix(site) if named_so else backbone.prefix
+            usual = ("", f"{backbone.base.base_model_prefix}.")  # else an alias of the layer
+            prefix = module.removesuffix(site)
+            prefix = prefix if prefix in usual else backbone.prefix
     return replace(fit, prefix=prefix)
 
 
