@@ -35,7 +35,7 @@ from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library, check_name
-from adapters_hub.library.paths import check_writable
+from adapters_hub.library.paths import STARTER, check_writable
 from adapters_hub.model import load_backbone
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
@@ -69,10 +69,19 @@ class Experiment:
         self.command = command or "accelerate launch " + shlex.join(sys.argv)
         if model is None:
             set_threads(resolved.settings.threads)
+            _check_revision(resolved.settings)
         else:
             on_cpu = resolved.settings.cpu or model.backbone.device.type == "cpu"
-            place = {"cpu": on_cpu, "bits": model.backbone.bits, "backbone": model.backbone.name}
-            resolved = replace(resolved, settings=resolved.settings.changed(**place))
+            backbone = model.backbone
+            resolved = replace(
+                resolved,
+                settings=resolved.settings.changed(
+                    cpu=on_cpu,
+                    bits=backbone.bits,
+                    backbone=backbone.name,
+                    revision=backbone.revision,
+                ),
+            )
         self.accelerator = accelerator = make_accelerator(resolved.settings)
         resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
         self.settings = settings = resolved.settings
@@ -99,6 +108,7 @@ class Experiment:
             settings.backbone,
             library=self.library,
             bits=settings.bits,
+            revision=settings.revision,
             device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,
         )
@@ -146,6 +156,7 @@ class Experiment:
             labels=self.task.labels,
             backbone=settings.backbone,
             fingerprint=backbone.fingerprint,
+            revision=settings.revision,
             over=() if head_only else self._over_in_training(),
             license=settings.license,
             trained_with=self.command,
@@ -381,6 +392,17 @@ class Experiment:
                 where = str(self.library.root)
                 raise NotFoundError(f"--over: {lookup.not_found(f'lang:{tag}', infos, where)}")
         return below
+
+
+def _check_revision(settings: TrainingSettings) -> None:
+    """`SettingsError` for a revision of what has none; the adapter's file would name it."""
+    name = settings.backbone
+    if settings.revision and (name == STARTER or Path(name).is_dir()):
+        what = "ships with the project" if name == STARTER else "is a folder"
+        raise SettingsError(
+            f"revision={settings.revision!r}: only a hub id has revisions, and the backbone "
+            f"{name!r} {what}; leave it out"
+        )
 
 
 def _silent(*values: Any) -> None:

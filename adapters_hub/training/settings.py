@@ -80,6 +80,9 @@ class TrainingSettings:
     """
 
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id", _MODEL)
+    revision: str | None = _setting(
+        None, "the backbone's branch, tag or commit, where it is a hub id", _MODEL
+    )
     bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4", _MODEL)
     trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
     task: str = _setting(DEFAULT, "what is learnt: " + ", ".join(task_names()), _DATA)

@@ -46,7 +46,7 @@ def train(
     call = "adapters_hub.train(…, " + ", ".join(f"{k}={v!r}" for k, v in given.items()) + ")"
     if isinstance(model, str):
         given["backbone"] = model
-    elif clash := sorted({"backbone", "library", "bits"} & given.keys()):
+    elif clash := sorted({"backbone", "revision", "library", "bits"} & given.keys()):
         raise SettingsError(f"{clash[0]}: the model that was given has its own; leave it out")
     chosen = TrainingSettings(**given)
     origins = {name: "call" if name in given else "default" for name in chosen.flat()}
