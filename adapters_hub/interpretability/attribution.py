@@ -67,7 +67,7 @@ def attribute(
     if backbone.kind == "encoder-decoder":
         raise BackboneError(
             f"{backbone.name} is an encoder-decoder: a change of its embeddings would reach both "
-            "stacks, so no token has a score of its own"
+            "stacks, so no token has a score for itself"
         )
     if steps < 1:
         raise SettingsError(f"steps={steps}: must be 1 or more")
@@ -117,7 +117,7 @@ def attribute(
 
 @contextmanager
 def _embedded(embeddings: nn.Module, instead: Tensor) -> Iterator[None]:
-    """A forward inside the block sees these embeddings (1, tokens, width) in place of its own."""
+    """A forward inside the block sees these embeddings (1, tokens, width), whatever its tokens."""
 
     def replaced(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return instead

@@ -64,9 +64,9 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
 
     def shares(group_of: Callable[[str], str]) -> dict[str, Share]:
         groups: dict[str, list[tuple[float, float | None]]] = {}
-        for site, own in norms.items():
-            groups.setdefault(group_of(site), []).append(own)
-        return {name: _share(own, total) for name, own in groups.items()}
+        for site, norm in norms.items():
+            groups.setdefault(group_of(site), []).append(norm)
+        return {name: _share(group, total) for name, group in groups.items()}
 
     def kind(site: str) -> str:
         return site.removeprefix(f"{layer_of(site)}.")
@@ -77,7 +77,7 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
 
 
 def _share(norms: list[tuple[float, float | None]], total: float) -> Share:
-    above = sum(own for own, _ in norms)
+    above = sum(energy for energy, _ in norms)
     weights = [weight for _, weight in norms if weight is not None]
     below = sum(weights) if len(weights) == len(norms) else 0.0
     return Share(
@@ -88,7 +88,7 @@ def _share(norms: list[tuple[float, float | None]], total: float) -> Share:
 def _weight_energy(module: Any) -> float | None:
     """‖W‖_F² of a frozen weight, None where it is packed in a way that is not known here.
 
-    PEFT's own dequantisation is not used: on a CPU it puts an 8-bit weight back without its scale.
+    PEFT's dequantisation is not used: on a CPU it puts an 8-bit weight back without its scale.
     """
     weight, packed = module.weight, type(module.weight).__name__
     if packed == "Params4bit":
@@ -146,7 +146,7 @@ def logit_lens(
     """Each layer's hidden states through the final norm and the LM head, with and without adapters.
 
     The logit lens (nostalgebraist, 2020), for decoders; ``against`` is the bare backbone unless
-    said otherwise. At the last layer it is the model's own prediction. Raises `BackboneError` where
+    said otherwise. At the last layer it is what the model predicts. Raises `BackboneError` where
     there is no final norm or LM head, `DataError` for a text without tokens.
     """
     backbone, size = model.backbone, model.backbone.config.get_text_config().vocab_size
@@ -169,11 +169,11 @@ def logit_lens(
     divergence = []
     for layer in range(len(layers) + 1):
         both = []
-        for plan, seen, own in zip(plans, states, best, strict=True):
+        for plan, seen, guesses in zip(plans, states, best, strict=True):
             with model.bank.using(plan):
                 logits = backbone.head_logits(norm(seen[layer])[0], batch["input_ids"])
             both.append(logits.double().log_softmax(-1))
-            own.append(_likeliest(both[-1], backbone.tokenizer, top))
+            guesses.append(_likeliest(both[-1], backbone.tokenizer, top))
         one, two = both
         divergence.append(tuple((one.exp() * (one - two)).sum(-1).clamp(min=0).tolist()))
     return LogitLens(
@@ -189,10 +189,12 @@ def logit_lens(
 
 def _likeliest(logs: Tensor, tokenizer: Any, top: int) -> tuple[Guesses, ...]:
     """For each position (tokens, vocabulary) the ``top`` likeliest tokens, the best first."""
-    found = logs.exp().topk(top)
+    likeliest = logs.exp().topk(top)
     return tuple(
         tuple((tokenizer.decode([number]), p) for number, p in zip(numbers, values, strict=True))
-        for numbers, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        for numbers, values in zip(
+            likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
+        )
     )
 
 
