@@ -15,7 +15,7 @@ Pairs = Sequence[tuple[str, str]]
 _WITHOUT_SPACES = {"zh": "zh", **dict.fromkeys(("ja", "ko", "th", "lo", "km", "my", "bo"), "char")}
 """sacrebleu's tokenizers for languages that put no spaces between words, or mean no words by them.
 
-Those of its own for Japanese and Korean need MeCab, a program beside Python.
+Those that are just for Japanese and Korean need MeCab, a program beside Python.
 """
 
 
@@ -76,13 +76,13 @@ def wrong_language(texts: Sequence[str], language: str, languages: Iterable[str]
     Each is taken for the likeliest of ``languages``; None where the identifier does not know the
     language, or knows no other.
     """
-    own = language.partition("-")[0]
-    known = {tag.partition("-")[0] for tag in languages} | {own}
+    wanted = language.partition("-")[0]
+    known = {tag.partition("-")[0] for tag in languages} | {wanted}
     known &= _known()
-    if own not in known or len(known) < 2:
+    if wanted not in known or len(known) < 2:
         return None
     identifier = _identifier(frozenset(known))
-    wrong = sum(not text.strip() or identifier.classify(text)[0] != own for text in texts)
+    wrong = sum(not text.strip() or identifier.classify(text)[0] != wanted for text in texts)
     return wrong / len(texts)
 
 
