@@ -1,4 +1,4 @@
-"""Sequence classification: one label a text, or several, by the architecture's own class."""
+"""Sequence classification: one label a text, or several, by the class of the architecture."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -202,7 +202,7 @@ class Classification(LabelledTask, ClassificationOptions):
         return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        """(rows, labels), each row by its own head."""
+        """(rows, labels), each row by the head of its blend."""
         return row_logits(self.shell(model.backbone), batch, heads)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -211,8 +211,8 @@ class Classification(LabelledTask, ClassificationOptions):
 
 
 def multi_label_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Micro-F1, macro-F1 and exact match of sets of labels; where there is nothing to find, and
-    nothing found, F1 is 1.
+    """Micro-F1, macro-F1 and exact match of sets of labels; where no label is right, and
+    none is predicted, F1 is 1.
     """
     pairs = [(set(record["label"]), set(record["predicted"])) for record in records]
     hits, involved = Counter[str](), Counter[str]()

@@ -1,4 +1,4 @@
-"""What a task says of itself before torch is there: names, tags, its own settings, its sample.
+"""What a task says of itself before torch is there: names, tags, settings, a sample.
 
 Knows no model, no rows and no file. Each module of `adapters_hub.tasks.declarations` makes one
 `Declaration`; the task itself is the module of the same name beside this one.
@@ -18,7 +18,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """The settings that every task has; a task's own are fields of a subclass.
+    """The settings that every task has; those of one task are fields of a subclass.
 
     Raises `SettingsError` for values that cannot work.
     """

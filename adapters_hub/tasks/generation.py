@@ -1,6 +1,6 @@
 """Text generation: a row's text, set into a prompt, is answered by its target.
 
-The backbone's own head serves, frozen: causal in a decoder, whose loss is on the target alone, and
+The backbone's head serves, frozen: causal in a decoder, whose loss is on the target alone, and
 in the decoder of an encoder-decoder.
 """
 
@@ -53,7 +53,7 @@ class Generation(BitsTask, GenerationOptions):
     ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
     behind it), with ``chat`` a user's turn in the tokenizer's chat template; an adapter keeps both.
     A row longer than ``max_length`` loses a part of its prompt: the beginning in a decoder, the end
-    in an encoder-decoder, where the target has ``max_length`` tokens of its own. A target is never
+    in an encoder-decoder, where the target has another ``max_length`` tokens. A target is never
     cut: one that does not fit is an error. Bits per byte are over the bytes of targets; a task made
     by `final` also measures chrF of what is written, greedily, in ``max_new_tokens``, if sacrebleu
     is installed.
@@ -283,7 +283,7 @@ def start_token(backbone: Backbone) -> int:
 
 
 def decoder_inputs(starts: Sequence[Sequence[int]], backbone: Backbone) -> dict[str, Tensor]:
-    """What ``generate`` takes, so that each row's decoder starts from its own tokens, all as many.
+    """What ``generate`` takes, so that each row's decoder starts from its tokens, all as many.
 
     The first of them is also given as the start token, before which transformers would else put
     the configuration's.

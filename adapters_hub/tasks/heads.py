@@ -21,7 +21,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Task
-from adapters_hub.tasks.registry import HEAD_DEFAULT, declaration_of, has_head, task_class
+from adapters_hub.tasks.registry import DEFAULT_HEAD_TASK, declaration_of, has_head, task_class
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -91,7 +91,7 @@ def _auto_class(task: str) -> str:
 
 
 def row_logits(shell: TaskShell, batch: Mapping[str, Tensor], heads: Heads) -> Tensor:
-    """(rows, labels) or (rows, tokens, labels), each row by its own head."""
+    """(rows, labels) or (rows, tokens, labels), each row by the head of its blend."""
     inputs = {key: batch[key] for key in _INPUTS if key in batch}
     parts = shell(heads, inputs)
     if heads[0][1] is None:
@@ -176,6 +176,6 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
 
 
 def task_of(adapter: Adapter) -> str:
-    """The task of an adapter's head; `HEAD_DEFAULT` where its files say none."""
+    """The task of an adapter's head; `DEFAULT_HEAD_TASK` where its files say none."""
     task = adapter.info.task
-    return task if task is not None and has_head(task) else HEAD_DEFAULT
+    return task if task is not None and has_head(task) else DEFAULT_HEAD_TASK

@@ -40,8 +40,8 @@ class Retrieval(Task, RetrievalOptions):
     A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
     cross-entropy of finding the positive by cosine / ``temperature`` among the positives and
     negatives of all rows that train the same adapter. Left out are those that would be false
-    negatives: the positive of a row with the same id or the same query, and copies of the row's own
-    positive or query.
+    negatives: the positive of a row with the same id or the same query, and copies of the positive
+    or the query of the row.
 
     Metrics are over the records given: their documents, each text once, are the corpus; what a
     query may find is the positives of its id and of its text; a copy of the query is not ranked,
@@ -256,9 +256,9 @@ def candidates(examples: Sequence[Example], owners: Sequence[int] | None = None)
             (item_of.get(text, nothing), nothing, number(text), owner) for text in negatives
         ]
     items, queries, texts, mine = torch.tensor(rows).T[:, :, None]
-    own_items, own_queries, own_texts, theirs = torch.tensor(documents).T
-    same = (items == own_items) | (queries == own_queries)
-    same |= (texts == own_texts) | (queries == own_texts)
+    document_items, document_queries, document_texts, theirs = torch.tensor(documents).T
+    same = (items == document_items) | (queries == document_queries)
+    same |= (texts == document_texts) | (queries == document_texts)
     same[torch.arange(len(rows)), positives] = False
     return ~same & (mine == theirs)
 

@@ -1,7 +1,7 @@
 """Translation: text generation whose rows say from which language into which.
 
-Languages reach a backbone in its own way: as tokens of the encoder and the decoder (M2M100, NLLB,
-mBART), else by name in the prompt.
+A backbone is told the languages as tokens of the encoder and the decoder (M2M100, NLLB, mBART),
+else by name in the prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -137,7 +137,7 @@ class Translation(Generation, TranslationOptions):
         ]
 
     def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """The plain mean over the languages written in, each of which has its own tokenizer."""
+        """The plain mean over the languages written in, each of which has a tokenizer."""
         by_language: dict[str, list[tuple[str, str]]] = {}
         for record in records:
             pair = record["written"], record["target"]

@@ -4,7 +4,7 @@ Knows tasks by their interface and adapters as factors; does not know what a ble
 on disk. Two ways, in one table:
 
 - ``gradient``: CAT of LoRA Soups (arXiv:2410.13025). A free weight for each adapter, or for each
-  adapter and layer; Adam on the task's own loss, its rate falling linearly to nothing.
+  adapter and layer; Adam on the task's loss, its rate falling linearly to nothing.
 - ``lorahub``: LoraHub's objective (arXiv:2307.13269), the loss on all rows + 0.05·Σ|w| with every
   weight in [-1.5, 1.5], by a search without derivatives (scipy's COBYQA; the paper's is another).
 """
@@ -31,7 +31,7 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime, Weights
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.heads import task_of
-from adapters_hub.tasks.registry import DEFAULT, task_class
+from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
 
 SEARCHES = ("gradient", "lorahub")
 """The ways to find weights."""
@@ -46,7 +46,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True)
 class Fit:
-    """Found weights as a blend file, and each split's scores before and after.
+    """Fitted weights as a blend file, and each split's scores before and after.
 
     ``before`` is the blend as it was given. Splits are ``rows``, and ``dev`` and ``held_out`` where
     given; scores are the ``loss`` in nats a target and the task's metrics.
@@ -80,7 +80,7 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> Fit:
-    """Find the weights of a blend's adapters on rows; the start is the blend's own weights.
+    """Find the weights of a blend's adapters on rows; the start is the weights in the blend.
 
     ``task`` defaults to that of the head where an adapter of the blend has one, else to language
     modelling. ``per``: a weight for each ``"adapter"``, or for each of its layers (``"layer"``,
@@ -88,7 +88,7 @@ def fit(
     ``l1``: the price of Σ|w|, by layer of its mean (0, and 0.05 in LoraHub's objective). With
     ``dev`` rows the weights are those that were best on them, the start among them; else the last.
 
-    The model is as before afterwards: ``model.load_blend(result.file)`` uses what was found. The
+    The model is as before afterwards: ``model.load_blend(result.file)`` uses the result. The
     same seed gives the same weights. Raises `SettingsError`, `DataError`, `HeadError`, or
     `TrainingError` for a loss that is not finite.
     """
@@ -133,7 +133,7 @@ def fit(
 
 @dataclass
 class _Run:
-    """A blend's adapters as slots of their own, whose factors are made anew from the weights."""
+    """A blend's adapters as further slots, whose factors are made anew from the weights."""
 
     model: Runtime
     task: Task
@@ -288,7 +288,7 @@ def _task(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Ta
     """The task of a name, else that of the head which the blend brings, else the default."""
     if name is None:
         headed = any(model.resident(term).head for term in blend.terms)
-        name = task_of(model.resident(model.head_owner(blend))) if headed else DEFAULT
+        name = task_of(model.resident(model.head_owner(blend))) if headed else DEFAULT_TASK
     return task_class(name).of_blend(model, blend, max_length)
 
 

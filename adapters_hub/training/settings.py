@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.declaration import TaskOptions
-from adapters_hub.tasks.registry import DEFAULT, declaration_of, declarations, task_names
+from adapters_hub.tasks.registry import DEFAULT_TASK, declaration_of, declarations, task_names
 from adapters_hub.training.conversion import (
     add_flag,
     choices,
@@ -60,7 +60,7 @@ def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
 
     @functools.wraps(initialise)
     def with_every_name(self: _Settings, *values: Any, **named: Any) -> None:
-        named = _by_own_names(named, "settings")
+        named = _by_our_names(named, "settings")
         options = {name: named.pop(name) for name in [*named] if name in _task_fields()}
         if options:
             named["options"] = {**named.get("options", {}), **options}
@@ -85,9 +85,9 @@ class TrainingSettings:
     )
     bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4", _MODEL)
     trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
-    task: str = _setting(DEFAULT, "what is learnt: " + ", ".join(task_names()), _DATA)
+    task: str = _setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
     data: str = _setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
-    columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars", _DATA)
+    columns: dict[str, str] = _setting({}, "the data's names: text=review label=stars", _DATA)
     label_separator: str | None = _setting(
         None,
         "what stands between the labels of one cell, such as ';'; default: it is one",
@@ -157,7 +157,7 @@ class TrainingSettings:
     save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
     resume: bool = _setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What tasks have of their own, by name, where it is not the default."""
+    """What only some tasks have, by name, where it is not the default."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "rank"):
@@ -212,7 +212,7 @@ class TrainingSettings:
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked again."""
-        return replace(self, **_by_own_names(values, "settings"))
+        return replace(self, **_by_our_names(values, "settings"))
 
     def _options_of(self, kind: type[TaskOptions]) -> TaskOptions:
         names = {setting.name for setting in fields(kind)}
@@ -285,7 +285,7 @@ def parse_settings(
     Later ones win. ``arguments`` defaults to the process's. Raises `SettingsError` for a YAML key
     or value that is no setting; a wrong flag ends the process with a message, as argparse does.
     """
-    recipe = _by_own_names(recipe or {}, "recipe")
+    recipe = _by_our_names(recipe or {}, "recipe")
     hints = _hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -302,7 +302,7 @@ def parse_settings(
     config = given.pop("config")
     values = dict(recipe)
     origins = {name: "recipe" if name in recipe else "default" for name in hints}
-    written = _by_own_names(read_yaml(config), config) if config else {}
+    written = _by_our_names(read_yaml(config), config) if config else {}
     for origin, chosen in ((config, written), ("command line", given)):
         for name, value in chosen.items():
             if name not in origins:
@@ -331,7 +331,7 @@ def _check_targets(targets: Sequence[str]) -> None:
             raise SettingsError(f"targets={target!r}: no regular expression ({error})") from None
 
 
-def _by_own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _by_our_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Values by the names that settings have here; `SettingsError` for one that is given twice."""
     named: dict[str, Any] = {}
     for name, value in values.items():
