@@ -30,7 +30,7 @@ from adapters_hub.text.prompts import (
 _NEW_TOKENS = 32  # where nobody says how many
 
 Prompted = str | Mapping[str, object] | Conversation
-"""A text as it stands, a row's fields for its blend's own prompt, or messages for a chat."""
+"""A text as it stands, a row's fields for the prompt of its blend, or messages for a chat."""
 
 Prompts = Prompted | Sequence[Prompted]
 
@@ -59,7 +59,7 @@ def stream(
     """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
     check_writes(model.backbone)
     if "streamer" in options:
-        raise SettingsError("streamer: stream has its own; give it to generate")
+        raise SettingsError("streamer: stream makes one itself; give it to generate")
     blends = model.blends(1, adapters, languages)
     inputs, _ = _inputs(model, _encoded(model, [prompt], blends), options, None, _NEW_TOKENS)
     return _pieces(model, blends, inputs)
@@ -126,7 +126,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name in _MORE_THAN_TEXT:
         if options.get(name):
             raise SettingsError(
-                f"{name}: texts are returned here, nothing else; for transformers' own result call "
+                f"{name}: texts are returned here, nothing else; for transformers' result call "
                 "model.backbone.model.generate(…) inside `with model.adapted(rows, adapters):`"
             )
     for name in _TOKENS:
@@ -156,7 +156,7 @@ def _inputs(
     if _said(backbone.model, options, "max_new_tokens", "max_length") == (None, None):
         room = limit - size if limit and decoder else new_tokens
         options["max_new_tokens"] = max(1, min(new_tokens, room))
-    if any(_said(backbone.model, options, "stop_strings")):  # found in text, not in tokens
+    if any(_said(backbone.model, options, "stop_strings")):  # they are in the text, not in tokens
         options.setdefault("tokenizer", backbone.tokenizer)
     new = _new_tokens(backbone.model, size, options) if decoder else 0
     if limit and size + new > limit:
@@ -171,7 +171,7 @@ def _inputs(
 def _encoded(
     model: Runtime, prompts: Sequence[Prompted], blends: Sequence[Blend]
 ) -> list[list[int]]:
-    """Token ids: of texts as they stand, of rows' fields in their blend's own prompt, of
+    """Token ids: of texts as they stand, of rows' fields in the prompt of their blend, of
     conversations in the chat template.
     """
     texts: dict[int, str] = {}
@@ -245,7 +245,7 @@ def _taken(value: Any, order: list[int]) -> Any:
 
 
 def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
-    """What the options say, else their ``generation_config``, else the model's own."""
+    """What the options say, else their ``generation_config``, else that of the model."""
     config = options.get("generation_config") or model.generation_config
     given = [options.get(name) for name in names]
     return tuple(
@@ -263,7 +263,7 @@ def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
 
 
 def _pieces(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> Iterator[str]:
-    """Pieces of the text that a thread of its own writes; it ends when nobody reads on."""
+    """Pieces of the text that another thread writes; it ends when nobody reads on."""
     pieces = _Pieces(model.backbone.tokenizer)
     left, failed = threading.Event(), []
     stopping = [*(inputs.pop("stopping_criteria", None) or ()), _Left(left)]
@@ -304,8 +304,8 @@ class _Left(StoppingCriteria):
 class _Pieces(TextIteratorStreamer):
     """Gives out a text as far as a further token did not change it.
 
-    transformers' own waits for spaces, which some languages do not have, and decodes what is behind
-    a line end by itself, from which the whole text's decoding may differ.
+    transformers' streamer waits for spaces, which some languages do not have, and decodes what is
+    behind a line end by itself, from which the whole text's decoding may differ.
     """
 
     def __init__(self, tokenizer: Any) -> None:
