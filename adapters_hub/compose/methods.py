@@ -175,7 +175,7 @@ def core(
     rank: int | None = None,
     site: Site,
 ) -> Factors:
-    """A rule that has no name of its own here, in the core space; ``inner`` says which.
+    """A rule that has no other name here, in the core space; ``inner`` says which.
 
     Core Space (arXiv:2509.17786). ``inner``: ``tsv`` makes the singular vectors of all cores
     orthogonal to each other before they are added up (TSV-M, arXiv:2412.00081); ``dare`` and
@@ -329,12 +329,12 @@ def compose_sites(
     apply, places = _prepared(method, options), locate([*pieces, *sites])
     made: dict[str, Factors] = {}
     for group in _alike(pieces) if method in _AT_ONCE else [[site] for site in pieces]:
-        place, own = places[group[0]], pieces[group[0]]
+        place, first = places[group[0]], pieces[group[0]]
         if len(group) == 1:
-            made[group[0]] = apply(own, place)
+            made[group[0]] = apply(first, place)
             continue
         rows: list[Piece] = []
-        for n, (weight, _, _) in enumerate(own):
+        for n, (weight, _, _) in enumerate(first):
             a = torch.stack([pieces[site][n][1] for site in group])
             b = torch.stack([pieces[site][n][2] for site in group])
             rows.append((weight, a, b))
@@ -345,8 +345,8 @@ def compose_sites(
 def _alike(pieces: Mapping[str, Sequence[Piece]]) -> list[list[str]]:
     """Sites whose pieces have equal weights and shapes."""
     groups: dict[Any, list[str]] = {}
-    for site, own in pieces.items():
-        key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in own)
+    for site, at_site in pieces.items():
+        key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in at_site)
         groups.setdefault(key, []).append(site)
     return [*groups.values()]
 
@@ -411,7 +411,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def locate(paths: Iterable[str]) -> dict[str, Site]:
     """Each path's place: its layer is the first component that is a number."""
-    found = {}
+    places = {}
     for path in paths:
         stack, number = "", None
         parts = path.split(".")
@@ -419,12 +419,12 @@ def locate(paths: Iterable[str]) -> dict[str, Site]:
             if part.isdecimal():
                 stack, number = ".".join(parts[:place]), int(part)
                 break
-        found[path] = Site(path, stack, number)
+        places[path] = Site(path, stack, number)
     layers: dict[str, int] = {}
-    for site in found.values():
+    for site in places.values():
         if site.layer is not None:
             layers[site.stack] = max(layers.get(site.stack, 0), site.layer + 1)
-    return {p: Site(p, s.stack, s.layer, layers.get(s.stack, 0)) for p, s in found.items()}
+    return {p: Site(p, s.stack, s.layer, layers.get(s.stack, 0)) for p, s in places.items()}
 
 
 def describe_methods() -> str:
