@@ -67,7 +67,7 @@ def attribute(
     if backbone.kind == "encoder-decoder":
         raise BackboneError(
             f"{backbone.name} is an encoder-decoder: a change of its embeddings would reach both "
-            "stacks, so no token has a score for itself"
+            "stacks, so a token has no single score"
         )
     if steps < 1:
         raise SettingsError(f"steps={steps}: must be 1 or more")

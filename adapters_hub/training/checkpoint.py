@@ -87,7 +87,7 @@ class Trainee:
 
 
 class Checkpoint:
-    """The state of a run on disk, in a folder of its own.
+    """The state of a run on disk, in a folder that has nothing else.
 
     ``facts`` say, in JSON, what the run trains on besides its settings. Raises `SettingsError` for
     a folder that cannot be written.

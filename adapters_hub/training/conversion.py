@@ -21,7 +21,7 @@ class Arguments(Protocol):
 
 
 def add_flag(arguments: Arguments, names: list[str], hint: Any, help: str, default: Any) -> None:
-    """A flag for a setting, called by any of ``names``, of which the first is its own."""
+    """A flag for a setting, called by any of ``names``, of which the first is the setting's."""
     flags = ["--" + name.replace("_", "-") for name in names]
     options: dict[str, Any] = {"dest": names[0], "default": argparse.SUPPRESS}
     options["help"] = f"{help} [{shown(default)}]".replace("%", "%%")

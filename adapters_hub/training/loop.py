@@ -3,8 +3,8 @@
 Knows tasks by their interface, adapters as tensors, batches as lists of indices. It never asks for
 a task's name. What a step does for each adapter is what it would do alone:
 
-- its loss is the mean over its own targets in the whole batch, over all processes and pieces;
-- its gradient is clipped, its optimizer stepped, on its own;
+- its loss is the mean over its targets in the whole batch, over all processes and pieces;
+- its gradient is clipped and its optimizer stepped alone;
 - an adapter without a row in the batch does not move, not even by momentum.
 
 So a run gives the same adapter, to rounding, for any number of processes and any accumulation.
@@ -76,7 +76,7 @@ def train_adapters(
     check_accelerator(accelerator)
     names = [adapter.name for adapter in adapters]
     if len(set(names)) < len(names):
-        raise SettingsError(f"each adapter needs a name of its own, and there are {names}")
+        raise SettingsError(f"no two adapters may have the same name, and there are {names}")
     task.check([*examples, *dev])
     checkpoint = None
     if folder is not None:
@@ -245,7 +245,7 @@ class _Run:
         """The step's gradients where rows' losses depend on each other; returns the loss's share.
 
         Every process has the outputs of the whole batch, takes the gradient of the whole loss by
-        them, and goes on from there into the rows that are its own. With several pieces there are
+        them, and goes on from there into the rows that it was given. With several pieces there are
         two forwards, of which only the second, a piece at a time, keeps what a backward needs
         (GradCache, arXiv:2101.06983). So neither processes nor pieces change the step.
         """

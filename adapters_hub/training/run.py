@@ -52,7 +52,7 @@ class Experiment:
 
     ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
     ``model`` and ``rows`` take the place of those that the settings name; ``command`` is what made
-    the run, for the adapter's card (the process's own, unless it is given); ``quiet`` prints
+    the run, for the adapter's card (that of the process, unless it is given); ``quiet`` prints
     nothing but progress.
     """
 
@@ -410,7 +410,7 @@ def _silent(*values: Any) -> None:
 
 
 def _target_modules(targets: Sequence[str]) -> str | list[str]:
-    """Targets as PEFT takes them: a regular expression and its own words are texts, not lists."""
+    """Targets as PEFT takes them: a regular expression and PEFT's words are texts, not lists."""
     one = len(targets) == 1 and (targets[0] == "all-linear" or is_pattern(targets[0]))
     return targets[0] if one else list(targets)
 

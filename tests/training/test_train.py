@@ -77,7 +77,7 @@ def test_with_just_a_language_it_is_a_language_adapter(fresh):
 
 def test_what_cannot_be_trained_is_said_before(fresh, tmp_path):
     model = fresh("bert")
-    with pytest.raises(SettingsError, match="bits: the model that was given has its own"):
+    with pytest.raises(SettingsError, match="bits: set by the model that was given"):
         ah.train(model, ROWS, domain="hotel", bits=8)
     with pytest.raises(SettingsError, match="say which domain"):
         ah.train(model, [Row("a", "x"), Row("b", "y")])
@@ -112,7 +112,7 @@ def test_the_revision_it_is_trained_at_is_the_one_that_is_loaded_again(hub, fres
         assert loaded.backbone.config.model_type == "qwen3"  # main's is another
     without = ah.train(hub, ROWS, name="unpinned", library=str(library.root), **few)
     assert without.revision is None
-    with pytest.raises(SettingsError, match="revision: the model that was given has its own"):
+    with pytest.raises(SettingsError, match="revision: set by the model that was given"):
         ah.train(model, ROWS, revision="old", **few)
     for name in ("starter", str(tiny("bert"))):
         with pytest.raises(SettingsError, match=r"revision='old': only a hub id has revisions"):

@@ -282,7 +282,7 @@ def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path):
 
 
 def test_each_adapter_has_a_name_of_its_own(model, accelerator):
-    with pytest.raises(SettingsError, match=r"a name of its own.*\['a', 'b', 'a'\]"):
+    with pytest.raises(SettingsError, match=r"the same name.*\['a', 'b', 'a'\]"):
         fit(model, ["a", "b", "a"], accelerator)
 
 
