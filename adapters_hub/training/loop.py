@@ -35,6 +35,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
+from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.settings import TrainingSettings
 
@@ -127,16 +128,6 @@ def train_adapters(
     if accelerator.num_processes > 1:
         tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
     return finished, Progress(done, tokens, seconds, history)
-
-
-def check_accelerator(accelerator: Any) -> None:
-    """Raise `SettingsError` for an accelerator that would change what a step is."""
-    if (pieces := accelerator.gradient_accumulation_steps) != 1:
-        raise SettingsError(
-            f"accelerate was asked for gradient_accumulation_steps={pieces} and would divide the "
-            f"gradient by it; leave that at 1. --accumulation {pieces} takes each process's share "
-            "of batch_size in pieces, and the step stays the same"
-        )
 
 
 @dataclass

@@ -6,7 +6,6 @@ but through the accelerator's main process. A recipe decides what is trained and
 
 import hashlib
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -21,7 +20,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.data.batches import plan_batches
-from adapters_hub.data.reading import Splits, read_data, select, with_held_out
+from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -41,7 +40,9 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
-from adapters_hub.training.loop import Progress, check_accelerator, train_adapters
+from adapters_hub.training.accelerator import make_accelerator, set_threads
+from adapters_hub.training.loop import Progress, train_adapters
+from adapters_hub.training.rows import chosen_rows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Experiment:
         self.print(f"settings (value, where from):\n{resolved.table()}\n")
         kind = accelerator.device.type
         self.print(f"processes: {accelerator.num_processes} on {kind}\n")
-        self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
+        self.languages = languages_of(settings)
         self.library = Library(settings.library) if model is None else model.library
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
@@ -97,7 +98,7 @@ class Experiment:
             read = read_data(settings.data, settings.columns, settings.label_separator)
         else:
             read = {"train": list(rows)}
-        self.splits = self._chosen(read, other_languages)
+        self.splits = chosen_rows(read, settings, self.task_class, other_languages=other_languages)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -196,8 +197,8 @@ class Experiment:
         a row.
         """
         settings = self.settings.changed(**changes)
-        examples, owners = _owned(self.examples["train"], owner)
-        dev, dev_owners = _owned(self.examples["dev"], owner)
+        examples, owners = with_owners(self.examples["train"], owner)
+        dev, dev_owners = with_owners(self.examples["dev"], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
@@ -224,7 +225,7 @@ class Experiment:
             batches,
             settings,
             self.accelerator,
-            over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
+            over=lambda row: below(row) if fixed_share(row) < settings.over_share else Blend(),
             dev=dev,
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
@@ -322,48 +323,6 @@ class Experiment:
         tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _chosen(self, read: Splits, other_languages: bool) -> Splits:
-        """The rows of the languages and domains asked for, with dev and test, as the task takes
-        them.
-        """
-        settings = self.settings
-        domains = {row.domain for rows in read.values() for row in rows}
-        if settings.domain and not domains & {*settings.domain, None}:
-            there = ", ".join(sorted(str(domain) for domain in domains))
-            raise DataError(
-                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
-            )
-        read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
-        if not read.get("train"):
-            raise DataError(
-                f"{settings.data}: no train rows; by the names of its files, all are for "
-                + " and ".join(name for name, rows in read.items() if rows)
-            )
-        read = with_held_out(read)
-        splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
-        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
-            (tag,) = self.languages
-            for name, rows in splits.items():
-                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
-        if self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        have = sorted({str(row.language) for row in splits["train"]})
-        for name in splits:
-            if name != "test" or not other_languages or self.task_class.across:
-                splits[name] = select(splits[name], self.languages or None)
-        if not splits["train"]:
-            raise DataError(
-                f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
-                f"(have: {', '.join(have) or 'none'})"
-            )
-        if not self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        return splits
-
-    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
-        settings = self.settings
-        return self.task_class.prepare(rows, settings.columns, settings.task_options)
-
     def _tags(self, rows: Sequence[Row]) -> set[str]:
         """The languages whose adapters would go below rows."""
         texts = (text for row in rows for text in self.task.rows(Example([], row)))
@@ -413,65 +372,6 @@ def _target_modules(targets: Sequence[str]) -> str | list[str]:
     """Targets as PEFT takes them: a regular expression and PEFT's words are texts, not lists."""
     one = len(targets) == 1 and (targets[0] == "all-linear" or is_pattern(targets[0]))
     return targets[0] if one else list(targets)
-
-
-def _owned(
-    examples: Sequence[Example], owner: Callable[[Row], int | None]
-) -> tuple[list[Example], list[int]]:
-    """The examples that someone owns, and who."""
-    pairs = [(example, owner(example.row)) for example in examples]
-    mine = [(example, number) for example, number in pairs if number is not None]
-    return [example for example, _ in mine], [number for _, number in mine]
-
-
-def _share(row: Row) -> float:
-    """A number in [0, 1) that is always the same for a row."""
-    import zlib
-
-    return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
-
-
-def make_accelerator(settings: TrainingSettings) -> Any:
-    """The accelerator as settings and launcher say; `SettingsError` where they cannot both have it.
-
-    Several processes on a machine without an accelerator are CPU processes, also without ``--cpu``:
-    accelerate would otherwise take each of them for the only one.
-    """
-    from accelerate import Accelerator
-
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
-            cpu=settings.cpu or not torch.accelerator.is_available(),
-            log_with=list(settings.tracker) or None,
-            project_dir=settings.run_folder,
-        )
-    except (ValueError, ImportError) as error:  # such as fp8 without its library
-        raise SettingsError(f"accelerate: {error}") from None
-    check_accelerator(accelerator)
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingsError(
-            "mixed_precision='fp16': accelerate leaves it out on a CPU; choose bf16, or no"
-        )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise SettingsError(
-            f"{started} processes were started, and accelerate sees {accelerator.num_processes} on "
-            f"{accelerator.device.type}: start one, or give the recipe --cpu"
-        )
-    if started == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
-        log.warning(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; for two: "
-            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu"
-        )
-    return accelerator
-
-
-def set_threads(threads: int) -> None:
-    """Use so many CPU threads; 0 gives one process all cores, though its launcher says one."""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if threads or (alone and os.environ.get("OMP_NUM_THREADS") == "1"):
-        torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def _folder_name(names: Sequence[str]) -> str:

@@ -17,7 +17,8 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
-from adapters_hub.training.loop import check_accelerator, train_adapters
+from adapters_hub.training.accelerator import check_accelerator
+from adapters_hub.training.loop import train_adapters
 from adapters_hub.training.settings import TrainingSettings
 
 ROWS = [
