@@ -263,7 +263,7 @@ class AdaptedModel(Runtime):
         method: str = "sum",
         rank: int | None = None,
         name: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 

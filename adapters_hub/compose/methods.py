@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -303,7 +303,7 @@ _NAMED = {"sum": "svd", "svd": "svd", "iso": "iso", "ties": "core_ties"}
 
 
 def compose(
-    pieces: Sequence[Piece], method: str = "sum", *, site: Site | None = None, **options: Any
+    pieces: Sequence[Piece], method: str = "sum", *, site: Site | None = None, **options: object
 ) -> Factors:
     """Apply a method by name to the pieces of one site.
 
@@ -319,7 +319,7 @@ def compose_sites(
     method: str = "sum",
     *,
     sites: Iterable[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, Factors]:
     """Apply a method at every site; those where nothing is left (rank 0) are left out.
 
@@ -344,7 +344,7 @@ def compose_sites(
 
 def _alike(pieces: Mapping[str, Sequence[Piece]]) -> list[list[str]]:
     """Sites whose pieces have equal weights and shapes."""
-    groups: dict[Any, list[str]] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
     for site, at_site in pieces.items():
         key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in at_site)
         groups.setdefault(key, []).append(site)
@@ -352,7 +352,7 @@ def _alike(pieces: Mapping[str, Sequence[Piece]]) -> list[list[str]]:
 
 
 def _prepared(
-    method: str, options: Mapping[str, Any]
+    method: str, options: Mapping[str, object]
 ) -> Callable[[Sequence[Piece], Site], Factors]:
     """A method with its options, for any site."""
     work = METHODS[method]
@@ -373,7 +373,7 @@ def options_of(method: str) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "site"]
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> None:
+def check_options(method: str, options: Mapping[str, object]) -> None:
     """Raise `SettingsError` for what `compose` would refuse whatever the pieces are."""
     taken = options_of(method)
     for name, value in options.items():
@@ -388,16 +388,19 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             raise SettingsError(f"{name}={value!r}: give {wanted}")
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_COUNT = ("a whole number of layers, 0 or more", lambda value: _whole(value) and value >= 0)
-_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_COUNT: tuple[str, Callable[[object], bool]] = (
+    "a whole number of layers, 0 or more",
+    lambda value: _whole(value) and value >= 0,
+)
+_VALUES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "rank": ("a whole number, 1 or more", lambda value: _whole(value) and value >= 1),
     "density": ("a share above 0, at most 1", lambda value: _finite(value) and 0 < value <= 1),
     "seed": ("a whole number", _whole),

@@ -123,9 +123,11 @@ class Matrix:
         source = Cell(self.source, domain)
         names: dict[str, str] = {}
 
-        def learn(role: str, name: str, cell: Cell, **how: Any) -> None:
+        def learn(
+            role: str, name: str, cell: Cell, *, over: bool = True, head_only: bool = False
+        ) -> None:
             names[role] = f"{word}.{name}.{seed}"
-            self._train(names[role], cell, seed, **how)
+            self._train(names[role], cell, seed, over=over, head_only=head_only)
 
         if self.task.needs_head():
             learn("head", "head", source, over=False, head_only=True)
@@ -295,14 +297,14 @@ class Matrix:
         made = composed(self.model, blend, method, name, {})
         return _exact(self.model.add(made).name)
 
-    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, Any]:
+    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, object]:
         """What one method's composition is worth in a cell, positive where it helps."""
         against: dict[str, Estimate] = {"gain": drawn.estimate(method, "bare", sign)}
         against["composition_gain"] = drawn.estimate(method, best, sign)
         for other in ("source kept", "wrong language", "random"):
             if other in drawn.points:
                 against[f"over {other}"] = drawn.estimate(method, other, sign)
-        out: dict[str, Any] = {name: asdict(estimate) for name, estimate in against.items()}
+        out: dict[str, object] = {name: asdict(estimate) for name, estimate in against.items()}
         out["hurts"] = against["composition_gain"].sure < 0
         out["helps"] = against["composition_gain"].sure > 0
         if "oracle" in drawn.points:
@@ -441,6 +443,6 @@ def _line(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {column['mean']:.3f}" for name, column in result["columns"].items())
 
 
-def _write(path: Path, data: Mapping[str, Any]) -> None:
+def _write(path: Path, data: Mapping[str, object]) -> None:
     with atomic_write(path) as file:
         file.write((json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())

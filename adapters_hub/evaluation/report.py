@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters_hub.errors import DataError
 from adapters_hub.metrics.bootstrap import Correlation, correlate
 from adapters_hub.metrics.tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
 Cells = list[dict[str, Any]]
@@ -140,7 +143,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
         raise DataError("plots need matplotlib: pip install 'adapters-hub[plot]'") from None
     Path(folder).mkdir(parents=True, exist_ok=True)
     written = []
-    pictures: list[tuple[str, Callable[[Any], None]]] = []
+    pictures: list[tuple[str, Callable[[Figure], None]]] = []
     for method in methods_of(cells):
         pictures += [
             (f"{what}.{method}", partial(_heat_map, cells=cells, method=method, what=what))
@@ -160,7 +163,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
     return written
 
 
-def _heat_map(figure: Any, cells: Cells, method: str, what: str) -> None:
+def _heat_map(figure: "Figure", cells: Cells, method: str, what: str) -> None:
     """Languages by domains; a number in bold is one whose interval excludes 0."""
     import numpy as np
 
@@ -199,7 +202,7 @@ def _heat_map(figure: Any, cells: Cells, method: str, what: str) -> None:
 _WORDS = {"gain": "Gain over bare", "composition_gain": "Gain over the better single adapter"}
 
 
-def _intervals(figure: Any, cells: Cells, method: str) -> None:
+def _intervals(figure: "Figure", cells: Cells, method: str) -> None:
     """Every cell's composition gain with its interval, the largest on top."""
     shown = [cell for cell in cells if method in cell["composed"]]
     shown.sort(key=lambda cell: cell["composed"][method]["composition_gain"]["mean"])

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, SettingsError
@@ -121,7 +127,7 @@ _MORE_THAN_TEXT = (
 _TOKENS = ("input_ids", "inputs", "attention_mask")
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     """Raise `SettingsError` for options of transformers that cannot work with texts."""
     for name in _MORE_THAN_TEXT:
         if options.get(name):
@@ -220,7 +226,7 @@ def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torc
         blends = [blends[row] for row in order]
     plan = model.plan(blends)
     ids = inputs["input_ids"]
-    runner: Any = model.backbone.model
+    runner = model.backbone.model
     several = _said(runner, inputs, "num_beams", "num_return_sequences")
     rows = len(ids) * max(number or 1 for number in several)
     steps = max(0, _new_tokens(runner, ids.shape[1], inputs) - 1)
@@ -238,13 +244,14 @@ def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torc
     return out
 
 
-def _taken(value: Any, order: list[int]) -> Any:
+def _taken(value: object, order: list[int]) -> object:
     """A tensor of a row each in another order; anything else as it is."""
-    rows = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order)
-    return value[order] if rows else value
+    if isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order):
+        return value[order]
+    return value
 
 
-def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
+def _said(model: PreTrainedModel, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
     """What the options say, else their ``generation_config``, else that of the model."""
     config = options.get("generation_config") or model.generation_config
     given = [options.get(name) for name in names]
@@ -254,7 +261,7 @@ def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
     )
 
 
-def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
+def _new_tokens(model: PreTrainedModel, size: int, options: dict[str, Any]) -> int:
     new, whole = _said(model, options, "max_new_tokens", "max_length")
     return int(new if new is not None else (whole or size) - size)
 
@@ -297,7 +304,9 @@ class _Left(StoppingCriteria):
     def __init__(self, left: threading.Event) -> None:
         self._left = left
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **options: object
+    ) -> torch.Tensor:
         return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
 
 
@@ -308,7 +317,7 @@ class _Pieces(TextIteratorStreamer):
     behind a line end by itself, from which the whole text's decoding may differ.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._last, self._given, self._begun = "", 0, False
 

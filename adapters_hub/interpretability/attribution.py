@@ -6,7 +6,6 @@ Knows one task, classification, and a backbone's embeddings; captum is imported 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +83,7 @@ def attribute(
     special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))
     empty = given.where(special, filler)
     task, heads = Classification(names), model.heads([blend])
-    whole: Any = backbone.base
-    embeddings: nn.Module = whole.get_input_embeddings()
+    embeddings: nn.Module = backbone.base.get_input_embeddings()
 
     def logits(ids: Tensor, mask: Tensor) -> Tensor:
         return task.logits(model, {"input_ids": ids, "attention_mask": mask}, heads)
@@ -119,7 +117,7 @@ def attribute(
 def _embedded(embeddings: nn.Module, instead: Tensor) -> Iterator[None]:
     """A forward inside the block sees these embeddings (1, tokens, width), whatever its tokens."""
 
-    def replaced(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def replaced(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return instead
 
     hook = embeddings.register_forward_hook(replaced)

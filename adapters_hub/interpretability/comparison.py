@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from adapters_hub.compose.core_space import Piece
@@ -199,7 +199,7 @@ def in_depth(sites: Iterable[str]) -> list[str]:
     """Sites by stack (an encoder before its decoder), layer and name; those in no layer last."""
     places = locate(sites)
 
-    def place(site: str) -> tuple[Any, ...]:
+    def place(site: str) -> tuple[bool, bool, str, int, str]:
         where = places[site]
         return where.layer is None, "decoder" in where.stack, where.stack, where.layer or 0, site
 
@@ -222,7 +222,9 @@ def interference(
     backbone = model.backbone
     sums: dict[str, list[float]] = {site: [0.0, 0.0] for added in deltas for site in added}
 
-    def watch(site: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def watch(
+        site: str, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> None:
         x = (*inputs, *named.values())[0]
         for number, added in enumerate(deltas):
             sums[site][number] += moved(added.get(site), x)
@@ -267,7 +269,7 @@ def describe(report: Comparison) -> str:
     }
     assert list(heads) == [field.name for field in fields(Measures)]
     rows = {**report.depths, "all": report.total}
-    columns: dict[str, dict[str, Any]] = {
+    columns: dict[str, dict[str, float | None]] = {
         head: {place: getattr(measures, name) for place, measures in rows.items()}
         for name, head in heads.items()
         if name != "interference" or report.texts

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
@@ -165,7 +166,7 @@ def logit_lens(
         with model.bank.using(plan), _watching(backbone, layers) as seen:
             backbone.base(**batch, **backbone.call_options)
         states.append(seen)
-    best: list[list[Any]] = [[], []]
+    best: list[list[tuple[Guesses, ...]]] = [[], []]
     divergence = []
     for layer in range(len(layers) + 1):
         both = []
@@ -187,7 +188,7 @@ def logit_lens(
     )
 
 
-def _likeliest(logs: Tensor, tokenizer: Any, top: int) -> tuple[Guesses, ...]:
+def _likeliest(logs: Tensor, tokenizer: PreTrainedTokenizerBase, top: int) -> tuple[Guesses, ...]:
     """For each position (tokens, vocabulary) the ``top`` likeliest tokens, the best first."""
     likeliest = logs.exp().topk(top)
     return tuple(
@@ -217,10 +218,10 @@ def _watching(backbone: Backbone, layers: tuple[str, ...]) -> Iterator[list[Tens
     """What goes into the first layer in a forward inside the block, and what leaves each."""
     seen: list[Tensor] = []
 
-    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append((*inputs, *named.values())[0])
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def after(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
 
     modules = [backbone.base.get_submodule(layer) for layer in layers]

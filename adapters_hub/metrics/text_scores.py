@@ -7,9 +7,13 @@ the language identifier is py3langid's (langid.py, P12-3005); both are optional.
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapters_hub.errors import SettingsError
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+    from sacrebleu.metrics import BLEU, CHRF
 
 Pairs = Sequence[tuple[str, str]]
 _WITHOUT_SPACES = {"zh": "zh", **dict.fromkeys(("ja", "ko", "th", "lo", "km", "my", "bo"), "char")}
@@ -61,7 +65,7 @@ def _score(score: str, language: str | None, pairs: Pairs) -> float:
     return float(_metric(score, language).corpus_score(list(written), [list(references)]).score)
 
 
-def _metric(score: str, language: str | None) -> Any:
+def _metric(score: str, language: str | None) -> "BLEU | CHRF":
     from sacrebleu.metrics import BLEU, CHRF
 
     if score == "bleu":
@@ -92,13 +96,13 @@ def _known() -> frozenset[str]:
 
 
 @lru_cache(maxsize=32)
-def _identifier(languages: frozenset[str]) -> Any:
+def _identifier(languages: frozenset[str]) -> "LanguageIdentifier":
     identifier = _new_identifier()
     identifier.set_languages(sorted(languages))
     return identifier
 
 
-def _new_identifier() -> Any:
+def _new_identifier() -> "LanguageIdentifier":
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -197,7 +197,7 @@ class Classification(LabelledTask, ClassificationOptions):
         of = counts.sum(-1)
         return np.where(of > 0, scores.sum(-1) / np.maximum(of, 1), nothing)
 
-    def _sets(self, record: dict[str, Any]) -> tuple[set[str], set[str]]:
+    def _sets(self, record: Record) -> tuple[set[str], set[str]]:
         gold, predicted = record["label"], record["predicted"]
         return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
 

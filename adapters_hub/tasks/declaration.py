@@ -6,12 +6,14 @@ Knows no model, no rows and no file. Each module of `adapters_hub.tasks.declarat
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from adapters_hub.errors import SettingsError
 
+_Value = TypeVar("_Value")
 
-def option(default: Any, help: str) -> Any:
+
+def option(default: _Value, help: str) -> _Value:
     """A field of a task's options: its default, and what ``--help`` says of it."""
     return field(default=default, metadata={"help": help})
 
@@ -39,7 +41,7 @@ class Sample:
     """
 
     folder: str = "data"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     name: str = "my-hotel"
 
 

@@ -7,7 +7,7 @@ in the decoder of an encoder-decoder.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class Generation(BitsTask, GenerationOptions):
 
     # ── rows to tokens ───────────────────────────────────────────────────────────────────────
 
-    def fields(self, row: Row) -> dict[str, Any]:
+    def fields(self, row: Row) -> dict[str, object]:
         """What a prompt may name."""
         fields = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
         if isinstance(row.label, str):
@@ -242,9 +242,8 @@ class Generation(BitsTask, GenerationOptions):
         if not decoder:
             inputs |= decoder_inputs(given, backbone)
         new = min(self.max_new_tokens, (backbone.max_tokens or 10**9) - size)
-        runner: Any = backbone.model
         options = {"max_new_tokens": max(1, new), "do_sample": False, "num_beams": 1}
-        out = runner.generate(**inputs, **options)
+        out = backbone.model.generate(**inputs, **options)
         texts = backbone.tokenizer.batch_decode(out[:, size:], skip_special_tokens=True)
         rows = [example.row for example in examples]
         return [self.finish(text, row, backbone) for text, row in zip(texts, rows, strict=True)]
@@ -274,8 +273,7 @@ def target_of(row: Row, column: str = "target") -> str:
 
 def start_token(backbone: Backbone) -> int:
     """The token an encoder-decoder's decoder starts from."""
-    model: Any = backbone.model
-    for said in (backbone.config, model.generation_config):
+    for said in (backbone.config, backbone.model.generation_config):
         start = getattr(said, "decoder_start_token_id", None)
         if isinstance(start, int):
             return start

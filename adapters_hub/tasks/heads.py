@@ -6,11 +6,12 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.task_shell import TaskShell
@@ -149,7 +150,7 @@ def shell_of(adapter: Adapter, backbone: Backbone) -> TaskShell:
     return task_shell(backbone, task, outputs_of(adapter, backbone, task))
 
 
-def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
+def plain_model(backbone: Backbone, adapter: Adapter) -> PreTrainedModel:
     """A transformers model of the head's class, all of it a copy, with an adapter's head."""
     config, task = copy.deepcopy(backbone.config), task_of(adapter)
     config.num_labels = outputs_of(adapter, backbone, task)

@@ -4,7 +4,6 @@ Knows hidden states and how adapters say they pool; does not know training, pair
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +37,7 @@ def default_pooling(backbone: Backbone) -> str:
 
 def hidden_states(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     """The last hidden states (rows, tokens, width); an encoder-decoder's are its encoder's."""
-    whole: Any = backbone.base
-    body = whole.get_encoder() if backbone.kind == "encoder-decoder" else whole
+    body = backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else backbone.base
     return body(**inputs, **backbone.call_options).last_hidden_state
 
 

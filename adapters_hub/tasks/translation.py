@@ -6,7 +6,7 @@ else by name in the prompt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -83,7 +83,7 @@ class Translation(Generation, TranslationOptions):
 
     # ── rows to tokens ───────────────────────────────────────────────────────────────────────
 
-    def fields(self, row: Row) -> dict[str, Any]:
+    def fields(self, row: Row) -> dict[str, object]:
         source, target = source_language(row), target_language(row)
         names = {
             "source_language": languages.name(source),

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,8 +29,8 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.adapter import Adapter
-from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.tasks.base import Example, Task
+from adapters_hub.runtime.core import Heads, Runtime, Weights
+from adapters_hub.tasks.base import Example, Record, Task
 from adapters_hub.tasks.heads import task_of
 from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
 
@@ -141,7 +142,9 @@ class _Run:
     layers: tuple[str, ...]
     slots: dict[str, Adapter]  # slot → adapter
 
-    def losses(self, weights: Tensor, examples: Sequence[Example], seed: int = 0) -> Any:
+    def losses(
+        self, weights: Tensor, examples: Sequence[Example], seed: int = 0
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Each example's summed loss, how many targets it has, and the batch, under the weights."""
         batch = self.task.collate(examples, self.model.backbone, seed=seed)
         with self.under(weights):
@@ -150,11 +153,13 @@ class _Run:
 
     def scores(self, weights: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """The loss in nats a target, and the task's metrics."""
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         return {"loss": self.mean(weights, examples, records), **self.task.metrics(records)}
 
     @torch.no_grad()
-    def mean(self, weights: Tensor, examples: Sequence[Example], records: Any = None) -> float:
+    def mean(
+        self, weights: Tensor, examples: Sequence[Example], records: list[Record] | None = None
+    ) -> float:
         """The loss in nats a target over all examples; their records are put into ``records``."""
         nats, count = 0.0, 0.0
         for batch_rows in by_length([len(example.input_ids) for example in examples], 32):
@@ -187,12 +192,12 @@ class _Run:
         with bank.using(bank.plan([dict.fromkeys(self.slots, 1.0)])):
             yield
 
-    def heads(self, rows: int) -> Any:
+    def heads(self, rows: int) -> Heads:
         return self.model.heads([self.blend] * rows) if self.task.needs_head() else []
 
 
 @contextmanager
-def _resident(model: Runtime, blend: Blend, task: Task, layers: Any) -> Iterator[_Run]:
+def _resident(model: Runtime, blend: Blend, task: Task, layers: tuple[str, ...]) -> Iterator[_Run]:
     """A run, whose slots are gone afterwards however it ends."""
     adapters = [model.resident(name) for name in blend.terms]
     if not any(adapter.factors for adapter in adapters):
@@ -215,7 +220,7 @@ class _Best:
     rows: Sequence[Example]
     dev: Sequence[Example]
     l1: float
-    bar: Any
+    bar: "tqdm[NoReturn]"
     weights: Tensor
     _loss: float | None = None
 
@@ -266,7 +271,7 @@ def _by_search(best: _Best, steps: int) -> None:
     minimize = require("scipy.optimize", "fit", "method='lorahub'").minimize
     lowest = math.inf
 
-    def objective(values: Any) -> float:
+    def objective(values: np.ndarray) -> float:
         nonlocal lowest
         weights = torch.tensor(values, dtype=torch.float32)[:, None]
         value = best.run.mean(weights, best.rows) + best.l1 * weights.abs().sum().item()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ from adapters_hub.tasks.base import Example, Task
 from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.amp import GradScaler
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ def train_adapters(
     owners: Sequence[int],
     batches: Sequence[Sequence[int]],
     settings: TrainingSettings,
-    accelerator: Any,
+    accelerator: "Accelerator",
     *,
     over: Callable[[Row], Blend] = lambda row: Blend(),
     dev: Sequence[Example] = (),
@@ -139,7 +143,7 @@ class _Run:
     trainees: Sequence[Trainee]
     over: Callable[[Row], Blend]
     settings: TrainingSettings
-    accelerator: Any
+    accelerator: "Accelerator"
     tokens: int = 0
 
     def step(
@@ -209,7 +213,9 @@ class _Run:
             scaler.update()
         return mean, stop
 
-    def _forward(self, run: Callable[..., Any], piece: "_Piece", number: int, place: int) -> Any:
+    def _forward(
+        self, run: Callable[..., torch.Tensor], piece: "_Piece", number: int, place: int
+    ) -> torch.Tensor:
         """What a task's loss or outputs are for one piece; the same again if it is asked again."""
         settings, accelerator, task = self.settings, self.accelerator, self.task
         if settings.dropout:  # the same masks whether a run was resumed or not
@@ -295,7 +301,7 @@ class _Run:
         return Blend(((names[owner], 1.0),), exact=True) + below
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> "GradScaler | None":
         """What scales the loss at fp16; None at other precisions."""
         return getattr(self.accelerator, "scaler", None)
 
@@ -327,7 +333,7 @@ def _facts(
     seen: Sequence[tuple[Example, int]],
     batches: Sequence[Sequence[int]],
     over: Callable[[Row], Blend],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a run trains on besides its settings, as short JSON: a checkpoint belongs to just that.
 
     ``seen`` are all examples with their owners. The frozen adapters below count by their content.
@@ -350,7 +356,13 @@ def _facts(
     }
 
 
-def _update(trainee: Trainee, rate: float, clip: float, accelerator: Any, scaler: Any) -> None:
+def _update(
+    trainee: Trainee,
+    rate: float,
+    clip: float,
+    accelerator: "Accelerator",
+    scaler: "GradScaler | None",
+) -> None:
     """One optimizer step of one adapter, on gradients summed over processes."""
     parameters = trainee.adapter.parameters()
     for tensor in parameters:
@@ -397,7 +409,7 @@ def _interruptible() -> Iterator[_Flag]:
     flag = _Flag()
     old: dict[signal.Signals, Any] = {}
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         flag.is_set = True
         for signum, handler in old.items():
             signal.signal(signum, handler)

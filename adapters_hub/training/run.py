@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -188,7 +187,7 @@ class Experiment:
         owner: Callable[[Row], int | None] = lambda row: 0,
         *,
         over: bool = True,
-        **changes: Any,
+        **changes: object,
     ) -> tuple[list[Adapter], Progress]:
         """Train adapters on the train split; ``owner`` says which one a row is for, if any.
 
@@ -364,7 +363,7 @@ def _check_revision(settings: TrainingSettings) -> None:
         )
 
 
-def _silent(*values: Any) -> None:
+def _silent(*values: object) -> None:
     """Print nothing."""
 
 

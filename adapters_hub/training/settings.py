@@ -5,6 +5,7 @@ tasks declare. Knows nothing of what the settings do, and never imports torch.
 """
 
 import argparse
+import copy
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ SYNONYMS = {
 
 _PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
 
+_Value = TypeVar("_Value")
+
 _MODEL = "backbone"
 _DATA = "data"
 _ADAPTER = "adapter"
@@ -44,10 +47,10 @@ _STEPS = "steps and rates"
 _MACHINE = "machine and run"
 
 
-def _setting(default: Any, help: str, group: str) -> Any:
+def _setting(default: _Value, help: str, group: str) -> _Value:
     metadata = {"help": help, "group": group}
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -210,7 +213,7 @@ class TrainingSettings:
         """Every setting, and every option of every task, by name."""
         return {name: self.value(name) for name in _hints(type(self))}
 
-    def changed(self, **values: Any) -> Self:
+    def changed(self, **values: object) -> Self:
         """A copy with other values, checked again."""
         return replace(self, **_by_our_names(values, "settings"))
 
@@ -251,13 +254,13 @@ class Resolved:
     settings: TrainingSettings
     origins: Mapping[str, str]
 
-    def defaults(self, **values: Any) -> "Resolved":
+    def defaults(self, **values: object) -> "Resolved":
         """The same with other defaults: values for those of the settings that nobody chose."""
         unchosen = {name: v for name, v in values.items() if self.origins[name] == "default"}
         origins = {**self.origins, **dict.fromkeys(unchosen, "recipe")}
         return Resolved(self.settings.changed(**unchosen), origins)
 
-    def filled(self, origin: str, **values: Any) -> "Resolved":
+    def filled(self, origin: str, **values: object) -> "Resolved":
         """The same with values, which come from ``origin``, for settings that were left open."""
         left = {name: v for name, v in values.items() if self.settings.value(name) is None}
         return Resolved(
@@ -276,7 +279,7 @@ class Resolved:
 
 def parse_settings(
     arguments: Sequence[str] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, object] | None = None,
     description: str | None = None,
     kind: type[TrainingSettings] = TrainingSettings,
 ) -> Resolved:
@@ -331,7 +334,7 @@ def _check_targets(targets: Sequence[str]) -> None:
             raise SettingsError(f"targets={target!r}: no regular expression ({error})") from None
 
 
-def _by_our_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, Any]:
     """Values by the names that settings have here; `SettingsError` for one that is given twice."""
     named: dict[str, Any] = {}
     for name, value in values.items():
