@@ -157,9 +157,9 @@ class AdaptedModel(Runtime):
         """Each text's labels with their probabilities, the most probable first.
 
         They add up to one, but where a text may have any number of the labels (multi-label): there
-        each label has its own, between 0 and 1. With ``top_k`` the result is what a transformers
+        each by itself is between 0 and 1. With ``top_k`` the result is what a transformers
         pipeline gives for it: ``{"label": …, "score": …}`` of the ``top_k`` most probable labels
-        (None: of all), in a list for each text; one text alone has just its own list.
+        (None: of all), in a list for each text; one text alone has just that list.
         """
         if top_k is not NO_TOP_K:
             check_top_k(top_k)
@@ -182,7 +182,7 @@ class AdaptedModel(Runtime):
     ) -> Tensor:
         """Unit vectors (texts, width), float32, whose products are cosines.
 
-        ``prompt`` is put before each text, or each row's own adapter's of ``prompt_name``
+        ``prompt`` is put before each text, or that of ``prompt_name`` in each row's adapter
         (``query``, ``document``). ``pooling`` (``mean``, ``cls``, ``last``) defaults to what the
         row's adapter was trained with, else the last token of a decoder, else the mean. Raises
         `HeadError` for a blend of adapters that were trained to embed in different ways.
@@ -263,7 +263,7 @@ class AdaptedModel(Runtime):
         method: str = "sum",
         rank: int | None = None,
         name: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 

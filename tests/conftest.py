@@ -223,3 +223,20 @@ def learn_task(model, task, rows, steps=80, name="hotel", over=None):
         over=over or (lambda row: ah.Blend()),
     )  # fmt: skip
     return examples, trained
+
+
+@pytest.fixture
+def hub(tmp_path, tiny, monkeypatch):
+    """org/model in a local cache, at two revisions: "main" is a llama, "old" a qwen3."""
+    from huggingface_hub import constants
+
+    repository = tmp_path / "cache" / "models--org--model"
+    for revision, commit, kind in (("main", "a" * 40, "llama"), ("old", "b" * 40, "qwen3")):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file in tiny(kind).iterdir():
+            (snapshot / file.name).write_bytes(file.read_bytes())
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
+    return "org/model"

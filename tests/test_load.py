@@ -4,7 +4,6 @@ import inspect
 import json
 
 import pytest
-from huggingface_hub import constants
 
 import adapters_hub as ah
 from adapters_hub.cli import main
@@ -53,24 +52,6 @@ def test_both_take_the_same_keywords():
 
 
 # ── revisions ────────────────────────────────────────────────────────────────────────────────────
-
-COMMITS = {"main": "a" * 40, "old": "b" * 40}
-
-
-@pytest.fixture
-def hub(tmp_path, tiny, monkeypatch):
-    """org/model in a local cache, at two revisions with other weights: qwen3's and llama's."""
-    home = tmp_path / "cache"
-    repository = home / "models--org--model"
-    for (revision, commit), kind in zip(COMMITS.items(), ("llama", "qwen3"), strict=True):
-        snapshot = repository / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        for file in tiny(kind).iterdir():
-            (snapshot / file.name).write_bytes(file.read_bytes())
-        (repository / "refs").mkdir(exist_ok=True)
-        (repository / "refs" / revision).write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
-    return "org/model"
 
 
 def pinned(source, to, revision):

@@ -50,7 +50,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--backbone", help="run it, too [for --texts the one the first names]")
 
     sub = command("fit", _fit, "find a blend's weights on a few rows, and write a blend file")
-    sub.add_argument("blend", help='such as "de + hotel"; its own weights are the start')
+    sub.add_argument("blend", help='such as "de + hotel"; the weights in it are the start')
     sub.add_argument("-o", "--output", required=True, help="file to write, NAME.blend.json")
     sub.add_argument("--data", required=True, help="file or folder; test rows only measure")
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")

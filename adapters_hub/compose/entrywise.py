@@ -52,7 +52,7 @@ def merge_entries(
 def blocks(pieces: Sequence[Piece]) -> Iterator[tuple[int, Tensor]]:
     """The first row of each block and the weighted deltas (pieces, rows, in) in it, float32.
 
-    Every pass gives the same bits, so a threshold found in one holds in the next.
+    Every pass gives the same bits, so a threshold from one holds in the next.
     """
     rows = max(1, BLOCK // pieces[0][1].shape[1])
     scaled = [(a.float(), weight * b.float()) for weight, a, b in pieces]

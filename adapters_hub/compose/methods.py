@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -175,7 +175,7 @@ def core(
     rank: int | None = None,
     site: Site,
 ) -> Factors:
-    """A rule that has no name of its own here, in the core space; ``inner`` says which.
+    """A rule that has no other name here, in the core space; ``inner`` says which.
 
     Core Space (arXiv:2509.17786). ``inner``: ``tsv`` makes the singular vectors of all cores
     orthogonal to each other before they are added up (TSV-M, arXiv:2412.00081); ``dare`` and
@@ -303,7 +303,7 @@ _NAMED = {"sum": "svd", "svd": "svd", "iso": "iso", "ties": "core_ties"}
 
 
 def compose(
-    pieces: Sequence[Piece], method: str = "sum", *, site: Site | None = None, **options: Any
+    pieces: Sequence[Piece], method: str = "sum", *, site: Site | None = None, **options: object
 ) -> Factors:
     """Apply a method by name to the pieces of one site.
 
@@ -319,7 +319,7 @@ def compose_sites(
     method: str = "sum",
     *,
     sites: Iterable[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, Factors]:
     """Apply a method at every site; those where nothing is left (rank 0) are left out.
 
@@ -329,12 +329,12 @@ def compose_sites(
     apply, places = _prepared(method, options), locate([*pieces, *sites])
     made: dict[str, Factors] = {}
     for group in _alike(pieces) if method in _AT_ONCE else [[site] for site in pieces]:
-        place, own = places[group[0]], pieces[group[0]]
+        place, first = places[group[0]], pieces[group[0]]
         if len(group) == 1:
-            made[group[0]] = apply(own, place)
+            made[group[0]] = apply(first, place)
             continue
         rows: list[Piece] = []
-        for n, (weight, _, _) in enumerate(own):
+        for n, (weight, _, _) in enumerate(first):
             a = torch.stack([pieces[site][n][1] for site in group])
             b = torch.stack([pieces[site][n][2] for site in group])
             rows.append((weight, a, b))
@@ -344,15 +344,15 @@ def compose_sites(
 
 def _alike(pieces: Mapping[str, Sequence[Piece]]) -> list[list[str]]:
     """Sites whose pieces have equal weights and shapes."""
-    groups: dict[Any, list[str]] = {}
-    for site, own in pieces.items():
-        key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in own)
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for site, at_site in pieces.items():
+        key = tuple((weight, a.shape, b.shape, a.dtype, b.dtype) for weight, a, b in at_site)
         groups.setdefault(key, []).append(site)
     return [*groups.values()]
 
 
 def _prepared(
-    method: str, options: Mapping[str, Any]
+    method: str, options: Mapping[str, object]
 ) -> Callable[[Sequence[Piece], Site], Factors]:
     """A method with its options, for any site."""
     work = METHODS[method]
@@ -373,7 +373,7 @@ def options_of(method: str) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "site"]
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> None:
+def check_options(method: str, options: Mapping[str, object]) -> None:
     """Raise `SettingsError` for what `compose` would refuse whatever the pieces are."""
     taken = options_of(method)
     for name, value in options.items():
@@ -388,16 +388,19 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             raise SettingsError(f"{name}={value!r}: give {wanted}")
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_COUNT = ("a whole number of layers, 0 or more", lambda value: _whole(value) and value >= 0)
-_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_COUNT: tuple[str, Callable[[object], bool]] = (
+    "a whole number of layers, 0 or more",
+    lambda value: _whole(value) and value >= 0,
+)
+_VALUES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "rank": ("a whole number, 1 or more", lambda value: _whole(value) and value >= 1),
     "density": ("a share above 0, at most 1", lambda value: _finite(value) and 0 < value <= 1),
     "seed": ("a whole number", _whole),
@@ -411,7 +414,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def locate(paths: Iterable[str]) -> dict[str, Site]:
     """Each path's place: its layer is the first component that is a number."""
-    found = {}
+    places = {}
     for path in paths:
         stack, number = "", None
         parts = path.split(".")
@@ -419,12 +422,12 @@ def locate(paths: Iterable[str]) -> dict[str, Site]:
             if part.isdecimal():
                 stack, number = ".".join(parts[:place]), int(part)
                 break
-        found[path] = Site(path, stack, number)
+        places[path] = Site(path, stack, number)
     layers: dict[str, int] = {}
-    for site in found.values():
+    for site in places.values():
         if site.layer is not None:
             layers[site.stack] = max(layers.get(site.stack, 0), site.layer + 1)
-    return {p: Site(p, s.stack, s.layer, layers.get(s.stack, 0)) for p, s in found.items()}
+    return {p: Site(p, s.stack, s.layer, layers.get(s.stack, 0)) for p, s in places.items()}
 
 
 def describe_methods() -> str:

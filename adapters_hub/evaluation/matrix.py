@@ -1,7 +1,7 @@
 """The matrix: what language and domain adapters bring in every cell, alone and composed.
 
 For each seed and domain the task's adapter is trained once, in the source language, over that
-language's frozen adapter; every other language swaps its own adapter in. Beside it are measured
+language's frozen adapter; every other language swaps its adapter in. Beside it are measured
 what it should beat and what it should not need. A cell is one JSON file, written when it is whole;
 what was trained is kept beside the cells, so a run that was stopped goes on where it was.
 
@@ -17,7 +17,7 @@ Columns of a cell, all with one head each:
   + language`` (a task adapter trained without the source's language adapter below it, if it has
   one).
 - ``there``: how the sum with the cell's language does on the source language's rows, beside
-  ``source there``, the sum with the source's own.
+  ``source there``, the sum with the adapter of the source.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ class Matrix:
         self.results = Path(settings.results)
         self.methods = tuple(dict.fromkeys(settings.methods))
         self.seeds = range(settings.seed, settings.seed + settings.seeds)
-        self._there: dict[Blend, np.ndarray] = {}  # of the source's own sum, on its rows
+        self._there: dict[Blend, np.ndarray] = {}  # of the source's sum, on its rows
         self._claim()
         self.todo = [cell for cell in self.cells if not (self.results / cell.file).exists()]
         experiment.accelerator.wait_for_everyone()  # before a process writes what another looks for
@@ -123,9 +123,11 @@ class Matrix:
         source = Cell(self.source, domain)
         names: dict[str, str] = {}
 
-        def learn(role: str, name: str, cell: Cell, **how: Any) -> None:
+        def learn(
+            role: str, name: str, cell: Cell, *, over: bool = True, head_only: bool = False
+        ) -> None:
             names[role] = f"{word}.{name}.{seed}"
-            self._train(names[role], cell, seed, **how)
+            self._train(names[role], cell, seed, over=over, head_only=head_only)
 
         if self.task.needs_head():
             learn("head", "head", source, over=False, head_only=True)
@@ -179,19 +181,19 @@ class Matrix:
         tallies: dict[str, list[np.ndarray]] = {}
         elsewhere: dict[str, list[np.ndarray]] = {}
         on_dev: dict[str, list[float]] = {}
-        for own in columns:
-            for name, blend in own.items():
-                found, rows = (elsewhere, there) if name in _ONLY_THERE else (tallies, test)
+        for by_name in columns:
+            for name, blend in by_name.items():
+                kept, rows = (elsewhere, there) if name in _ONLY_THERE else (tallies, test)
                 known = self._there.get(blend) if name == "source there" else None
                 counted = self._tallies(rows, blend) if known is None else known
                 if name == "source there":  # the same for every language of a domain
                     self._there[blend] = counted
-                found.setdefault(name, []).append(counted)
+                kept.setdefault(name, []).append(counted)
                 if name in singles:
                     sums = self._tallies(dev, blend).sum(0)
                     on_dev.setdefault(name, []).append(float(self.task.score(sums)))
-        for own in columns:
-            for term in {term for blend in own.values() for term in blend.terms}:
+        for by_name in columns:
+            for term in {term for blend in by_name.values() for term in blend.terms}:
                 if term.startswith(_MADE):
                     self.model.drop(term)
         sign = 1.0 if self.task.higher_is_better else -1.0
@@ -240,68 +242,69 @@ class Matrix:
         self, cell: Cell, trained: Sequence[Mapping[str, str]], texts: Sequence[str]
     ) -> dict[str, float | None]:
         """What can be seen of language and task adapter before they are composed, mean of seeds."""
-        own = self._below(cell.language)
-        found = [
-            predictors_of(compare(self.model, own, names["domain"], texts)) for names in trained
+        language = self._below(cell.language)
+        by_seed = [
+            predictors_of(compare(self.model, language, names["domain"], texts))
+            for names in trained
         ]
         means: dict[str, float | None] = {}
-        for name in found[0]:
-            known = [value for seen in found if (value := seen[name]) is not None]
+        for name in by_seed[0]:
+            known = [value for seen in by_seed if (value := seen[name]) is not None]
             means[name] = float(np.mean(known)) if known else None
         return means
 
     def _columns(self, cell: Cell, names: Mapping[str, str], seed: int) -> dict[str, Blend]:
         """Column → the blend of adapters that it is, all resident."""
-        own, source = self._below(cell.language), self._below(self.source)
+        language, source = self._below(cell.language), self._below(self.source)
         head = _exact(names["head"]) if "head" in names else Blend()
         task = _exact(names["domain"])
         columns = {"bare": head}
-        if own:
-            columns["language"] = own + head
+        if language:
+            columns["language"] = language + head
         columns["domain"] = task
         if source and self.source != cell.language:
             columns["source kept"] = source + task
-        if own:
+        if language:
             for method in self.methods:
-                columns[method] = self._composed(method, cell, own, source, task, seed)
+                columns[method] = self._composed(method, cell, language, source, task, seed)
             others = [tag for tag in self._tags() if tag not in (cell.language, self.source)]
-            if others:  # the next one after the cell's own, so that it is another in each cell
+            if others:  # the one after the cell's language, so that it is another in each cell
                 wrong = next((tag for tag in others if tag > cell.language), others[0])
                 columns["wrong language"] = self._below(wrong) + task
-            (term,) = own.terms
+            (term,) = language.terms
             random = random_like(self.model.resident(term), seed, f"{_MADE}random.{term}.{seed}")
             columns["random"] = _exact(self.model.add(random).name) + task
             if "apart" in names:
                 columns["apart"] = _exact(names["apart"])
-                columns["apart + language"] = own + columns["apart"]
+                columns["apart + language"] = language + columns["apart"]
             if cell.language != self.source and "sum" in self.methods:
-                columns["there"] = own + task
+                columns["there"] = language + task
                 columns["source there"] = source + task
         if f"oracle {cell.language}" in names:
-            columns["oracle"] = own + _exact(names[f"oracle {cell.language}"])
+            columns["oracle"] = language + _exact(names[f"oracle {cell.language}"])
         return columns
 
     def _composed(
-        self, method: str, cell: Cell, own: Blend, source: Blend, task: Blend, seed: int
+        self, method: str, cell: Cell, language: Blend, source: Blend, task: Blend, seed: int
     ) -> Blend:
         """Language and task by one method; the order of terms is the method's."""
         if method == "sum":
-            return own + task
-        if method == "subtract" and own == source:
+            return language + task
+        if method == "subtract" and language == source:
             return task  # an analogy from a language to itself changes nothing
-        blend = task + own - source if method == "subtract" else task + own
+        blend = task + language - source if method == "subtract" else task + language
         name = f"{_MADE}{method}.{cell.language}.{seed}"
         made = composed(self.model, blend, method, name, {})
         return _exact(self.model.add(made).name)
 
-    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, Any]:
+    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, object]:
         """What one method's composition is worth in a cell, positive where it helps."""
         against: dict[str, Estimate] = {"gain": drawn.estimate(method, "bare", sign)}
         against["composition_gain"] = drawn.estimate(method, best, sign)
         for other in ("source kept", "wrong language", "random"):
             if other in drawn.points:
                 against[f"over {other}"] = drawn.estimate(method, other, sign)
-        out: dict[str, Any] = {name: asdict(estimate) for name, estimate in against.items()}
+        out: dict[str, object] = {name: asdict(estimate) for name, estimate in against.items()}
         out["hurts"] = against["composition_gain"].sure < 0
         out["helps"] = against["composition_gain"].sure > 0
         if "oracle" in drawn.points:
@@ -437,9 +440,9 @@ def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _line(result: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {own['mean']:.3f}" for name, own in result["columns"].items())
+    return ", ".join(f"{name} {column['mean']:.3f}" for name, column in result["columns"].items())
 
 
-def _write(path: Path, data: Mapping[str, Any]) -> None:
+def _write(path: Path, data: Mapping[str, object]) -> None:
     with atomic_write(path) as file:
         file.write((json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())

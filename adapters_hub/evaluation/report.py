@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters_hub.errors import DataError
 from adapters_hub.metrics.bootstrap import Correlation, correlate
 from adapters_hub.metrics.tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
 Cells = list[dict[str, Any]]
@@ -71,7 +74,7 @@ def tables(cells: Cells) -> str:
                 "bootstrap interval; cells share adapters, so it is too narrow:",
                 markdown(
                     ("of language and task adapter", "cells", "rho", "95% from", "to"),
-                    [_correlated(name, own) for name, own in known.items()],
+                    [_correlated(name, correlation) for name, correlation in known.items()],
                 ),
             ]
     return "\n\n".join(parts)
@@ -85,7 +88,7 @@ _EXPLAINED = (
     "gain: composed - bare. composition gain: composed - the better single adapter, chosen on dev. "
     "helps, hurts: cells in which its 95% interval, over rows and seeds, is above or below 0. "
     "recovery: sum of gains over sum of the in-cell adapter's gains. forgetting: what the sum with "
-    "another language costs on the source language's own rows. worst cell: lowest composition gain."
+    "another language costs on rows of the source language. worst cell: lowest composition gain."
 )
 
 
@@ -96,25 +99,25 @@ def methods_of(cells: Cells) -> list[str]:
 
 def summary(cells: Cells, method: str) -> list[str]:
     """One row of the methods' table, over the cells in languages that are not the source."""
-    own = _elsewhere(cells, method)
-    if not own:
+    others = _elsewhere(cells, method)
+    if not others:
         return [method, "0", *[""] * (len(_SUMMARY) - 2)]
-    found = [cell["composed"][method] for cell in own]
-    gains = [entry["composition_gain"] for entry in found]
-    worst = min(range(len(own)), key=lambda i: gains[i]["mean"])
+    entries = [cell["composed"][method] for cell in others]
+    gains = [entry["composition_gain"] for entry in entries]
+    worst = min(range(len(others)), key=lambda i: gains[i]["mean"])
     return [
         method,
-        str(len(own)),
-        _mean(entry["gain"] for entry in found),
-        _mean(cell["transfer"] for cell in own),
+        str(len(others)),
+        _mean(entry["gain"] for entry in entries),
+        _mean(cell["transfer"] for cell in others),
         _mean(gains),
-        f"{sum(entry['helps'] for entry in found)}/{len(own)}",
-        f"{sum(entry['hurts'] for entry in found)}/{len(own)}",
-        _recovery(own, method),
-        _mean(entry["over wrong language"] for entry in found if "over wrong language" in entry),
-        _mean(entry["over random"] for entry in found if "over random" in entry),
-        _mean(entry["forgetting"] for entry in found if "forgetting" in entry),
-        f"{own[worst]['domain'] or '-'} {own[worst]['language']} {_interval(gains[worst])}",
+        f"{sum(entry['helps'] for entry in entries)}/{len(others)}",
+        f"{sum(entry['hurts'] for entry in entries)}/{len(others)}",
+        _recovery(others, method),
+        _mean(entry["over wrong language"] for entry in entries if "over wrong language" in entry),
+        _mean(entry["over random"] for entry in entries if "over random" in entry),
+        _mean(entry["forgetting"] for entry in entries if "forgetting" in entry),
+        f"{others[worst]['domain'] or '-'} {others[worst]['language']} {_interval(gains[worst])}",
     ]
 
 
@@ -122,9 +125,9 @@ def correlations(cells: Cells, method: str) -> dict[str, Correlation]:
     """Predictor → its rank correlation with a method's composition gain, over the cells that are
     not the source; those with fewer than 3 cells are left out.
     """
-    own = [cell for cell in _elsewhere(cells, method) if "predictors" in cell]
-    gains = [cell["composed"][method]["composition_gain"]["mean"] for cell in own]
-    return correlate([cell["predictors"] for cell in own], gains)
+    measured = [cell for cell in _elsewhere(cells, method) if "predictors" in cell]
+    gains = [cell["composed"][method]["composition_gain"]["mean"] for cell in measured]
+    return correlate([cell["predictors"] for cell in measured], gains)
 
 
 def draw(cells: Cells, folder: str | Path) -> list[Path]:
@@ -140,7 +143,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
         raise DataError("plots need matplotlib: pip install 'adapters-hub[plot]'") from None
     Path(folder).mkdir(parents=True, exist_ok=True)
     written = []
-    pictures: list[tuple[str, Callable[[Any], None]]] = []
+    pictures: list[tuple[str, Callable[[Figure], None]]] = []
     for method in methods_of(cells):
         pictures += [
             (f"{what}.{method}", partial(_heat_map, cells=cells, method=method, what=what))
@@ -160,7 +163,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
     return written
 
 
-def _heat_map(figure: Any, cells: Cells, method: str, what: str) -> None:
+def _heat_map(figure: "Figure", cells: Cells, method: str, what: str) -> None:
     """Languages by domains; a number in bold is one whose interval excludes 0."""
     import numpy as np
 
@@ -199,25 +202,25 @@ def _heat_map(figure: Any, cells: Cells, method: str, what: str) -> None:
 _WORDS = {"gain": "Gain over bare", "composition_gain": "Gain over the better single adapter"}
 
 
-def _intervals(figure: Any, cells: Cells, method: str) -> None:
+def _intervals(figure: "Figure", cells: Cells, method: str) -> None:
     """Every cell's composition gain with its interval, the largest on top."""
-    own = [cell for cell in cells if method in cell["composed"]]
-    own.sort(key=lambda cell: cell["composed"][method]["composition_gain"]["mean"])
+    shown = [cell for cell in cells if method in cell["composed"]]
+    shown.sort(key=lambda cell: cell["composed"][method]["composition_gain"]["mean"])
     axes = figure.subplots()
-    for place, cell in enumerate(own):
+    for place, cell in enumerate(shown):
         entry = cell["composed"][method]["composition_gain"]
         kind = 1 if entry["low"] > 0 else -1 if entry["high"] < 0 else 0
         axes.plot([entry["low"], entry["high"]], [place, place], color=_SIGNS[kind][0], lw=1.5)
         axes.plot(entry["mean"], place, _SIGNS[kind][1], color=_SIGNS[kind][0], ms=5)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(range(len(own)), [f"{c['domain'] or '-'} {c['language']}" for c in own])
-    axes.set_ylim(-0.8, len(own) - 0.2)
+    axes.set_yticks(range(len(shown)), [f"{c['domain'] or '-'} {c['language']}" for c in shown])
+    axes.set_ylim(-0.8, len(shown) - 0.2)
     axes.set_xlabel(f"composed - better single adapter, {cells[0]['metric']} (positive: it helps)")
     axes.set_title(f"Does composing help? {method}, 95% intervals over rows and seeds")
     for kind, words in ((1, "helps"), (0, "not told apart"), (-1, "hurts")):
         axes.plot([], [], _SIGNS[kind][1], color=_SIGNS[kind][0], label=words)
     axes.legend(loc="lower right", frameon=False)
-    figure.set_size_inches(6.4, 1.4 + 0.22 * len(own))
+    figure.set_size_inches(6.4, 1.4 + 0.22 * len(shown))
 
 
 _SIGNS = {1: ("#0072B2", "^"), 0: ("#666666", "o"), -1: ("#D55E00", "v")}  # Okabe and Ito's
@@ -228,8 +231,12 @@ def _elsewhere(cells: Cells, method: str) -> Cells:
     return [c for c in cells if method in c["composed"] and c["language"] != c["source"]]
 
 
-def _correlated(name: str, own: Correlation) -> list[str]:
-    return [name.replace("_", " "), str(own.n), *map(_signed, (own.rho, own.low, own.high))]
+def _correlated(name: str, correlation: Correlation) -> list[str]:
+    return [
+        name.replace("_", " "),
+        str(correlation.n),
+        *map(_signed, (correlation.rho, correlation.low, correlation.high)),
+    ]
 
 
 def _signed(value: float | None) -> str:
@@ -242,13 +249,13 @@ def _mean(estimates: Iterable[Mapping[str, float]]) -> str:
 
 
 def _recovery(cells: Cells, method: str) -> str:
-    """(Σ composed - bare) / (Σ oracle - bare): the cells' own ratios would explode near zero."""
-    own = [cell for cell in cells if "oracle" in cell["columns"]]
-    gain = sum(cell["composed"][method]["gain"]["mean"] for cell in own)
+    """(Σ composed - bare) / (Σ oracle - bare): the ratio of each cell would explode near zero."""
+    measured = [cell for cell in cells if "oracle" in cell["columns"]]
+    gain = sum(cell["composed"][method]["gain"]["mean"] for cell in measured)
     possible = sum(
         (cell["columns"]["oracle"]["mean"] - cell["columns"]["bare"]["mean"])
         * (1 if cell["higher_is_better"] else -1)
-        for cell in own
+        for cell in measured
     )
     return f"{gain / possible:.0%}" if possible > 0 else ""
 

@@ -4,7 +4,6 @@ Knows tasks by their interface and how to spread work over processes; trains not
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -12,17 +11,17 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.inference.records import BlendOf, collect_records
 from adapters_hub.runtime.core import Runtime
-from adapters_hub.tasks.base import Example, Task
+from adapters_hub.tasks.base import Example, Record, Task
 
 
 def metrics_by(
     task: Task,
     examples: Sequence[Example],
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Record],
     key: Callable[[Row], str | None],
 ) -> dict[str, dict[str, float]]:
     """The task's metrics over the records of each value of ``key``, such as each language."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Record]] = {}
     for example, record in zip(examples, records, strict=True):
         groups.setdefault(key(example.row) or "-", []).append(record)
     return {name: task.metrics(groups[name]) for name in sorted(groups)}

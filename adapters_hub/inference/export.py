@@ -4,7 +4,7 @@ Knows adapters, composition and transformers' classes; rows and plans are the mo
 """
 
 import copy
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from adapters_hub.text.prompts import prompt_of
 
 
 def composed(
-    model: Runtime, blend: Weights, method: str, name: str | None, options: dict[str, Any]
+    model: Runtime, blend: Weights, method: str, name: str | None, options: Mapping[str, object]
 ) -> Adapter:
     """A blend as one adapter, its head and all, in memory; see `AdaptedModel.export`."""
     from adapters_hub.tasks.pooling import embedding_of

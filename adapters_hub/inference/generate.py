@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, SettingsError
@@ -30,7 +36,7 @@ from adapters_hub.text.prompts import (
 _NEW_TOKENS = 32  # where nobody says how many
 
 Prompted = str | Mapping[str, object] | Conversation
-"""A text as it stands, a row's fields for its blend's own prompt, or messages for a chat."""
+"""A text as it stands, a row's fields for the prompt of its blend, or messages for a chat."""
 
 Prompts = Prompted | Sequence[Prompted]
 
@@ -59,7 +65,7 @@ def stream(
     """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
     check_writes(model.backbone)
     if "streamer" in options:
-        raise SettingsError("streamer: stream has its own; give it to generate")
+        raise SettingsError("streamer: stream makes one itself; give it to generate")
     blends = model.blends(1, adapters, languages)
     inputs, _ = _inputs(model, _encoded(model, [prompt], blends), options, None, _NEW_TOKENS)
     return _pieces(model, blends, inputs)
@@ -121,12 +127,12 @@ _MORE_THAN_TEXT = (
 _TOKENS = ("input_ids", "inputs", "attention_mask")
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     """Raise `SettingsError` for options of transformers that cannot work with texts."""
     for name in _MORE_THAN_TEXT:
         if options.get(name):
             raise SettingsError(
-                f"{name}: texts are returned here, nothing else; for transformers' own result call "
+                f"{name}: texts are returned here, nothing else; for transformers' result call "
                 "model.backbone.model.generate(…) inside `with model.adapted(rows, adapters):`"
             )
     for name in _TOKENS:
@@ -156,7 +162,7 @@ def _inputs(
     if _said(backbone.model, options, "max_new_tokens", "max_length") == (None, None):
         room = limit - size if limit and decoder else new_tokens
         options["max_new_tokens"] = max(1, min(new_tokens, room))
-    if any(_said(backbone.model, options, "stop_strings")):  # found in text, not in tokens
+    if any(_said(backbone.model, options, "stop_strings")):  # they are in the text, not in tokens
         options.setdefault("tokenizer", backbone.tokenizer)
     new = _new_tokens(backbone.model, size, options) if decoder else 0
     if limit and size + new > limit:
@@ -171,7 +177,7 @@ def _inputs(
 def _encoded(
     model: Runtime, prompts: Sequence[Prompted], blends: Sequence[Blend]
 ) -> list[list[int]]:
-    """Token ids: of texts as they stand, of rows' fields in their blend's own prompt, of
+    """Token ids: of texts as they stand, of rows' fields in the prompt of their blend, of
     conversations in the chat template.
     """
     texts: dict[int, str] = {}
@@ -220,7 +226,7 @@ def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torc
         blends = [blends[row] for row in order]
     plan = model.plan(blends)
     ids = inputs["input_ids"]
-    runner: Any = model.backbone.model
+    runner = model.backbone.model
     several = _said(runner, inputs, "num_beams", "num_return_sequences")
     rows = len(ids) * max(number or 1 for number in several)
     steps = max(0, _new_tokens(runner, ids.shape[1], inputs) - 1)
@@ -238,14 +244,15 @@ def run(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> torc
     return out
 
 
-def _taken(value: Any, order: list[int]) -> Any:
+def _taken(value: object, order: list[int]) -> object:
     """A tensor of a row each in another order; anything else as it is."""
-    rows = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order)
-    return value[order] if rows else value
+    if isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(order):
+        return value[order]
+    return value
 
 
-def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
-    """What the options say, else their ``generation_config``, else the model's own."""
+def _said(model: PreTrainedModel, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    """What the options say, else their ``generation_config``, else that of the model."""
     config = options.get("generation_config") or model.generation_config
     given = [options.get(name) for name in names]
     return tuple(
@@ -254,7 +261,7 @@ def _said(model: Any, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
     )
 
 
-def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
+def _new_tokens(model: PreTrainedModel, size: int, options: dict[str, Any]) -> int:
     new, whole = _said(model, options, "max_new_tokens", "max_length")
     return int(new if new is not None else (whole or size) - size)
 
@@ -263,7 +270,7 @@ def _new_tokens(model: Any, size: int, options: dict[str, Any]) -> int:
 
 
 def _pieces(model: Runtime, blends: Sequence[Blend], inputs: dict[str, Any]) -> Iterator[str]:
-    """Pieces of the text that a thread of its own writes; it ends when nobody reads on."""
+    """Pieces of the text that another thread writes; it ends when nobody reads on."""
     pieces = _Pieces(model.backbone.tokenizer)
     left, failed = threading.Event(), []
     stopping = [*(inputs.pop("stopping_criteria", None) or ()), _Left(left)]
@@ -297,18 +304,20 @@ class _Left(StoppingCriteria):
     def __init__(self, left: threading.Event) -> None:
         self._left = left
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **options: object
+    ) -> torch.Tensor:
         return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
 
 
 class _Pieces(TextIteratorStreamer):
     """Gives out a text as far as a further token did not change it.
 
-    transformers' own waits for spaces, which some languages do not have, and decodes what is behind
-    a line end by itself, from which the whole text's decoding may differ.
+    transformers' streamer waits for spaces, which some languages do not have, and decodes what is
+    behind a line end by itself, from which the whole text's decoding may differ.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._last, self._given, self._begun = "", 0, False
 

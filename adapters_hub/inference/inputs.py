@@ -26,7 +26,7 @@ def texts_of(given: str | Iterable[str], what: str = "texts") -> list[str]:
     return texts
 
 
-def rows_of(given: Any, what: str) -> list[Any]:
+def rows_of(given: object, what: str) -> list[Any]:
     """The elements, in their order, of what a caller gives; one text is a list of itself.
 
     Raises `SettingsError` for what has no elements, or none in an order.

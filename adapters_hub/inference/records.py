@@ -1,4 +1,4 @@
-"""A task's records of examples, each example under its own blend: what every metric is made from.
+"""A task's records of examples, each example under a blend: what every metric is made from.
 
 Knows tasks by their interface and how to spread work over processes.
 """
@@ -31,7 +31,7 @@ def collect_records(
     batch_size: int = 64,
     accelerator: "Accelerator | None" = None,
 ) -> list[Record]:
-    """A task's record for every example, in order; each example under its own resolved blend.
+    """A task's record for every example, in order; each example under a resolved blend.
 
     With an `accelerate.Accelerator` the work is done at its precision, spread over its processes,
     and every one of them gets all records.

@@ -74,7 +74,7 @@ def _continued(tags: Sequence[str], places: Sequence[int | None]) -> list[str]:
     """Tags of words, where words inside one token are one span at most.
 
     Such words (Chinese characters, clusters of Thai) all have the one tag of their token; were it
-    ``B-X``, each of them would begin a span of its own.
+    ``B-X``, each of them would begin another span.
     """
     continued = list(tags)
     for number in range(1, len(tags)):

@@ -6,7 +6,6 @@ Knows one task, classification, and a backbone's embeddings; captum is imported 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ def attribute(
     if backbone.kind == "encoder-decoder":
         raise BackboneError(
             f"{backbone.name} is an encoder-decoder: a change of its embeddings would reach both "
-            "stacks, so no token has a score of its own"
+            "stacks, so a token has no single score"
         )
     if steps < 1:
         raise SettingsError(f"steps={steps}: must be 1 or more")
@@ -84,8 +83,7 @@ def attribute(
     special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))
     empty = given.where(special, filler)
     task, heads = Classification(names), model.heads([blend])
-    whole: Any = backbone.base
-    embeddings: nn.Module = whole.get_input_embeddings()
+    embeddings: nn.Module = backbone.base.get_input_embeddings()
 
     def logits(ids: Tensor, mask: Tensor) -> Tensor:
         return task.logits(model, {"input_ids": ids, "attention_mask": mask}, heads)
@@ -117,9 +115,9 @@ def attribute(
 
 @contextmanager
 def _embedded(embeddings: nn.Module, instead: Tensor) -> Iterator[None]:
-    """A forward inside the block sees these embeddings (1, tokens, width) in place of its own."""
+    """A forward inside the block sees these embeddings (1, tokens, width), whatever its tokens."""
 
-    def replaced(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def replaced(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         return instead
 
     hook = embeddings.register_forward_hook(replaced)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from adapters_hub.compose.core_space import Piece
@@ -75,7 +75,7 @@ class Comparison:
         """The report that `to_json` gave; `DataError` for what is none."""
         try:
             groups = {
-                name: {place: Measures(**own) for place, own in data[name].items()}
+                name: {place: Measures(**values) for place, values in data[name].items()}
                 for name in ("sites", "depths")
             }
             return cls(**{**data, **groups, "total": Measures(**data["total"])})
@@ -121,7 +121,7 @@ def compare(
         first=names[0],
         second=names[1],
         sites={site: Measures.of([pair]) for site, pair in pairs.items()},
-        depths={depth: Measures.of(own) for depth, own in groups.items()},
+        depths={depth: Measures.of(group) for depth, group in groups.items()},
         total=Measures.of(pairs.values()),
         texts=len(texts or ()),
     )
@@ -129,10 +129,10 @@ def compare(
 
 def one_term(blend: Weights) -> Blend:
     """The blend, if it has just one term; `BlendError` otherwise."""
-    found = Blend.of(blend)
-    if len(found.weights) != 1:
-        raise BlendError(f"{str(found)!r} has {len(found.weights)} terms: give one adapter here")
-    return found
+    single = Blend.of(blend)
+    if len(single.weights) != 1:
+        raise BlendError(f"{str(single)!r} has {len(single.weights)} terms: give one adapter here")
+    return single
 
 
 def deltas_of(model: Runtime, blend: Blend) -> Deltas:
@@ -182,28 +182,28 @@ def _compare_sites(names: Sequence[str], deltas: Sequence[Deltas]) -> dict[str, 
     first, second = deltas
     pairs = {}
     for site in in_depth(first.keys() | second.keys()):
-        own = first.get(site), second.get(site)
-        if own[0] and own[1]:
-            shapes = [(a.shape[1], b.shape[0]) for _, a, b in (own[0], own[1])]
+        both = first.get(site), second.get(site)
+        if both[0] and both[1]:
+            shapes = [(a.shape[1], b.shape[0]) for _, a, b in (both[0], both[1])]
             if shapes[0] != shapes[1]:
                 raise BackboneMismatchError(
                     f"{names[0]!r} and {names[1]!r} are for different backbones: at {site} one has "
                     f"{shapes[0][0]} inputs and {shapes[0][1]} outputs, the other {shapes[1][0]} "
                     f"and {shapes[1][1]}"
                 )
-        pairs[site] = compare_site(*own, seed=site)
+        pairs[site] = compare_site(*both, seed=site)
     return pairs
 
 
 def in_depth(sites: Iterable[str]) -> list[str]:
     """Sites by stack (an encoder before its decoder), layer and name; those in no layer last."""
-    found = locate(sites)
+    places = locate(sites)
 
-    def place(site: str) -> tuple[Any, ...]:
-        own = found[site]
-        return own.layer is None, "decoder" in own.stack, own.stack, own.layer or 0, site
+    def place(site: str) -> tuple[bool, bool, str, int, str]:
+        where = places[site]
+        return where.layer is None, "decoder" in where.stack, where.stack, where.layer or 0, site
 
-    return sorted(found, key=place)
+    return sorted(places, key=place)
 
 
 @torch.no_grad()
@@ -220,12 +220,14 @@ def interference(
     sides.
     """
     backbone = model.backbone
-    sums: dict[str, list[float]] = {site: [0.0, 0.0] for own in deltas for site in own}
+    sums: dict[str, list[float]] = {site: [0.0, 0.0] for added in deltas for site in added}
 
-    def watch(site: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def watch(
+        site: str, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> None:
         x = (*inputs, *named.values())[0]
-        for number, own in enumerate(deltas):
-            sums[site][number] += moved(own.get(site), x)
+        for number, added in enumerate(deltas):
+            sums[site][number] += moved(added.get(site), x)
 
     encoded = encode_texts(texts, backbone, max_length)
     if not encoded or not all(encoded):
@@ -245,7 +247,7 @@ def interference(
     finally:
         for hook in hooks:
             hook.remove()
-    return {site: (own[0], own[1]) for site, own in sums.items()}
+    return {site: (one, two) for site, (one, two) in sums.items()}
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
@@ -267,8 +269,8 @@ def describe(report: Comparison) -> str:
     }
     assert list(heads) == [field.name for field in fields(Measures)]
     rows = {**report.depths, "all": report.total}
-    columns: dict[str, dict[str, Any]] = {
-        head: {place: getattr(own, name) for place, own in rows.items()}
+    columns: dict[str, dict[str, float | None]] = {
+        head: {place: getattr(measures, name) for place, measures in rows.items()}
         for name, head in heads.items()
         if name != "interference" or report.texts
     }

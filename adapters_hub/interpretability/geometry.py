@@ -1,6 +1,6 @@
 """How two LoRA deltas lie to each other at one site, from their factors.
 
-Knows tensors only. Everything but the signs comes from each delta's own singular vectors, found
+Knows tensors only. Everything but the signs comes from the singular vectors of each delta, made
 through QR of its factors and an r × r matrix, in float64; the signs from a block of rows of the
 true deltas at a time. No delta is ever held whole.
 """

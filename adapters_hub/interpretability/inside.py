@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
@@ -64,9 +65,9 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
 
     def shares(group_of: Callable[[str], str]) -> dict[str, Share]:
         groups: dict[str, list[tuple[float, float | None]]] = {}
-        for site, own in norms.items():
-            groups.setdefault(group_of(site), []).append(own)
-        return {name: _share(own, total) for name, own in groups.items()}
+        for site, norm in norms.items():
+            groups.setdefault(group_of(site), []).append(norm)
+        return {name: _share(group, total) for name, group in groups.items()}
 
     def kind(site: str) -> str:
         return site.removeprefix(f"{layer_of(site)}.")
@@ -77,7 +78,7 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
 
 
 def _share(norms: list[tuple[float, float | None]], total: float) -> Share:
-    above = sum(own for own, _ in norms)
+    above = sum(energy for energy, _ in norms)
     weights = [weight for _, weight in norms if weight is not None]
     below = sum(weights) if len(weights) == len(norms) else 0.0
     return Share(
@@ -88,7 +89,7 @@ def _share(norms: list[tuple[float, float | None]], total: float) -> Share:
 def _weight_energy(module: Any) -> float | None:
     """‖W‖_F² of a frozen weight, None where it is packed in a way that is not known here.
 
-    PEFT's own dequantisation is not used: on a CPU it puts an 8-bit weight back without its scale.
+    PEFT's dequantisation is not used: on a CPU it puts an 8-bit weight back without its scale.
     """
     weight, packed = module.weight, type(module.weight).__name__
     if packed == "Params4bit":
@@ -146,7 +147,7 @@ def logit_lens(
     """Each layer's hidden states through the final norm and the LM head, with and without adapters.
 
     The logit lens (nostalgebraist, 2020), for decoders; ``against`` is the bare backbone unless
-    said otherwise. At the last layer it is the model's own prediction. Raises `BackboneError` where
+    said otherwise. At the last layer it is what the model predicts. Raises `BackboneError` where
     there is no final norm or LM head, `DataError` for a text without tokens.
     """
     backbone, size = model.backbone, model.backbone.config.get_text_config().vocab_size
@@ -165,15 +166,15 @@ def logit_lens(
         with model.bank.using(plan), _watching(backbone, layers) as seen:
             backbone.base(**batch, **backbone.call_options)
         states.append(seen)
-    best: list[list[Any]] = [[], []]
+    best: list[list[tuple[Guesses, ...]]] = [[], []]
     divergence = []
     for layer in range(len(layers) + 1):
         both = []
-        for plan, seen, own in zip(plans, states, best, strict=True):
+        for plan, seen, guesses in zip(plans, states, best, strict=True):
             with model.bank.using(plan):
                 logits = backbone.head_logits(norm(seen[layer])[0], batch["input_ids"])
             both.append(logits.double().log_softmax(-1))
-            own.append(_likeliest(both[-1], backbone.tokenizer, top))
+            guesses.append(_likeliest(both[-1], backbone.tokenizer, top))
         one, two = both
         divergence.append(tuple((one.exp() * (one - two)).sum(-1).clamp(min=0).tolist()))
     return LogitLens(
@@ -187,12 +188,14 @@ def logit_lens(
     )
 
 
-def _likeliest(logs: Tensor, tokenizer: Any, top: int) -> tuple[Guesses, ...]:
+def _likeliest(logs: Tensor, tokenizer: PreTrainedTokenizerBase, top: int) -> tuple[Guesses, ...]:
     """For each position (tokens, vocabulary) the ``top`` likeliest tokens, the best first."""
-    found = logs.exp().topk(top)
+    likeliest = logs.exp().topk(top)
     return tuple(
         tuple((tokenizer.decode([number]), p) for number, p in zip(numbers, values, strict=True))
-        for numbers, values in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        for numbers, values in zip(
+            likeliest.indices.tolist(), likeliest.values.tolist(), strict=True
+        )
     )
 
 
@@ -215,10 +218,10 @@ def _watching(backbone: Backbone, layers: tuple[str, ...]) -> Iterator[list[Tens
     """What goes into the first layer in a forward inside the block, and what leaves each."""
     seen: list[Tensor] = []
 
-    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append((*inputs, *named.values())[0])
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def after(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
 
     modules = [backbone.base.get_submodule(layer) for layer in layers]

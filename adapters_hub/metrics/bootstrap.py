@@ -128,7 +128,7 @@ def correlate(
     """
     if len(seen) != len(gains):
         raise DataError(f"{len(seen)} reports for {len(gains)} gains: give one gain a report")
-    found = {}
+    correlations = {}
     for name in dict.fromkeys(name for values in seen for name in values):
         pairs = [
             (value, gain)
@@ -136,9 +136,9 @@ def correlate(
             if (value := values.get(name)) is not None
         ]
         if len(pairs) >= 3:
-            values, own = zip(*pairs, strict=True)
-            found[name] = spearman(values, own, seed)
-    return found
+            values, paired = zip(*pairs, strict=True)
+            correlations[name] = spearman(values, paired, seed)
+    return correlations
 
 
 def _rho(values: np.ndarray) -> float | None:

@@ -28,7 +28,7 @@ def ranks(
     ``left_out`` have document numbers for each query, and the latter are not ranked at all.
     Products are taken in float64, so that equal vectors have equal scores wherever they stand.
     """
-    found: list[list[int]] = []
+    ranked: list[list[int]] = []
     corpus = documents.double().T
     places = torch.arange(len(documents), device=documents.device)
     chunk = max(1, _SCORES // max(1, len(documents)))
@@ -39,21 +39,21 @@ def ranks(
         for number, row in enumerate(scores, start):
             if left_out:
                 row[list(left_out[number])] = -torch.inf
-            own = torch.tensor(sorted(relevant[number]), dtype=torch.long, device=row.device)
-            score = row[own][:, None]
-            before = (row > score) | ((row == score) & (places < own[:, None]))
-            found.append(sorted((before.sum(1) + 1).tolist()))
-    return found
+            right = torch.tensor(sorted(relevant[number]), dtype=torch.long, device=row.device)
+            score = row[right][:, None]
+            before = (row > score) | ((row == score) & (places < right[:, None]))
+            ranked.append(sorted((before.sum(1) + 1).tolist()))
+    return ranked
 
 
-def ndcg(own: Sequence[int], at: int = 10) -> float:
+def ndcg(positions: Sequence[int], at: int = 10) -> float:
     """One query's nDCG from the ranks of its relevant documents: relevance is 0 or 1.
 
     DCG is Σ 1 / log2(1 + rank) over those of the first ``at`` (doi:10.1145/582415.582418), divided
     by that of the best order there is.
     """
     gains = [1 / math.log2(1 + rank) for rank in range(1, at + 1)]
-    return sum(gains[rank - 1] for rank in own if rank <= at) / sum(gains[: len(own)])
+    return sum(gains[rank - 1] for rank in positions if rank <= at) / sum(gains[: len(positions)])
 
 
 def ranking_metrics(
@@ -67,10 +67,10 @@ def ranking_metrics(
     totals = dict.fromkeys(
         ["ndcg@10", "mrr", "accuracy@1", *(f"recall@{k}" for k in recall_at)], 0.0
     )
-    for own in ranked:
-        totals["ndcg@10"] += ndcg(own)
-        totals["mrr"] += 1 / own[0]
-        totals["accuracy@1"] += own[0] == 1
+    for positions in ranked:
+        totals["ndcg@10"] += ndcg(positions)
+        totals["mrr"] += 1 / positions[0]
+        totals["accuracy@1"] += positions[0] == 1
         for k in recall_at:
-            totals[f"recall@{k}"] += sum(rank <= k for rank in own) / len(own)
+            totals[f"recall@{k}"] += sum(rank <= k for rank in positions) / len(positions)
     return {name: total / len(ranked) for name, total in totals.items()}

@@ -2,7 +2,7 @@
 language (arXiv:1910.07475).
 
 Knows texts only. English, and rows that name no language, are counted by SQuAD's rules; every
-other language by MLQA's: its own articles, all of Unicode's punctuation, Chinese by character.
+other language by MLQA's: its articles, all of Unicode's punctuation, Chinese by character.
 """
 
 import re
@@ -44,8 +44,8 @@ def words(text: str, language: str | None = None) -> tuple[str, ...]:
 
 def exact_match(answer: str, gold: Sequence[str], language: str | None = None) -> float:
     """1.0 if the answer has just the words of one of the gold answers; no gold: none is right."""
-    own = words(answer, language)
-    return float(any(own == words(text, language) for text in _gold(gold, language)))
+    given = words(answer, language)
+    return float(any(given == words(text, language) for text in _gold(gold, language)))
 
 
 def f1(answer: str, gold: Sequence[str], language: str | None = None) -> float:
@@ -60,11 +60,11 @@ def _gold(gold: Sequence[str], language: str | None) -> list[str]:
     return [text for text in gold if words(text, language)] or [""]
 
 
-def _f1(own: tuple[str, ...], gold: tuple[str, ...]) -> float:
-    if not own or not gold:
-        return float(own == gold)
-    common = sum((Counter(own) & Counter(gold)).values())
-    return 2 * common / (len(own) + len(gold))
+def _f1(given: tuple[str, ...], gold: tuple[str, ...]) -> float:
+    if not given or not gold:
+        return float(given == gold)
+    common = sum((Counter(given) & Counter(gold)).values())
+    return 2 * common / (len(given) + len(gold))
 
 
 def _is_punctuation(character: str) -> bool:

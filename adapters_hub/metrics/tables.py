@@ -19,7 +19,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1)
     )
 
 
-def table(results: Mapping[str, Mapping[str, float]], corner: str, notes: Mapping[str, str]) -> str:
+def table(
+    results: Mapping[str, Mapping[str, float | None]], corner: str, notes: Mapping[str, str]
+) -> str:
     """A Markdown table of `compare`'s results; ``notes`` are set behind a language's name."""
     columns = list(results)
     languages = list(dict.fromkeys(name for column in columns for name in results[column]))

@@ -7,15 +7,19 @@ the language identifier is py3langid's (langid.py, P12-3005); both are optional.
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapters_hub.errors import SettingsError
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+    from sacrebleu.metrics import BLEU, CHRF
 
 Pairs = Sequence[tuple[str, str]]
 _WITHOUT_SPACES = {"zh": "zh", **dict.fromkeys(("ja", "ko", "th", "lo", "km", "my", "bo"), "char")}
 """sacrebleu's tokenizers for languages that put no spaces between words, or mean no words by them.
 
-Those of its own for Japanese and Korean need MeCab, a program beside Python.
+Those that are just for Japanese and Korean need MeCab, a program beside Python.
 """
 
 
@@ -61,7 +65,7 @@ def _score(score: str, language: str | None, pairs: Pairs) -> float:
     return float(_metric(score, language).corpus_score(list(written), [list(references)]).score)
 
 
-def _metric(score: str, language: str | None) -> Any:
+def _metric(score: str, language: str | None) -> "BLEU | CHRF":
     from sacrebleu.metrics import BLEU, CHRF
 
     if score == "bleu":
@@ -76,13 +80,13 @@ def wrong_language(texts: Sequence[str], language: str, languages: Iterable[str]
     Each is taken for the likeliest of ``languages``; None where the identifier does not know the
     language, or knows no other.
     """
-    own = language.partition("-")[0]
-    known = {tag.partition("-")[0] for tag in languages} | {own}
+    wanted = language.partition("-")[0]
+    known = {tag.partition("-")[0] for tag in languages} | {wanted}
     known &= _known()
-    if own not in known or len(known) < 2:
+    if wanted not in known or len(known) < 2:
         return None
     identifier = _identifier(frozenset(known))
-    wrong = sum(not text.strip() or identifier.classify(text)[0] != own for text in texts)
+    wrong = sum(not text.strip() or identifier.classify(text)[0] != wanted for text in texts)
     return wrong / len(texts)
 
 
@@ -92,13 +96,13 @@ def _known() -> frozenset[str]:
 
 
 @lru_cache(maxsize=32)
-def _identifier(languages: frozenset[str]) -> Any:
+def _identifier(languages: frozenset[str]) -> "LanguageIdentifier":
     identifier = _new_identifier()
     identifier.set_languages(sorted(languages))
     return identifier
 
 
-def _new_identifier() -> Any:
+def _new_identifier() -> "LanguageIdentifier":
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)

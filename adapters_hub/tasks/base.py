@@ -113,7 +113,7 @@ class Task(TaskOptions, ABC):
         return self.metric
 
     def new_head(self, backbone: Backbone, seed: int) -> dict[str, Tensor]:
-        """Fresh head parameters by path; empty where the backbone's own head serves."""
+        """Fresh head parameters by path; empty where the backbone's head serves."""
         return {}
 
     def new_adapter(
@@ -177,7 +177,7 @@ class Task(TaskOptions, ABC):
     ) -> Tensor:
         """Each row's loss (rows,) from the outputs of a whole batch, whose rows train ``owners``.
 
-        A row is compared only with those of its own adapter.
+        A row is compared only with those of the same adapter.
         """
         raise NotImplementedError(f"{self.name} does not couple rows")
 

@@ -1,4 +1,4 @@
-"""What the tasks share whose targets are tokens, predicted by the backbone's own head.
+"""What the tasks share whose targets are tokens, predicted by the backbone's head.
 
 Knows batches with ``labels`` and what is counted in bits; does not know where the targets come
 from.
@@ -24,7 +24,7 @@ _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
 
 @dataclass(frozen=True)
 class BitsTask(Task):
-    """A task that predicts target tokens by the backbone's own head, measured in bits."""
+    """A task that predicts target tokens by the backbone's head, measured in bits."""
 
     metric: str = "bits"
     higher_is_better: bool = False

@@ -1,9 +1,9 @@
-"""Sequence classification: one label a text, or several, by the architecture's own class."""
+"""Sequence classification: one label a text, or several, by the class of the architecture."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -197,12 +197,12 @@ class Classification(LabelledTask, ClassificationOptions):
         of = counts.sum(-1)
         return np.where(of > 0, scores.sum(-1) / np.maximum(of, 1), nothing)
 
-    def _sets(self, record: dict[str, Any]) -> tuple[set[str], set[str]]:
+    def _sets(self, record: Record) -> tuple[set[str], set[str]]:
         gold, predicted = record["label"], record["predicted"]
         return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        """(rows, labels), each row by its own head."""
+        """(rows, labels), each row by the head of its blend."""
         return row_logits(self.shell(model.backbone), batch, heads)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -211,8 +211,8 @@ class Classification(LabelledTask, ClassificationOptions):
 
 
 def multi_label_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Micro-F1, macro-F1 and exact match of sets of labels; where there is nothing to find, and
-    nothing found, F1 is 1.
+    """Micro-F1, macro-F1 and exact match of sets of labels; where no label is right, and
+    none is predicted, F1 is 1.
     """
     pairs = [(set(record["label"]), set(record["predicted"])) for record in records]
     hits, involved = Counter[str](), Counter[str]()

@@ -1,4 +1,4 @@
-"""What a task says of itself before torch is there: names, tags, its own settings, its sample.
+"""What a task says of itself before torch is there: names, tags, settings, a sample.
 
 Knows no model, no rows and no file. Each module of `adapters_hub.tasks.declarations` makes one
 `Declaration`; the task itself is the module of the same name beside this one.
@@ -6,19 +6,21 @@ Knows no model, no rows and no file. Each module of `adapters_hub.tasks.declarat
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from adapters_hub.errors import SettingsError
 
+_Value = TypeVar("_Value")
 
-def option(default: Any, help: str) -> Any:
+
+def option(default: _Value, help: str) -> _Value:
     """A field of a task's options: its default, and what ``--help`` says of it."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """The settings that every task has; a task's own are fields of a subclass.
+    """The settings that every task has; those of one task are fields of a subclass.
 
     Raises `SettingsError` for values that cannot work.
     """
@@ -39,7 +41,7 @@ class Sample:
     """
 
     folder: str = "data"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     name: str = "my-hotel"
 
 

@@ -1,13 +1,13 @@
 """Text generation: a row's text, set into a prompt, is answered by its target.
 
-The backbone's own head serves, frozen: causal in a decoder, whose loss is on the target alone, and
+The backbone's head serves, frozen: causal in a decoder, whose loss is on the target alone, and
 in the decoder of an encoder-decoder.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Generation(BitsTask, GenerationOptions):
     ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
     behind it), with ``chat`` a user's turn in the tokenizer's chat template; an adapter keeps both.
     A row longer than ``max_length`` loses a part of its prompt: the beginning in a decoder, the end
-    in an encoder-decoder, where the target has ``max_length`` tokens of its own. A target is never
+    in an encoder-decoder, where the target has another ``max_length`` tokens. A target is never
     cut: one that does not fit is an error. Bits per byte are over the bytes of targets; a task made
     by `final` also measures chrF of what is written, greedily, in ``max_new_tokens``, if sacrebleu
     is installed.
@@ -106,7 +106,7 @@ class Generation(BitsTask, GenerationOptions):
 
     # ── rows to tokens ───────────────────────────────────────────────────────────────────────
 
-    def fields(self, row: Row) -> dict[str, Any]:
+    def fields(self, row: Row) -> dict[str, object]:
         """What a prompt may name."""
         fields = {"text": row.text, "language": row.language, "domain": row.domain, **row.fields}
         if isinstance(row.label, str):
@@ -242,9 +242,8 @@ class Generation(BitsTask, GenerationOptions):
         if not decoder:
             inputs |= decoder_inputs(given, backbone)
         new = min(self.max_new_tokens, (backbone.max_tokens or 10**9) - size)
-        runner: Any = backbone.model
         options = {"max_new_tokens": max(1, new), "do_sample": False, "num_beams": 1}
-        out = runner.generate(**inputs, **options)
+        out = backbone.model.generate(**inputs, **options)
         texts = backbone.tokenizer.batch_decode(out[:, size:], skip_special_tokens=True)
         rows = [example.row for example in examples]
         return [self.finish(text, row, backbone) for text, row in zip(texts, rows, strict=True)]
@@ -274,8 +273,7 @@ def target_of(row: Row, column: str = "target") -> str:
 
 def start_token(backbone: Backbone) -> int:
     """The token an encoder-decoder's decoder starts from."""
-    model: Any = backbone.model
-    for said in (backbone.config, model.generation_config):
+    for said in (backbone.config, backbone.model.generation_config):
         start = getattr(said, "decoder_start_token_id", None)
         if isinstance(start, int):
             return start
@@ -283,7 +281,7 @@ def start_token(backbone: Backbone) -> int:
 
 
 def decoder_inputs(starts: Sequence[Sequence[int]], backbone: Backbone) -> dict[str, Tensor]:
-    """What ``generate`` takes, so that each row's decoder starts from its own tokens, all as many.
+    """What ``generate`` takes, so that each row's decoder starts from its tokens, all as many.
 
     The first of them is also given as the start token, before which transformers would else put
     the configuration's.

@@ -6,11 +6,12 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.task_shell import TaskShell
@@ -21,7 +22,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Task
-from adapters_hub.tasks.registry import HEAD_DEFAULT, declaration_of, has_head, task_class
+from adapters_hub.tasks.registry import DEFAULT_HEAD_TASK, declaration_of, has_head, task_class
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -91,7 +92,7 @@ def _auto_class(task: str) -> str:
 
 
 def row_logits(shell: TaskShell, batch: Mapping[str, Tensor], heads: Heads) -> Tensor:
-    """(rows, labels) or (rows, tokens, labels), each row by its own head."""
+    """(rows, labels) or (rows, tokens, labels), each row by the head of its blend."""
     inputs = {key: batch[key] for key in _INPUTS if key in batch}
     parts = shell(heads, inputs)
     if heads[0][1] is None:
@@ -149,7 +150,7 @@ def shell_of(adapter: Adapter, backbone: Backbone) -> TaskShell:
     return task_shell(backbone, task, outputs_of(adapter, backbone, task))
 
 
-def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
+def plain_model(backbone: Backbone, adapter: Adapter) -> PreTrainedModel:
     """A transformers model of the head's class, all of it a copy, with an adapter's head."""
     config, task = copy.deepcopy(backbone.config), task_of(adapter)
     config.num_labels = outputs_of(adapter, backbone, task)
@@ -176,6 +177,6 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> Any:
 
 
 def task_of(adapter: Adapter) -> str:
-    """The task of an adapter's head; `HEAD_DEFAULT` where its files say none."""
+    """The task of an adapter's head; `DEFAULT_HEAD_TASK` where its files say none."""
     task = adapter.info.task
-    return task if task is not None and has_head(task) else HEAD_DEFAULT
+    return task if task is not None and has_head(task) else DEFAULT_HEAD_TASK

@@ -22,7 +22,7 @@ from adapters_hub.text.tokenising import surroundings
 
 @dataclass(frozen=True)
 class LanguageModeling(BitsTask, LanguageModelingOptions):
-    """Predict the text itself; the backbone's own language-model head serves, frozen.
+    """Predict the text itself; the backbone's language-model head serves, frozen.
 
     A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
     ``mask_probability`` of the tokens are targets: 80% become the mask token, 10% a random one.

@@ -4,7 +4,6 @@ Knows hidden states and how adapters say they pool; does not know training, pair
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ def default_pooling(backbone: Backbone) -> str:
     if said.unsupported:
         raise BackboneError(
             f"{backbone.name} is a sentence-transformers model, and {said.unsupported}; give "
-            "pooling='mean', 'cls' or 'last' for its transformer's own states"
+            "pooling='mean', 'cls' or 'last' for the states of its transformer"
         )
     if said.pooling:
         return said.pooling
@@ -38,8 +37,7 @@ def default_pooling(backbone: Backbone) -> str:
 
 def hidden_states(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     """The last hidden states (rows, tokens, width); an encoder-decoder's are its encoder's."""
-    whole: Any = backbone.base
-    body = whole.get_encoder() if backbone.kind == "encoder-decoder" else whole
+    body = backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else backbone.base
     return body(**inputs, **backbone.call_options).last_hidden_state
 
 
@@ -109,7 +107,7 @@ def embedding_of(
     A language adapter's count only where no other has any: a domain's was trained over it. Where
     none has any they are the backbone's, whose prompt of the name ``""`` is for texts that no
     prompt is asked for. ``pooling`` stands in place of theirs. Raises
-    `HeadError` for two that differ: each was trained for its own.
+    `HeadError` for two that differ: each was trained for one of them.
     """
     infos = [info for name in blend.terms if (info := model.resident(name).info).pooling]
     infos = [info for info in infos if info.domain or not info.language] or infos

@@ -1,4 +1,4 @@
-"""Extractive question answering: a span of the context, or none, by the architecture's own class.
+"""Extractive question answering: a span of the context, or none, by the class of the architecture.
 
 As in BERT (arXiv:1810.04805): a start and an end are chosen among the context's tokens, and a
 context that is too long for one row is read in windows that overlap.
@@ -150,7 +150,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
         return -scores.gather(1, batch["labels"][:, None]).squeeze(1).mean(1)
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        """Start and end (rows, tokens, 2), -inf where neither can be: each row by its own head."""
+        """Start and end (rows, tokens, 2), -inf where neither can be: each row by its head."""
         logits = row_logits(self.shell(model.backbone), batch, heads).float()
         allowed = batch["context"].scatter(1, batch["null"][:, None], True)
         return logits.masked_fill(~allowed[..., None], -torch.inf)

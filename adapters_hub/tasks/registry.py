@@ -1,4 +1,4 @@
-"""Tasks by name: found by looking into `adapters_hub.tasks.declarations`, imported on first use.
+"""Tasks by name: the modules in `adapters_hub.tasks.declarations`, imported on first use.
 
 Knows no task by name, and brings in no torch until a task's class is asked for.
 """
@@ -16,10 +16,10 @@ from adapters_hub.tasks.declaration import Declaration
 if TYPE_CHECKING:
     from adapters_hub.tasks.base import Task
 
-DEFAULT = "language-modeling"
+DEFAULT_TASK = "language-modeling"
 """The task of a run that names none: it needs nothing but text."""
 
-HEAD_DEFAULT = "classification"
+DEFAULT_HEAD_TASK = "classification"
 """The task of a head whose files name none."""
 
 

@@ -1,9 +1,9 @@
 """Retrieval: a text finds its positive among others, by the cosine of their embeddings."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ class Retrieval(Task, RetrievalOptions):
     A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
     cross-entropy of finding the positive by cosine / ``temperature`` among the positives and
     negatives of all rows that train the same adapter. Left out are those that would be false
-    negatives: the positive of a row with the same id or the same query, and copies of the row's own
-    positive or query.
+    negatives: the positive of a row with the same id or the same query, and copies of the positive
+    or the query of the row.
 
     Metrics are over the records given: their documents, each text once, are the corpus; what a
     query may find is the positives of its id and of its text; a copy of the query is not ranked,
@@ -188,7 +188,7 @@ class Retrieval(Task, RetrievalOptions):
             raise DataError("no rows to measure")
         places: dict[str, int] = {}  # a document's text → its number in the corpus
         corpus: list[np.ndarray] = []
-        known: dict[Any, set[int]] = {}  # an id, or a query's text → what it may find
+        known: dict[tuple[str, str], set[int]] = {}  # an id, or a query's text → what it may find
         for record in records:
             for text, vector in zip(record["texts"][1:], record["vectors"][1:], strict=True):
                 if text not in places:
@@ -231,9 +231,9 @@ def candidates(examples: Sequence[Example], owners: Sequence[int] | None = None)
 
     ``owners``: which adapter each row trains; the rows of another are nothing to it.
     """
-    numbers: dict[Any, int] = {}  # texts and ids as integers, to be compared by the tensor
+    numbers: dict[Hashable, int] = {}  # texts and ids as integers, to be compared by the tensor
 
-    def number(thing: Any) -> int:
+    def number(thing: Hashable) -> int:
         return numbers.setdefault(thing, len(numbers))
 
     item_of: dict[str, int] = {}  # of a text that is the positive of one
@@ -256,9 +256,9 @@ def candidates(examples: Sequence[Example], owners: Sequence[int] | None = None)
             (item_of.get(text, nothing), nothing, number(text), owner) for text in negatives
         ]
     items, queries, texts, mine = torch.tensor(rows).T[:, :, None]
-    own_items, own_queries, own_texts, theirs = torch.tensor(documents).T
-    same = (items == own_items) | (queries == own_queries)
-    same |= (texts == own_texts) | (queries == own_texts)
+    document_items, document_queries, document_texts, theirs = torch.tensor(documents).T
+    same = (items == document_items) | (queries == document_queries)
+    same |= (texts == document_texts) | (queries == document_texts)
     same[torch.arange(len(rows)), positives] = False
     return ~same & (mine == theirs)
 
@@ -287,7 +287,7 @@ def _counts(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([len(example.target) - 1 for example in examples])
 
 
-def _items(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _items(record: Record) -> list[tuple[str, str]]:
     key = [] if record["key"] is None else [("id", record["key"])]
     return [*key, ("query", record["texts"][0])]
 

@@ -1,5 +1,5 @@
-"""Token classification: a tag for each word, and so spans such as names, by the architecture's own
-class.
+"""Token classification: a tag for each word, and so spans such as names, by the class of
+the architecture.
 
 Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is outside of all.
 """
@@ -119,7 +119,7 @@ class TokenClassification(LabelledTask):
         return per_row(nats, at.nonzero()[:, 0], len(labels))
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        """(rows, tokens, tags), each row by its own head."""
+        """(rows, tokens, tags), each row by the head of its blend."""
         return row_logits(self.shell(model.backbone), batch, heads)
 
     def records(
@@ -164,7 +164,7 @@ class TokenClassification(LabelledTask):
         }
 
     def tallies(self, records: Sequence[Record]) -> np.ndarray:
-        """Spans that were found and are right; all that were found and that there are."""
+        """Spans that were predicted and are right; all that were predicted and that there are."""
         pairs = [(set(spans_of(r["tags"])), set(spans_of(r["predicted"]))) for r in records]
         return np.array([(len(a & b), len(a) + len(b)) for a, b in pairs], dtype=float)
 

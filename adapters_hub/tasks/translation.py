@@ -1,12 +1,12 @@
 """Translation: text generation whose rows say from which language into which.
 
-Languages reach a backbone in its own way: as tokens of the encoder and the decoder (M2M100, NLLB,
-mBART), else by name in the prompt.
+A backbone is told the languages as tokens of the encoder and the decoder (M2M100, NLLB, mBART),
+else by name in the prompt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -83,7 +83,7 @@ class Translation(Generation, TranslationOptions):
 
     # ── rows to tokens ───────────────────────────────────────────────────────────────────────
 
-    def fields(self, row: Row) -> dict[str, Any]:
+    def fields(self, row: Row) -> dict[str, object]:
         source, target = source_language(row), target_language(row)
         names = {
             "source_language": languages.name(source),
@@ -137,7 +137,7 @@ class Translation(Generation, TranslationOptions):
         ]
 
     def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
-        """The plain mean over the languages written in, each of which has its own tokenizer."""
+        """The plain mean over the languages written in, each of which has a tokenizer."""
         by_language: dict[str, list[tuple[str, str]]] = {}
         for record in records:
             pair = record["written"], record["target"]

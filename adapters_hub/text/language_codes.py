@@ -1,6 +1,6 @@
 """The language tokens of multilingual encoder-decoders (M2M100, NLLB, mBART): a tag → its token.
 
-Knows such a tokenizer by its own table, and CLDR's distances; nothing is listed here.
+Knows such a tokenizer by its table, and CLDR's distances; nothing is listed here.
 """
 
 import difflib
@@ -123,6 +123,6 @@ def _by_tag(codes: tuple[str, ...]) -> dict[str, str]:
         try:
             tag = languages.canonical(re.sub("_XX$", "", code))
         except LanguageError:
-            continue  # a code that was made up, such as that of a model's own dialect
+            continue  # a code that was made up, such as that of a model's dialect
         by_tag.setdefault(tag, code)
     return by_tag

@@ -17,7 +17,7 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.text.tokenising import cut, filler, surroundings
 
 _KEY, _CHAT = "prompt", "chat"
-_TURN = "<what the user says>"  # found again in a filled chat template, to see what is around it
+_TURN = "<what the user says>"  # looked for in a filled chat template, to see what is around it
 
 Conversation = Sequence[Mapping[str, str]]
 """Messages, each with a ``role`` (``system``, ``user``, ``assistant``) and a ``content``."""
@@ -27,7 +27,7 @@ Conversation = Sequence[Mapping[str, str]]
 class Prompt:
     """A template over a row's fields, such as ``"{text}\\n"``; ``{{`` and ``}}`` are braces.
 
-    ``chat`` makes the filled template a user's turn in the tokenizer's own chat template. Raises
+    ``chat`` makes the filled template a user's turn in the tokenizer's chat template. Raises
     `SettingsError` for a template that is none.
     """
 
@@ -92,7 +92,7 @@ def stored_prompt(info: AdapterInfo) -> Prompt | None:
 def prompt_of(model: Runtime, blend: Blend) -> Prompt | None:
     """The prompt of a resolved blend: the one that its adapters keep; None if none does.
 
-    Raises `HeadError` for two that differ: each was trained with its own.
+    Raises `HeadError` for two that differ: each was trained with one of them.
     """
     infos = [model.resident(name).info for name in blend.terms]
     prompts = {info.name: prompt for info in infos if (prompt := stored_prompt(info))}
@@ -166,7 +166,7 @@ def is_message(value: object) -> bool:
 
 
 def _encoded(texts: Sequence[str], backbone: Backbone, special_tokens: bool) -> list[list[int]]:
-    """Token ids of each text, one at least; a chat template brings special tokens of its own."""
+    """Token ids of each text, one at least; a chat template brings its special tokens."""
     if not texts:
         return []  # which tokenizers do not take
     tokenizer = backbone.tokenizer

@@ -11,7 +11,7 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import SettingsError
 
 NO_LIMIT = 10**9
-"""A ``max_length`` that no text reaches: then only the backbone's own limit counts."""
+"""A ``max_length`` that no text reaches: then only the backbone's limit counts."""
 
 
 def encode_texts(

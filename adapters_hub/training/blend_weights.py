@@ -4,7 +4,7 @@ Knows tasks by their interface and adapters as factors; does not know what a ble
 on disk. Two ways, in one table:
 
 - ``gradient``: CAT of LoRA Soups (arXiv:2410.13025). A free weight for each adapter, or for each
-  adapter and layer; Adam on the task's own loss, its rate falling linearly to nothing.
+  adapter and layer; Adam on the task's loss, its rate falling linearly to nothing.
 - ``lorahub``: LoraHub's objective (arXiv:2307.13269), the loss on all rows + 0.05·Σ|w| with every
   weight in [-1.5, 1.5], by a search without derivatives (scipy's COBYQA; the paper's is another).
 """
@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,10 +29,10 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.adapter import Adapter
-from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.tasks.base import Example, Task
+from adapters_hub.runtime.core import Heads, Runtime, Weights
+from adapters_hub.tasks.base import Example, Record, Task
 from adapters_hub.tasks.heads import task_of
-from adapters_hub.tasks.registry import DEFAULT, task_class
+from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
 
 SEARCHES = ("gradient", "lorahub")
 """The ways to find weights."""
@@ -46,7 +47,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True)
 class Fit:
-    """Found weights as a blend file, and each split's scores before and after.
+    """Fitted weights as a blend file, and each split's scores before and after.
 
     ``before`` is the blend as it was given. Splits are ``rows``, and ``dev`` and ``held_out`` where
     given; scores are the ``loss`` in nats a target and the task's metrics.
@@ -80,7 +81,7 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> Fit:
-    """Find the weights of a blend's adapters on rows; the start is the blend's own weights.
+    """Find the weights of a blend's adapters on rows; the start is the weights in the blend.
 
     ``task`` defaults to that of the head where an adapter of the blend has one, else to language
     modelling. ``per``: a weight for each ``"adapter"``, or for each of its layers (``"layer"``,
@@ -88,7 +89,7 @@ def fit(
     ``l1``: the price of Σ|w|, by layer of its mean (0, and 0.05 in LoraHub's objective). With
     ``dev`` rows the weights are those that were best on them, the start among them; else the last.
 
-    The model is as before afterwards: ``model.load_blend(result.file)`` uses what was found. The
+    The model is as before afterwards: ``model.load_blend(result.file)`` uses the result. The
     same seed gives the same weights. Raises `SettingsError`, `DataError`, `HeadError`, or
     `TrainingError` for a loss that is not finite.
     """
@@ -133,7 +134,7 @@ def fit(
 
 @dataclass
 class _Run:
-    """A blend's adapters as slots of their own, whose factors are made anew from the weights."""
+    """A blend's adapters as further slots, whose factors are made anew from the weights."""
 
     model: Runtime
     task: Task
@@ -141,7 +142,9 @@ class _Run:
     layers: tuple[str, ...]
     slots: dict[str, Adapter]  # slot → adapter
 
-    def losses(self, weights: Tensor, examples: Sequence[Example], seed: int = 0) -> Any:
+    def losses(
+        self, weights: Tensor, examples: Sequence[Example], seed: int = 0
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Each example's summed loss, how many targets it has, and the batch, under the weights."""
         batch = self.task.collate(examples, self.model.backbone, seed=seed)
         with self.under(weights):
@@ -150,11 +153,13 @@ class _Run:
 
     def scores(self, weights: Tensor, examples: Sequence[Example]) -> dict[str, float]:
         """The loss in nats a target, and the task's metrics."""
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         return {"loss": self.mean(weights, examples, records), **self.task.metrics(records)}
 
     @torch.no_grad()
-    def mean(self, weights: Tensor, examples: Sequence[Example], records: Any = None) -> float:
+    def mean(
+        self, weights: Tensor, examples: Sequence[Example], records: list[Record] | None = None
+    ) -> float:
         """The loss in nats a target over all examples; their records are put into ``records``."""
         nats, count = 0.0, 0.0
         for batch_rows in by_length([len(example.input_ids) for example in examples], 32):
@@ -187,12 +192,12 @@ class _Run:
         with bank.using(bank.plan([dict.fromkeys(self.slots, 1.0)])):
             yield
 
-    def heads(self, rows: int) -> Any:
+    def heads(self, rows: int) -> Heads:
         return self.model.heads([self.blend] * rows) if self.task.needs_head() else []
 
 
 @contextmanager
-def _resident(model: Runtime, blend: Blend, task: Task, layers: Any) -> Iterator[_Run]:
+def _resident(model: Runtime, blend: Blend, task: Task, layers: tuple[str, ...]) -> Iterator[_Run]:
     """A run, whose slots are gone afterwards however it ends."""
     adapters = [model.resident(name) for name in blend.terms]
     if not any(adapter.factors for adapter in adapters):
@@ -215,7 +220,7 @@ class _Best:
     rows: Sequence[Example]
     dev: Sequence[Example]
     l1: float
-    bar: Any
+    bar: "tqdm[NoReturn]"
     weights: Tensor
     _loss: float | None = None
 
@@ -266,7 +271,7 @@ def _by_search(best: _Best, steps: int) -> None:
     minimize = require("scipy.optimize", "fit", "method='lorahub'").minimize
     lowest = math.inf
 
-    def objective(values: Any) -> float:
+    def objective(values: np.ndarray) -> float:
         nonlocal lowest
         weights = torch.tensor(values, dtype=torch.float32)[:, None]
         value = best.run.mean(weights, best.rows) + best.l1 * weights.abs().sum().item()
@@ -288,7 +293,7 @@ def _task(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Ta
     """The task of a name, else that of the head which the blend brings, else the default."""
     if name is None:
         headed = any(model.resident(term).head for term in blend.terms)
-        name = task_of(model.resident(model.head_owner(blend))) if headed else DEFAULT
+        name = task_of(model.resident(model.head_owner(blend))) if headed else DEFAULT_TASK
     return task_class(name).of_blend(model, blend, max_length)
 
 

@@ -87,13 +87,15 @@ class Trainee:
 
 
 class Checkpoint:
-    """The state of a run on disk, in a folder of its own.
+    """The state of a run on disk, in a folder that has nothing else.
 
     ``facts`` say, in JSON, what the run trains on besides its settings. Raises `SettingsError` for
     a folder that cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: TrainingSettings, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: TrainingSettings, facts: Mapping[str, object]
+    ) -> None:
         self.folder, self.file = folder, folder / _FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _restore(
-    trainee: Trainee, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
+    trainee: Trainee, facts: Mapping[str, object], tensors: Mapping[str, Tensor], prefix: str
 ) -> None:
     """Put what was saved of a trainee into it; its tensors' keys begin with a prefix."""
     for name in _REMEMBERED:

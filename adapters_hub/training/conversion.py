@@ -20,8 +20,8 @@ class Arguments(Protocol):
         """As of `argparse.ArgumentParser`."""
 
 
-def add_flag(arguments: Arguments, names: list[str], hint: Any, help: str, default: Any) -> None:
-    """A flag for a setting, called by any of ``names``, of which the first is its own."""
+def add_flag(arguments: Arguments, names: list[str], hint: Any, help: str, default: object) -> None:
+    """A flag for a setting, called by any of ``names``, of which the first is the setting's."""
     flags = ["--" + name.replace("_", "-") for name in names]
     options: dict[str, Any] = {"dest": names[0], "default": argparse.SUPPRESS}
     options["help"] = f"{help} [{shown(default)}]".replace("%", "%%")
@@ -93,7 +93,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
 
 
-def is_optional(hint: Any) -> bool:
+def is_optional(hint: object) -> bool:
     """Whether a type allows None."""
     return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
@@ -110,7 +110,7 @@ def choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value on one line, for tables and help."""
     if value is None or value == () or value == {}:
         return "-"

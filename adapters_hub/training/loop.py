@@ -3,8 +3,8 @@
 Knows tasks by their interface, adapters as tensors, batches as lists of indices. It never asks for
 a task's name. What a step does for each adapter is what it would do alone:
 
-- its loss is the mean over its own targets in the whole batch, over all processes and pieces;
-- its gradient is clipped, its optimizer stepped, on its own;
+- its loss is the mean over its targets in the whole batch, over all processes and pieces;
+- its gradient is clipped and its optimizer stepped alone;
 - an adapter without a row in the batch does not move, not even by momentum.
 
 So a run gives the same adapter, to rounding, for any number of processes and any accumulation.
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,8 +35,13 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
+from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.amp import GradScaler
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ def train_adapters(
     owners: Sequence[int],
     batches: Sequence[Sequence[int]],
     settings: TrainingSettings,
-    accelerator: Any,
+    accelerator: "Accelerator",
     *,
     over: Callable[[Row], Blend] = lambda row: Blend(),
     dev: Sequence[Example] = (),
@@ -76,7 +81,7 @@ def train_adapters(
     check_accelerator(accelerator)
     names = [adapter.name for adapter in adapters]
     if len(set(names)) < len(names):
-        raise SettingsError(f"each adapter needs a name of its own, and there are {names}")
+        raise SettingsError(f"no two adapters may have the same name, and there are {names}")
     task.check([*examples, *dev])
     checkpoint = None
     if folder is not None:
@@ -129,16 +134,6 @@ def train_adapters(
     return finished, Progress(done, tokens, seconds, history)
 
 
-def check_accelerator(accelerator: Any) -> None:
-    """Raise `SettingsError` for an accelerator that would change what a step is."""
-    if (pieces := accelerator.gradient_accumulation_steps) != 1:
-        raise SettingsError(
-            f"accelerate was asked for gradient_accumulation_steps={pieces} and would divide the "
-            f"gradient by it; leave that at 1. --accumulation {pieces} takes each process's share "
-            "of batch_size in pieces, and the step stays the same"
-        )
-
-
 @dataclass
 class _Run:
     """What a step and a look at dev have in common."""
@@ -148,7 +143,7 @@ class _Run:
     trainees: Sequence[Trainee]
     over: Callable[[Row], Blend]
     settings: TrainingSettings
-    accelerator: Any
+    accelerator: "Accelerator"
     tokens: int = 0
 
     def step(
@@ -218,7 +213,9 @@ class _Run:
             scaler.update()
         return mean, stop
 
-    def _forward(self, run: Callable[..., Any], piece: "_Piece", number: int, place: int) -> Any:
+    def _forward(
+        self, run: Callable[..., torch.Tensor], piece: "_Piece", number: int, place: int
+    ) -> torch.Tensor:
         """What a task's loss or outputs are for one piece; the same again if it is asked again."""
         settings, accelerator, task = self.settings, self.accelerator, self.task
         if settings.dropout:  # the same masks whether a run was resumed or not
@@ -245,7 +242,7 @@ class _Run:
         """The step's gradients where rows' losses depend on each other; returns the loss's share.
 
         Every process has the outputs of the whole batch, takes the gradient of the whole loss by
-        them, and goes on from there into the rows that are its own. With several pieces there are
+        them, and goes on from there into the rows that it was given. With several pieces there are
         two forwards, of which only the second, a piece at a time, keeps what a backward needs
         (GradCache, arXiv:2101.06983). So neither processes nor pieces change the step.
         """
@@ -304,7 +301,7 @@ class _Run:
         return Blend(((names[owner], 1.0),), exact=True) + below
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> "GradScaler | None":
         """What scales the loss at fp16; None at other precisions."""
         return getattr(self.accelerator, "scaler", None)
 
@@ -336,7 +333,7 @@ def _facts(
     seen: Sequence[tuple[Example, int]],
     batches: Sequence[Sequence[int]],
     over: Callable[[Row], Blend],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a run trains on besides its settings, as short JSON: a checkpoint belongs to just that.
 
     ``seen`` are all examples with their owners. The frozen adapters below count by their content.
@@ -359,7 +356,13 @@ def _facts(
     }
 
 
-def _update(trainee: Trainee, rate: float, clip: float, accelerator: Any, scaler: Any) -> None:
+def _update(
+    trainee: Trainee,
+    rate: float,
+    clip: float,
+    accelerator: "Accelerator",
+    scaler: "GradScaler | None",
+) -> None:
     """One optimizer step of one adapter, on gradients summed over processes."""
     parameters = trainee.adapter.parameters()
     for tensor in parameters:
@@ -406,7 +409,7 @@ def _interruptible() -> Iterator[_Flag]:
     flag = _Flag()
     old: dict[signal.Signals, Any] = {}
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         flag.is_set = True
         for signum, handler in old.items():
             signal.signal(signum, handler)

@@ -6,7 +6,6 @@ but through the accelerator's main process. A recipe decides what is trained and
 
 import hashlib
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -15,13 +14,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.data.batches import plan_batches
-from adapters_hub.data.reading import Splits, read_data, select, with_held_out
+from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -36,12 +34,15 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.folder import check_name
 from adapters_hub.library.library import Library
+from adapters_hub.library.paths import STARTER
 from adapters_hub.model import load_backbone
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
-from adapters_hub.training.loop import Progress, check_accelerator, train_adapters
+from adapters_hub.training.accelerator import make_accelerator, set_threads
+from adapters_hub.training.loop import Progress, train_adapters
+from adapters_hub.training.rows import chosen_rows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Experiment:
 
     ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
     ``model`` and ``rows`` take the place of those that the settings name; ``command`` is what made
-    the run, for the adapter's card (the process's own, unless it is given); ``quiet`` prints
+    the run, for the adapter's card (that of the process, unless it is given); ``quiet`` prints
     nothing but progress.
     """
 
@@ -69,10 +70,19 @@ class Experiment:
         self.command = command or "accelerate launch " + shlex.join(sys.argv)
         if model is None:
             set_threads(resolved.settings.threads)
+            _check_revision(resolved.settings)
         else:
             on_cpu = resolved.settings.cpu or model.backbone.device.type == "cpu"
-            place = {"cpu": on_cpu, "bits": model.backbone.bits, "backbone": model.backbone.name}
-            resolved = replace(resolved, settings=resolved.settings.changed(**place))
+            backbone = model.backbone
+            resolved = replace(
+                resolved,
+                settings=resolved.settings.changed(
+                    cpu=on_cpu,
+                    bits=backbone.bits,
+                    backbone=backbone.name,
+                    revision=backbone.revision,
+                ),
+            )
         self.accelerator = accelerator = make_accelerator(resolved.settings)
         resolved = resolved.filled("accelerate", mixed_precision=accelerator.mixed_precision)
         self.settings = settings = resolved.settings
@@ -80,7 +90,7 @@ class Experiment:
         self.print(f"settings (value, where from):\n{resolved.table()}\n")
         kind = accelerator.device.type
         self.print(f"processes: {accelerator.num_processes} on {kind}\n")
-        self.languages = tuple(dict.fromkeys(map(languages.canonical, settings.language)))
+        self.languages = languages_of(settings)
         self.library = Library(settings.library) if model is None else model.library
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
@@ -88,7 +98,7 @@ class Experiment:
             read = read_data(settings.data, settings.columns, settings.label_separator)
         else:
             read = {"train": list(rows)}
-        self.splits = self._chosen(read, other_languages)
+        self.splits = chosen_rows(read, settings, self.task_class, other_languages=other_languages)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -99,6 +109,7 @@ class Experiment:
             settings.backbone,
             library=self.library,
             bits=settings.bits,
+            revision=settings.revision,
             device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,
         )
@@ -146,6 +157,7 @@ class Experiment:
             labels=self.task.labels,
             backbone=settings.backbone,
             fingerprint=backbone.fingerprint,
+            revision=settings.revision,
             over=() if head_only else self._over_in_training(),
             license=settings.license,
             trained_with=self.command,
@@ -176,7 +188,7 @@ class Experiment:
         owner: Callable[[Row], int | None] = lambda row: 0,
         *,
         over: bool = True,
-        **changes: Any,
+        **changes: object,
     ) -> tuple[list[Adapter], Progress]:
         """Train adapters on the train split; ``owner`` says which one a row is for, if any.
 
@@ -185,8 +197,8 @@ class Experiment:
         a row.
         """
         settings = self.settings.changed(**changes)
-        examples, owners = _owned(self.examples["train"], owner)
-        dev, dev_owners = _owned(self.examples["dev"], owner)
+        examples, owners = with_owners(self.examples["train"], owner)
+        dev, dev_owners = with_owners(self.examples["dev"], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
@@ -213,7 +225,7 @@ class Experiment:
             batches,
             settings,
             self.accelerator,
-            over=lambda row: below(row) if _share(row) < settings.over_share else Blend(),
+            over=lambda row: below(row) if fixed_share(row) < settings.over_share else Blend(),
             dev=dev,
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
@@ -311,48 +323,6 @@ class Experiment:
         tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _chosen(self, read: Splits, other_languages: bool) -> Splits:
-        """The rows of the languages and domains asked for, with dev and test, as the task takes
-        them.
-        """
-        settings = self.settings
-        domains = {row.domain for rows in read.values() for row in rows}
-        if settings.domain and not domains & {*settings.domain, None}:
-            there = ", ".join(sorted(str(domain) for domain in domains))
-            raise DataError(
-                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
-            )
-        read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
-        if not read.get("train"):
-            raise DataError(
-                f"{settings.data}: no train rows; by the names of its files, all are for "
-                + " and ".join(name for name, rows in read.items() if rows)
-            )
-        read = with_held_out(read)
-        splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
-        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
-            (tag,) = self.languages
-            for name, rows in splits.items():
-                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
-        if self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        have = sorted({str(row.language) for row in splits["train"]})
-        for name in splits:
-            if name != "test" or not other_languages or self.task_class.across:
-                splits[name] = select(splits[name], self.languages or None)
-        if not splits["train"]:
-            raise DataError(
-                f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
-                f"(have: {', '.join(have) or 'none'})"
-            )
-        if not self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        return splits
-
-    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
-        settings = self.settings
-        return self.task_class.prepare(rows, settings.columns, settings.task_options)
-
     def _tags(self, rows: Sequence[Row]) -> set[str]:
         """The languages whose adapters would go below rows."""
         texts = (text for row in rows for text in self.task.rows(Example([], row)))
@@ -383,73 +353,25 @@ class Experiment:
         return below
 
 
-def _silent(*values: Any) -> None:
+def _check_revision(settings: TrainingSettings) -> None:
+    """`SettingsError` for a revision of what has none; the adapter's file would name it."""
+    name = settings.backbone
+    if settings.revision and (name == STARTER or Path(name).is_dir()):
+        what = "ships with the project" if name == STARTER else "is a folder"
+        raise SettingsError(
+            f"revision={settings.revision!r}: only a hub id has revisions, and the backbone "
+            f"{name!r} {what}; leave it out"
+        )
+
+
+def _silent(*values: object) -> None:
     """Print nothing."""
 
 
 def _target_modules(targets: Sequence[str]) -> str | list[str]:
-    """Targets as PEFT takes them: a regular expression and its own words are texts, not lists."""
+    """Targets as PEFT takes them: a regular expression and PEFT's words are texts, not lists."""
     one = len(targets) == 1 and (targets[0] == "all-linear" or is_pattern(targets[0]))
     return targets[0] if one else list(targets)
-
-
-def _owned(
-    examples: Sequence[Example], owner: Callable[[Row], int | None]
-) -> tuple[list[Example], list[int]]:
-    """The examples that someone owns, and who."""
-    pairs = [(example, owner(example.row)) for example in examples]
-    mine = [(example, number) for example, number in pairs if number is not None]
-    return [example for example, _ in mine], [number for _, number in mine]
-
-
-def _share(row: Row) -> float:
-    """A number in [0, 1) that is always the same for a row."""
-    import zlib
-
-    return zlib.crc32(f"{row.language}/{row.key or row.text}".encode()) / 2**32
-
-
-def make_accelerator(settings: TrainingSettings) -> Any:
-    """The accelerator as settings and launcher say; `SettingsError` where they cannot both have it.
-
-    Several processes on a machine without an accelerator are CPU processes, also without ``--cpu``:
-    accelerate would otherwise take each of them for the only one.
-    """
-    from accelerate import Accelerator
-
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
-            cpu=settings.cpu or not torch.accelerator.is_available(),
-            log_with=list(settings.tracker) or None,
-            project_dir=settings.run_folder,
-        )
-    except (ValueError, ImportError) as error:  # such as fp8 without its library
-        raise SettingsError(f"accelerate: {error}") from None
-    check_accelerator(accelerator)
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingsError(
-            "mixed_precision='fp16': accelerate leaves it out on a CPU; choose bf16, or no"
-        )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise SettingsError(
-            f"{started} processes were started, and accelerate sees {accelerator.num_processes} on "
-            f"{accelerator.device.type}: start one, or give the recipe --cpu"
-        )
-    if started == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
-        log.warning(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; for two: "
-            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu"
-        )
-    return accelerator
-
-
-def set_threads(threads: int) -> None:
-    """Use so many CPU threads; 0 gives one process all cores, though its launcher says one."""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if threads or (alone and os.environ.get("OMP_NUM_THREADS") == "1"):
-        torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def _folder_name(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ tasks declare. Knows nothing of what the settings do, and never imports torch.
 """
 
 import argparse
+import copy
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.declaration import TaskOptions
-from adapters_hub.tasks.registry import DEFAULT, declaration_of, declarations, task_names
+from adapters_hub.tasks.registry import DEFAULT_TASK, declaration_of, declarations, task_names
 from adapters_hub.training.conversion import (
     add_flag,
     choices,
@@ -37,6 +38,8 @@ SYNONYMS = {
 
 _PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
 
+_Value = TypeVar("_Value")
+
 _MODEL = "backbone"
 _DATA = "data"
 _ADAPTER = "adapter"
@@ -44,10 +47,10 @@ _STEPS = "steps and rates"
 _MACHINE = "machine and run"
 
 
-def _setting(default: Any, help: str, group: str) -> Any:
+def _setting(default: _Value, help: str, group: str) -> _Value:
     metadata = {"help": help, "group": group}
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -60,7 +63,7 @@ def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
 
     @functools.wraps(initialise)
     def with_every_name(self: _Settings, *values: Any, **named: Any) -> None:
-        named = _by_own_names(named, "settings")
+        named = _by_our_names(named, "settings")
         options = {name: named.pop(name) for name in [*named] if name in _task_fields()}
         if options:
             named["options"] = {**named.get("options", {}), **options}
@@ -80,11 +83,14 @@ class TrainingSettings:
     """
 
     backbone: str = _setting("starter", "'starter', a model folder, or a hub id", _MODEL)
+    revision: str | None = _setting(
+        None, "the backbone's branch, tag or commit, where it is a hub id", _MODEL
+    )
     bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4", _MODEL)
     trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
-    task: str = _setting(DEFAULT, "what is learnt: " + ", ".join(task_names()), _DATA)
+    task: str = _setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
     data: str = _setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
-    columns: dict[str, str] = _setting({}, "the data's own names: text=review label=stars", _DATA)
+    columns: dict[str, str] = _setting({}, "the data's names: text=review label=stars", _DATA)
     label_separator: str | None = _setting(
         None,
         "what stands between the labels of one cell, such as ';'; default: it is one",
@@ -154,7 +160,7 @@ class TrainingSettings:
     save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
     resume: bool = _setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What tasks have of their own, by name, where it is not the default."""
+    """What only some tasks have, by name, where it is not the default."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "rank"):
@@ -207,9 +213,9 @@ class TrainingSettings:
         """Every setting, and every option of every task, by name."""
         return {name: self.value(name) for name in _hints(type(self))}
 
-    def changed(self, **values: Any) -> Self:
+    def changed(self, **values: object) -> Self:
         """A copy with other values, checked again."""
-        return replace(self, **_by_own_names(values, "settings"))
+        return replace(self, **_by_our_names(values, "settings"))
 
     def _options_of(self, kind: type[TaskOptions]) -> TaskOptions:
         names = {setting.name for setting in fields(kind)}
@@ -248,13 +254,13 @@ class Resolved:
     settings: TrainingSettings
     origins: Mapping[str, str]
 
-    def defaults(self, **values: Any) -> "Resolved":
+    def defaults(self, **values: object) -> "Resolved":
         """The same with other defaults: values for those of the settings that nobody chose."""
         unchosen = {name: v for name, v in values.items() if self.origins[name] == "default"}
         origins = {**self.origins, **dict.fromkeys(unchosen, "recipe")}
         return Resolved(self.settings.changed(**unchosen), origins)
 
-    def filled(self, origin: str, **values: Any) -> "Resolved":
+    def filled(self, origin: str, **values: object) -> "Resolved":
         """The same with values, which come from ``origin``, for settings that were left open."""
         left = {name: v for name, v in values.items() if self.settings.value(name) is None}
         return Resolved(
@@ -273,7 +279,7 @@ class Resolved:
 
 def parse_settings(
     arguments: Sequence[str] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, object] | None = None,
     description: str | None = None,
     kind: type[TrainingSettings] = TrainingSettings,
 ) -> Resolved:
@@ -282,7 +288,7 @@ def parse_settings(
     Later ones win. ``arguments`` defaults to the process's. Raises `SettingsError` for a YAML key
     or value that is no setting; a wrong flag ends the process with a message, as argparse does.
     """
-    recipe = _by_own_names(recipe or {}, "recipe")
+    recipe = _by_our_names(recipe or {}, "recipe")
     hints = _hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -299,7 +305,7 @@ def parse_settings(
     config = given.pop("config")
     values = dict(recipe)
     origins = {name: "recipe" if name in recipe else "default" for name in hints}
-    written = _by_own_names(read_yaml(config), config) if config else {}
+    written = _by_our_names(read_yaml(config), config) if config else {}
     for origin, chosen in ((config, written), ("command line", given)):
         for name, value in chosen.items():
             if name not in origins:
@@ -328,7 +334,7 @@ def _check_targets(targets: Sequence[str]) -> None:
             raise SettingsError(f"targets={target!r}: no regular expression ({error})") from None
 
 
-def _by_own_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, Any]:
     """Values by the names that settings have here; `SettingsError` for one that is given twice."""
     named: dict[str, Any] = {}
     for name, value in values.items():

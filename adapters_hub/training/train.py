@@ -1,6 +1,6 @@
 """One call from rows to a stored adapter: `adapters_hub.train`.
 
-Knows how a call's arguments become the settings of a run; the run itself is the recipes' own.
+Knows how a call's arguments become the settings of a run; the run itself is that of the recipes.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ def train(
     call = "adapters_hub.train(…, " + ", ".join(f"{k}={v!r}" for k, v in given.items()) + ")"
     if isinstance(model, str):
         given["backbone"] = model
-    elif clash := sorted({"backbone", "library", "bits"} & given.keys()):
-        raise SettingsError(f"{clash[0]}: the model that was given has its own; leave it out")
+    elif clash := sorted({"backbone", "revision", "library", "bits"} & given.keys()):
+        raise SettingsError(f"{clash[0]}: set by the model that was given; leave it out")
     chosen = TrainingSettings(**given)
     origins = {name: "call" if name in given else "default" for name in chosen.flat()}
     experiment = Experiment(

@@ -25,8 +25,8 @@ CLASSES = {"classify": "SequenceClassification", "tag": "TokenClassification",
 
 
 @pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    """A decoder with a head for each task."""
+def model(tiny, lora_folder, tmp_path_factory):
+    """A decoder with a head for each task, and with adapters for German and French."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -41,6 +41,8 @@ def model(tiny, tmp_path_factory):
         peft.save_pretrained(folder / name)
         labels = {"tag": ["O", "B-X"], "classify": ["bad", "good"]}.get(name)
         model.library.add(folder / name, name=name, labels=labels)
+    for language in ("de", "fr"):
+        model.library.add(lora_folder("qwen3", language), language=language)
     return model
 
 
@@ -147,6 +149,27 @@ def test_generating_with_a_row_of_an_undetermined_language_goes_on_and_says_so(m
     got = model.generate(texts, None, languages=["und", "zxx"], **FEW)
     assert got == model.generate(texts, None, **FEW)
     assert "no language adapter for 'und'" in caplog.text
+
+
+def test_each_row_gets_the_adapter_of_its_language(use):
+    def with_head(term):
+        return " + ".join(filter(None, (use.needed, term))) or None
+
+    by_language = use(TEXTS, languages=["de", "fra", None, "und", "de-AT"])
+    german, french, without = map(with_head, ("de", "fr", None))
+    assert same(by_language, use(TEXTS, [german, french, without, without, german]))
+    assert same(use(TEXTS, languages="de"), use(TEXTS, german))
+    assert not same(by_language[:1], use(TEXTS)[:1])
+    assert not same(by_language[:1], use(TEXTS, languages="fr")[:1])
+
+
+def test_a_stream_and_an_encoder_take_the_language_of_their_text(model):
+    written = "".join(model.stream(TEXTS[0], None, languages="de", **FEW))
+    assert [written] == model.generate(TEXTS[0], "de", **FEW)
+    assert [written] != model.generate(TEXTS[0], None, **FEW)
+    encoded = model.encoder(None, languages="fr").encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(encoded, model.embed(TEXTS, "fr"))
+    assert not torch.allclose(encoded, model.embed(TEXTS, None))
 
 
 # ── classify as a transformers pipeline ──────────────────────────────────────────────────────────

@@ -390,7 +390,7 @@ def test_a_stream_that_is_left_stops(load):
 
 def test_what_a_stream_raises_is_raised_where_it_is_read(load, monkeypatch):
     model = load("qwen3")
-    with pytest.raises(SettingsError, match="stream has its own"):
+    with pytest.raises(SettingsError, match="stream makes one itself"):
         model.stream("a", streamer=object())
     with pytest.raises(ValueError, match="num_beams"):
         list(model.stream("a", num_beams=3))

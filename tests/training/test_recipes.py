@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import adapters_hub as ah
 from adapters_hub.cli import main as adapters_hub_command
 from adapters_hub.errors import LibraryError, SettingsError
-from adapters_hub.training.run import make_accelerator
+from adapters_hub.training.accelerator import make_accelerator
 from adapters_hub.training.settings import TrainingSettings
 
 RECIPES = ROOT / "recipes"

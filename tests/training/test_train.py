@@ -77,7 +77,7 @@ def test_with_just_a_language_it_is_a_language_adapter(fresh):
 
 def test_what_cannot_be_trained_is_said_before(fresh, tmp_path):
     model = fresh("bert")
-    with pytest.raises(SettingsError, match="bits: the model that was given has its own"):
+    with pytest.raises(SettingsError, match="bits: set by the model that was given"):
         ah.train(model, ROWS, domain="hotel", bits=8)
     with pytest.raises(SettingsError, match="say which domain"):
         ah.train(model, [Row("a", "x"), Row("b", "y")])
@@ -95,3 +95,25 @@ def test_a_library_that_cannot_be_written_is_said_before_training(fresh, tiny, t
     with pytest.raises(LibraryError, match=r"no adapter can be stored there, because .* no folder"):
         ah.train(str(tiny("bert")), ROWS, domain="hotel", library=str(tmp_path / "file/in"), **FEW)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_revision_it_is_trained_at_is_the_one_that_is_loaded_again(hub, fresh, tiny, tmp_path):
+    """By the setting, and by a loaded model that was pinned."""
+    few = {**FEW, "steps": 2, "domain": "hotel"}
+    library = ah.Library(tmp_path / "library")
+    by_name = ah.train(hub, ROWS, name="by-name", revision="old", library=str(library.root), **few)
+    model = ah.load_backbone(hub, library=library, revision="old")
+    by_model = ah.train(model, ROWS, name="by-model", **few)
+    for info in (by_name, by_model):
+        assert (info.backbone, info.revision) == (hub, "old")
+        config = json.loads((library.root / info.name / "adapter_config.json").read_text())
+        assert config["revision"] == "old"
+        loaded = ah.load(info.name, library=library)
+        assert loaded.backbone.config.model_type == "qwen3"  # main's is another
+    without = ah.train(hub, ROWS, name="unpinned", library=str(library.root), **few)
+    assert without.revision is None
+    with pytest.raises(SettingsError, match="revision: set by the model that was given"):
+        ah.train(model, ROWS, revision="old", **few)
+    for name in ("starter", str(tiny("bert"))):
+        with pytest.raises(SettingsError, match=r"revision='old': only a hub id has revisions"):
+            ah.train(name, ROWS, revision="old", **few)

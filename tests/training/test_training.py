@@ -17,7 +17,8 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
-from adapters_hub.training.loop import check_accelerator, train_adapters
+from adapters_hub.training.accelerator import check_accelerator
+from adapters_hub.training.loop import train_adapters
 from adapters_hub.training.settings import TrainingSettings
 
 ROWS = [
@@ -282,7 +283,7 @@ def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path):
 
 
 def test_each_adapter_has_a_name_of_its_own(model, accelerator):
-    with pytest.raises(SettingsError, match=r"a name of its own.*\['a', 'b', 'a'\]"):
+    with pytest.raises(SettingsError, match=r"the same name.*\['a', 'b', 'a'\]"):
         fit(model, ["a", "b", "a"], accelerator)
 
 
