@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("helpers")
+
 WORDS = [
     "the",
     "room",
@@ -188,6 +190,16 @@ def inputs():
         ids[row, 0], ids[row, length - 1] = 2, 3
         ids[row, length:], mask[row, length:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """No accelerator made before, and none left behind."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def in_double(model):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.factors import close, dense, make, product, size_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.utils import merge_utils
@@ -27,36 +28,9 @@ SHARED = pytest.mark.parametrize("case", CASES)
 RANKS = pytest.mark.parametrize("rank", [None, 1, 3, 100])
 
 
-def make(ranks, weights, shape, seed=0):
-    outputs, inputs = shape
-    source = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.randn(*size, generator=source)
-    return [(w, draw(r, inputs), draw(outputs, r)) for w, r in zip(weights, ranks, strict=True)]
-
-
-def dense(piece):
-    weight, a, b = piece
-    return weight * b.double().numpy() @ a.double().numpy()
-
-
-def size_of(pieces):
-    return sum(np.linalg.norm(dense(piece)) for piece in pieces) or 1.0
-
-
-def product(factors):
-    a, b = factors
-    assert a.dtype == b.dtype == torch.float32
-    assert len(a) == b.shape[1]
-    return (b.double() @ a.double()).numpy()
-
-
 def cut(matrix, rank):
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)
     return (u[:, :rank] * s[:rank]) @ vh[:rank]
-
-
-def close(got, want, size, tolerance=1e-6):
-    assert np.linalg.norm(got - want) <= tolerance * size
 
 
 def top(matrix, density):

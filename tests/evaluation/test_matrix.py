@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import WORDS
 from helpers import run_python
-from test_recipes import launch, run
+from helpers.recipes import launch, run
 
 import adapters_hub as ah
 from adapters_hub.cli import main as adapters_hub_command

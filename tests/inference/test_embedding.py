@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, in_double
+from helpers.retrieval import moved, new, pair
 from peft import PeftModel
-from test_retrieval import moved, new, pair
 
 import adapters_hub as ah
 from adapters_hub.errors import HeadError, SettingsError

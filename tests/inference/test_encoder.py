@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
-from test_retrieval import PAIRS, moved, new
+from helpers.retrieval import PAIRS, moved, new
 
 import adapters_hub as ah
 from adapters_hub.errors import SettingsError

@@ -1,8 +1,23 @@
-"""Exact match and F1 against cases made by hand from the rules of SQuAD's and MLQA's scripts."""
+"""Exact match and F1 against what SQuAD's and MLQA's scripts gave, and cases made by hand."""
+
+import json
+from pathlib import Path
 
 import pytest
 
 from adapters_hub.metrics.squad import exact_match, f1, words
+
+SCORES = Path(__file__).parent / "squad_scores.json"
+CASES = json.loads(SCORES.read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: ascii(f"{case['language']}-{case['answer']}-{case['gold']}")
+)
+def test_scores_are_those_of_the_official_scripts(case):
+    asked = (case["answer"], case["gold"], case["language"])
+    assert exact_match(*asked) == case["exact"]
+    assert f1(*asked) == pytest.approx(case["f1"])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import auto_class
 from helpers import ROOT
+from helpers.factors import close, dense, make, product, size_of
 from peft import PeftModel
-from test_compose_methods import close, dense, make, product, size_of
 
 import adapters_hub as ah
 from adapters_hub.compose.methods import METHODS, compose, compose_sites, locate, options_of

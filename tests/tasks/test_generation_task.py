@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TEXTS, WORDS, auto_class, in_double, learn_task
-from peft import LoraConfig, PeftModel
-from test_recipes import launch, run
-from test_training import assert_same
+from helpers.generation import add_moved, unspoken
+from helpers.recipes import launch, run
+from helpers.training import assert_same
+from peft import PeftModel
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
 from adapters_hub.inference.records import collect_records
-from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
+from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.tasks import make_task
 from adapters_hub.tasks.generation import Generation
 from adapters_hub.text.prompts import Prompt
@@ -36,17 +37,6 @@ ROWS = [pair(text, target) for text, target in zip(TEXTS, TARGETS, strict=True)]
 @pytest.fixture
 def load(tiny, tmp_path):
     return lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
-
-
-def moved(model, name, task=None, seed=0):
-    """An adapter of the task with factors away from zero, resident."""
-    task = task or Generation()
-    kind = task.peft_task_type(model.backbone)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=kind)
-    info = AdapterInfo(name=name, task=task.name, backbone=str(model.backbone.folder))
-    generator = torch.Generator().manual_seed(seed + sum(map(ord, name)))
-    change = lambda t: torch.randn(t.shape, generator=generator) * 0.2
-    return model.add(task.new_adapter(info, model.backbone, lora).map(change))
 
 
 def losses(model, task, rows, adapters=None):
@@ -99,7 +89,7 @@ def test_an_encoder_decoders_loss_is_transformers_own(kind, load, tiny):
 def test_a_row_of_a_mixed_batch_is_that_row_alone(kind, load):
     model, task = in_double(load(kind)), Generation()
     for name in ("one", "two"):
-        adapter = moved(model, name)
+        adapter = add_moved(model, name)
         model.add(adapter.map(lambda t: t.double()))
     blends = ["one", None, "two - one", "0.5*two", "one"]
     mixed, _ = losses(model, task, ROWS, blends)
@@ -114,7 +104,7 @@ def test_a_row_of_a_mixed_batch_is_that_row_alone(kind, load):
 def test_what_is_trained_loads_in_plain_peft(kind, load, tiny, tmp_path):
     """The same logits, from the class that PEFT's own task type names."""
     model = load(kind)
-    adapter = moved(model, "one")
+    adapter = add_moved(model, "one")
     path = adapter.save(tmp_path / "one")
     config = json.loads((path / "adapter_config.json").read_text())
     assert config["task_type"] == ("SEQ_2_SEQ_LM" if kind in ("mt5", "m2m100") else "CAUSAL_LM")
@@ -256,7 +246,7 @@ def test_a_chat_template_is_kept_and_used(load):
     tokenizer = model.backbone.tokenizer
     text = f"[MASK] user {TEXTS[0]} never"
     assert given == tokenizer(text, add_special_tokens=False)["input_ids"]
-    moved(model, "one", task)
+    add_moved(model, "one", task)
     assert model.adapter("one").info.prompts == {"prompt": "{text}", "chat": "yes"}
     from adapters_hub.inference.generate import continuations
 
@@ -288,8 +278,8 @@ def test_a_prompt_may_name_the_label(load):
 
 def test_two_prompts_in_a_blend_are_refused_and_one_is_exported(load, tmp_path):
     model = load("qwen3")
-    moved(model, "one", Generation(prompt="{text} :"))
-    moved(model, "two", Generation(prompt="{text} ."))
+    add_moved(model, "one", Generation(prompt="{text} :"))
+    add_moved(model, "two", Generation(prompt="{text} ."))
     with pytest.raises(HeadError, match=r"different prompts \(one: '\{text\} :', two: '"):
         model.generate([{"text": "a"}], adapters="one + two")
     assert model.generate(["a"], adapters="one + two", max_new_tokens=2)  # as it stands
@@ -334,18 +324,12 @@ def streams():
     return [thread for thread in threading.enumerate() if thread.name == "adapters_hub.stream"]
 
 
-def unspoken(model):
-    """Tokens that have no text: special ones, and those beyond the tokenizer's."""
-    tokenizer, size = model.backbone.tokenizer, model.backbone.config.vocab_size
-    return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), size)})
-
-
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("blend", [None, "one - 0.5*two"])
 def test_streamed_pieces_are_what_is_generated(kind, blend, load):
     model = load(kind)
     for name in ("one", "two"):
-        moved(model, name)
+        add_moved(model, name)
     options = {"max_new_tokens": 24, "suppress_tokens": unspoken(model)}
     for text in (TEXTS[0], TEXTS[4], {"text": TEXTS[1]}):
         (want,) = model.generate([text], adapters=blend, **options)
@@ -358,7 +342,7 @@ def test_streamed_pieces_are_what_is_generated(kind, blend, load):
 def test_a_stream_has_its_own_plan_and_leaves_ours_alone(load):
     """The thread that writes follows the blend, the one that reads stays as it was."""
     model = load("qwen3")
-    moved(model, "one")
+    add_moved(model, "one")
     options = {"max_new_tokens": 16, "suppress_tokens": unspoken(model)}
     (bare,) = model.generate([TEXTS[0]], **options)
     (want,) = model.generate([TEXTS[0]], adapters="one", **options)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from conftest import in_double, learn_task
+from helpers.recipes import run
 from peft import PeftModel
-from test_recipes import fresh_accelerate, run  # noqa: F401
 from transformers import AutoModelForSequenceClassification
 
 import adapters_hub as ah
@@ -273,7 +273,7 @@ def test_a_head_of_one_output_has_no_labels(load, lora_folder):
 
 
 def test_the_recipe_and_the_command_from_a_separated_column(
-    tiny, tmp_path, monkeypatch, capsys, fresh_accelerate  # noqa: F811
+    tiny, tmp_path, monkeypatch, capsys, fresh_accelerate
 ):  # fmt: skip
     texts = {row.text: ";".join(row.label) for row in ROWS}
     lines = [f'"{text}",{labels},en' for text, labels in texts.items()]

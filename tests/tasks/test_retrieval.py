@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TEXTS, WORDS
-from peft import LoraConfig
-from test_recipes import launch, run
-from test_training import assert_same, settings
+from helpers.recipes import launch, run
+from helpers.retrieval import PAIRS, moved, new, pair
+from helpers.training import assert_same, settings
 
 import adapters_hub as ah
 from adapters_hub.data.pairs import pair_rows
@@ -19,7 +19,6 @@ from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.inference.records import collect_records
-from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.ranking import ranking_metrics, ranks
 from adapters_hub.tasks import make_task
@@ -27,36 +26,12 @@ from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.retrieval import Retrieval, candidates, info_nce
 from adapters_hub.training.loop import train_adapters
 
-
-def pair(text, positive, *negatives, key=None, language=None, **fields):
-    fields |= {"positive": positive} | ({"negatives": list(negatives)} if negatives else {})
-    return Row(text, key=key, language=language, where="pairs.jsonl:1", fields=fields)
-
-
-PAIRS = [
-    pair(f"{WORDS[n]} {WORDS[n + 1]}", f"{WORDS[n + 2]} {n}", key=str(n), language="en")
-    for n in range(12)
-]
 BATCHES = [[0, 3, 5, 7], [1, 2, 4, 6], [8, 9, 10, 11], [0, 2, 4, 8], [1, 3, 9, 11], [5, 6, 7, 10]]
 
 
 @pytest.fixture
 def load(tiny, tmp_path):
     return lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
-
-
-def new(model, name, task=None, seed=0, **options):
-    task = task or Retrieval()
-    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear",
-                      task_type=task.peft_task_type(model.backbone))  # fmt: skip
-    info = AdapterInfo(name=name, task=task.name, backbone=str(model.backbone.folder), **options)
-    return task.new_adapter(info, model.backbone, lora, seed)
-
-
-def moved(adapter, scale=0.1):
-    """The adapter with factors away from zero, so that it does something."""
-    generator = torch.Generator().manual_seed(sum(map(ord, adapter.name)))
-    return adapter.map(lambda t: torch.randn(t.shape, generator=generator) * scale)
 
 
 def fit(model, names, batches=BATCHES, owners=None, rows=PAIRS, accelerator=None, **options):

@@ -1,6 +1,8 @@
 """Token classification: words and tokens, span F1, training, PEFT's own logits."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,33 @@ def test_f1_counts_whole_spans():
     assert (nothing["f1"], nothing["accuracy"]) == (0, 1)  # as seqeval has it
     with pytest.raises(DataError, match="no rows to measure"):
         TokenClassification(TAGS).metrics([])
+
+
+SEQEVAL = json.loads((Path(__file__).parent / "seqeval_scores.json").read_text(encoding="utf-8"))
+MEASURES = ("f1", "precision", "recall", "accuracy")
+
+
+@pytest.mark.parametrize(
+    "case", SEQEVAL["cases"], ids=lambda case: ascii(f"{case['tags']}-{case['predicted']}")
+)
+def test_spans_and_scores_are_seqevals(case):
+    tags, predicted = case["tags"].split(), case["predicted"].split()
+    assert [list(span) for span in spans_of(tags)] == case["spans"]
+    assert [list(span) for span in spans_of(predicted)] == case["predicted_spans"]
+    record = {"tags": tags, "predicted": predicted, "cut": 0}
+    metrics = TokenClassification(TAGS).metrics([record])
+    assert [metrics[name] for name in MEASURES] == pytest.approx([case[n] for n in MEASURES])
+
+
+def test_the_score_of_many_texts_is_seqevals():
+    records = [
+        {"tags": case["tags"].split(), "predicted": case["predicted"].split(), "cut": 0}
+        for case in SEQEVAL["cases"]
+    ]
+    task = TokenClassification(TAGS)
+    metrics, whole = task.metrics(records), SEQEVAL["all"]
+    assert [metrics[name] for name in MEASURES] == pytest.approx([whole[n] for n in MEASURES])
+    assert task.score(task.tallies(records).sum(0)) == pytest.approx(whole["f1"])
 
 
 def test_both_tags_of_a_kind_are_known():

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import WORDS, in_double, learn_task, tiny_config
-from test_generation_task import moved, unspoken
-from test_recipes import launch, run
-from test_training import assert_same
+from helpers.generation import add_moved, unspoken
+from helpers.recipes import launch, run
+from helpers.training import assert_same
 
 import adapters_hub as ah
 from adapters_hub.data.pairs import translations
@@ -206,7 +206,7 @@ def test_the_loss_is_transformers_own_behind_the_language_token(load, nllb):
 def test_a_row_of_a_mixed_batch_is_that_row_alone(kind, load):
     model = in_double(load(kind))
     for name in ("one", "two"):
-        model.add(moved(model, name, Translation()).map(lambda t: t.double()))
+        model.add(add_moved(model, name, Translation()).map(lambda t: t.double()))
     blends = ["one", None, "two - one", "one"]
     mixed = losses(model, ROWS, blends)
     for row, blend, got in zip(ROWS, blends, mixed, strict=True):
@@ -232,7 +232,7 @@ def test_languages_are_named_in_a_prompt(load):
         ids = given if kind == "qwen3" else example.input_ids
         assert list(ids) == tokenizer(want)["input_ids"]  # this tokenizer knows no lines or cases
     task = Translation(prompt="{source_language} / {target_language} / {text}")
-    adapter = moved(model, "one", task)
+    adapter = add_moved(model, "one", task)
     assert adapter.info.prompts == {"prompt": task.prompt}
     own = model.generate(["English / German / slow"], adapters="one", max_new_tokens=5)
     assert model.translate("slow", "en", "de", "one", max_new_tokens=5) == [own[0].strip()]

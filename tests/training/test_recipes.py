@@ -3,16 +3,13 @@
 import json
 import os
 import re
-import runpy
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from conftest import WORDS
-from helpers import ROOT
+from helpers.recipes import launch, run
 from safetensors.torch import load_file
 
 import adapters_hub as ah
@@ -20,8 +17,6 @@ from adapters_hub.cli import main as adapters_hub_command
 from adapters_hub.errors import LibraryError, SettingsError
 from adapters_hub.training.accelerator import make_accelerator
 from adapters_hub.training.settings import TrainingSettings
-
-RECIPES = ROOT / "recipes"
 
 
 @pytest.fixture
@@ -44,41 +39,6 @@ def feedback(tmp_path):
                     }
                     file.write(json.dumps(row) + "\n")
     return folder
-
-
-def run(recipe, *arguments, monkeypatch, cwd):
-    """Run a recipe in this process, as ``accelerate launch`` would with one process."""
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, arguments)])
-    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
-
-
-def launch(recipe, *arguments, processes, cwd, **options):
-    """Run a recipe by ``accelerate launch`` on the CPU.
-
-    ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; with
-    ``--multi_gpu`` it starts as many as it is told, and the recipe's ``--cpu`` keeps them there.
-    """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, str(RECIPES / recipe), *map(str, arguments)],
-        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        **options,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """No accelerator made before, and none left behind."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def test_a_language_is_learnt_from_pairs_too(tiny, tmp_path, monkeypatch, capsys):

@@ -21,14 +21,10 @@ FEW = {"steps": 60, "batch_size": 8, "rank": 4, "learning_rate": 2e-2, "cpu": Tr
 
 
 @pytest.fixture
-def fresh(tiny, tmp_path, monkeypatch):
+def fresh(tiny, tmp_path, monkeypatch, fresh_accelerate):
     """A fresh model of a kind, in an empty working directory."""
-    from accelerate.state import AcceleratorState
-
     monkeypatch.chdir(tmp_path)
-    AcceleratorState._reset_state(True)
-    yield lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
-    AcceleratorState._reset_state(True)
+    return lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
 
 
 def test_rows_become_a_stored_adapter_that_classifies(fresh, tiny, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TEXTS
+from helpers.training import assert_same, settings
 from peft import LoraConfig
 
 import adapters_hub as ah
@@ -19,7 +20,6 @@ from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.language_modeling import LanguageModeling
 from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.loop import train_adapters
-from adapters_hub.training.settings import TrainingSettings
 
 ROWS = [
     Row(f"{text} {n}", language="en" if n % 2 else "de") for n, text in enumerate(TEXTS[:4] * 3)
@@ -30,11 +30,6 @@ BATCHES = [[0, 3, 5, 7], [1, 2, 4, 6], [8, 9, 10, 11], [0, 2, 4, 8], [1, 3, 9, 1
 @pytest.fixture
 def accelerator():
     return Accelerator(cpu=True)
-
-
-def settings(**values):
-    base = {"task": "language-modeling", "learning_rate": 0.01, "seed": 3, "warmup": 0.2}
-    return TrainingSettings(**{**base, **values})
 
 
 def new(model, name, task=None, seed=0, **lora):
@@ -54,11 +49,6 @@ def fit(model, names, accelerator, batches=BATCHES, owners=None, task=None, rows
     return train_adapters(
         model, task, adapters, examples, owners, batches, values, accelerator, **options
     )
-
-
-def assert_same(one, other, **tolerance):
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, **{"atol": 2e-5, "rtol": 1e-3, **tolerance})
 
 
 @pytest.fixture
@@ -261,9 +251,7 @@ def test_a_process_without_a_row_can_scale(model, accelerator):
     assert all(t.isfinite().all() for t in adapter.parameters())
 
 
-def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path):
-    from accelerate.state import AcceleratorState
-
+def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path, fresh_accelerate):
     class Watched(LanguageModeling):
         def loss(self, model, batch, heads):
             seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
@@ -272,12 +260,10 @@ def test_the_look_at_dev_is_at_the_precision_of_training(tiny, tmp_path):
     seen = []
     model = ah.load_backbone(str(tiny("qwen3")), library=tmp_path)
     dev = LanguageModeling().encode(ROWS, model.backbone)
-    AcceleratorState._reset_state(True)
     fit(
         model, ["a"], Accelerator(cpu=True, mixed_precision="bf16"), task=Watched(),
         dev=dev, dev_owners=[0] * len(dev),
     )  # fmt: skip
-    AcceleratorState._reset_state(True)
     assert {grad for grad, _ in seen} == {True, False}
     assert all(autocast for _, autocast in seen)
 
@@ -329,13 +315,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(model, accelerator):
         fit(model, ["a"], accelerator, task=Broken())
 
 
-def test_mixed_precision_learns_and_keeps_full_precision_factors(tiny, tmp_path):
-    from accelerate.state import AcceleratorState
-
+def test_mixed_precision_learns_and_keeps_full_precision_factors(tiny, tmp_path, fresh_accelerate):
     model = ah.load_backbone(str(tiny("qwen3")), library=tmp_path)
-    AcceleratorState._reset_state(True)
     (adapter,), _ = fit(model, ["a"], Accelerator(cpu=True, mixed_precision="bf16"))
-    AcceleratorState._reset_state(True)
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.parameters())
     assert any(b.abs().max() > 0 for _, b in adapter.factors.values())
 

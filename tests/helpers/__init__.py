@@ -1,4 +1,4 @@
-"""Small PEFT folders, checkpoints and raw safetensors files, written without torch."""
+"""What tests of several rooms share; here what needs no torch: small files, other processes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SITES = ("layers.0.q_proj", "layers.0.v_proj")

@@ -1,0 +1,35 @@
+"""Runs the recipes: in this process, or by ``accelerate launch``."""
+
+import os
+import runpy
+import subprocess
+import sys
+
+from helpers import ROOT
+
+RECIPES = ROOT / "recipes"
+
+
+def run(recipe, *arguments, monkeypatch, cwd):
+    """Run a recipe in this process, as ``accelerate launch`` would with one process."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, arguments)])
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+
+
+def launch(recipe, *arguments, processes, cwd, **options):
+    """Run a recipe by ``accelerate launch`` on the CPU.
+
+    ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; with
+    ``--multi_gpu`` it starts as many as it is told, and the recipe's ``--cpu`` keeps them there.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(RECIPES / recipe), *map(str, arguments)],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        **options,
+    )  # fmt: skip
