@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.compiled import Window
-from adapters_hub.runtime.plan import Factors, FlatFactors, Part, Plan, Sites, Slot, Stack, shapes
+from adapters_hub.runtime.plan import Plan, Slot
+from adapters_hub.runtime.products import Factors, FlatFactors, Part, Sites, Stack, shapes
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30

@@ -9,7 +9,8 @@ from torch import nn
 from adapters_hub.runtime.bank import Bank
 from adapters_hub.runtime.compiled import Window
 from adapters_hub.runtime.merged import merged_weight
-from adapters_hub.runtime.plan import COSTS, FlatFactors, Plan, cost, shapes
+from adapters_hub.runtime.plan import Plan
+from adapters_hub.runtime.products import COSTS, FlatFactors, cost, shapes
 
 IN, OUTS = 6, {"q": 5, "k": 4, "v": 4}
 NAMES = [f"ad{n}" for n in range(5)]
@@ -187,7 +188,7 @@ def test_adapters_that_learn_have_the_gradients_of_the_plain_sum(
 
 
 def test_sites_of_one_input_are_found_and_share_the_first_product(monkeypatch):
-    from adapters_hub.runtime.plan import Part
+    from adapters_hub.runtime.products import Part
 
     model, bank = make([2] * 5, set(), torch.float32)
     assert set(bank._groups.values()) == {("q", "k", "v")}
