@@ -5,7 +5,7 @@
 
 Draws configurations of one site (widths, rows, tokens, adapters, ranks, rows in order or shuffled,
 adapters used evenly or not), times the masked and the grouped parts of each on the same input, one
-after the other, and fits ``runtime.plan.Costs`` to a half of them: non-negative least squares
+after the other, and fits ``runtime.products.Costs`` to a half of them: non-negative least squares
 of relative errors. Then, on the other half:
 
 - ``right``: how often a rule takes the faster way.
@@ -33,7 +33,7 @@ from torch import nn
 from adapters_hub.metrics.tables import markdown
 from adapters_hub.runtime.bank import Bank, Run
 from adapters_hub.runtime.merged import MERGE_COST, merged_weight
-from adapters_hub.runtime.plan import COSTS, cost
+from adapters_hub.runtime.products import COSTS, cost
 
 WIDTHS = (256, 512, 1024, 2048)
 

@@ -31,7 +31,7 @@ from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
-from adapters_hub.runtime.plan import FlatFactors, Place
+from adapters_hub.runtime.products import FlatFactors, Place
 
 _STARTS = (True, "gaussian")
 _DTYPES = {

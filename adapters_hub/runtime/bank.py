@@ -5,7 +5,9 @@ is the plan's.
 
 A forward hook at every site adds what the current plan says, and costs nothing where there is none.
 The current plan is a context variable: threads have their own, and a call that fails leaves none.
-Plans of the same atoms share their stacked factors, which live as long as one of the plans.
+Plans of the same atoms share their stacked factors, which live as long as one of the plans. Plans
+of training are kept like others: batches hardly ever repeat, but their frozen adapters do, and so
+are stacked once; what learns is read anew in every forward.
 """
 
 import threading
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.compiled import Window
-from adapters_hub.runtime.plan import Factors, FlatFactors, Part, Plan, Sites, Slot, Stack, shapes
+from adapters_hub.runtime.plan import Plan, Slot
+from adapters_hub.runtime.products import Factors, FlatFactors, Part, Sites, Stack, shapes
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
@@ -186,8 +189,6 @@ class Bank:
                     f"{min(mixed)} of this backbone does not see its rows one by one (as far as a "
                     "probe tells), so a batch must have one blend for all rows"
                 )
-            if any(atom.trained for atom in atoms):
-                return plan  # batches in training hardly ever repeat
             self._plans[key] = plan
             if len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)

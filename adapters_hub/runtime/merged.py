@@ -14,7 +14,7 @@ from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.backbone.copies import with_weights
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.compose.methods import delta
-from adapters_hub.runtime.plan import COSTS, cost
+from adapters_hub.runtime.products import COSTS, cost
 
 MERGE_COST = 1.0
 """Nanoseconds to merge one weight, fitted as `Costs`."""

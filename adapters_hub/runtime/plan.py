@@ -1,6 +1,6 @@
-"""Plans: who uses which adapters at which weight in one call, and the products that add them.
+"""Plans: who uses which adapters at which weight in one call, and by which products.
 
-Knows factors and rows; does not know names, modules, files or tasks.
+Knows slots and rows; does not know names, modules, files or tasks. The arithmetic is in `products`.
 
 At a site with weight W the output ``y = W x`` of row i becomes ``y += Σ wᵢₖ·sₖ·Bₖ·Aₖ·x`` over the
 adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *parts*, each of them
@@ -16,7 +16,7 @@ the first product. Adapters that learn are masked, or a part each, of their own 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,62 +24,21 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapters_hub.errors import SettingsError
-
-Factors = Mapping[str, tuple[Tensor, Tensor]]
-Place = tuple[Sequence[int], Sequence[int], int]
-Sites = tuple[str, ...]
-Amounts = Sequence[float]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What decides between masked and grouped parts: nanoseconds for each of `Plan.amounts`.
-
-    Fitted on two CPU cores by ``benchmarks/strategies.py``.
-    """
-
-    masked: tuple[float, ...] = (98_000, 0.0195, 0.42)
-    grouped: tuple[float, ...] = (61_000, 0.031, 0.2, 57_000, 0.57)
-    whole: tuple[float, ...] = (50_000, 0.028, 0.11)  # as masked, for one blend in all rows
-
-
-COSTS = Costs()
-
-
-class FlatFactors(Factors):
-    """Factors as views of one flat tensor, each made when it is asked for: loading makes none.
-
-    ``places``: site → shape, strides and first item of A and of B.
-    """
-
-    def __init__(self, flat: Tensor, places: Mapping[str, tuple[Place, Place]]) -> None:
-        self.flat, self.places = flat, places
-        self._made: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def __getitem__(self, site: str) -> tuple[Tensor, Tensor]:
-        if site not in self._made:
-            a, b = self.places[site]
-            self._made[site] = self.flat.as_strided(*a), self.flat.as_strided(*b)
-        return self._made[site]
-
-    def __contains__(self, site: object) -> bool:
-        return site in self.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
-    """Each site with the shapes of its A and B."""
-    if isinstance(factors, FlatFactors):
-        return ((site, a[0], b[0]) for site, (a, b) in factors.places.items())
-    return ((site, a.shape, b.shape) for site, (a, b) in factors.items())
+from adapters_hub.runtime.products import (
+    COSTS,
+    Amounts,
+    Factors,
+    FlatFactors,
+    Live,
+    Part,
+    Sites,
+    Stack,
+    cost,
+    on,
+    stacked,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,108 +61,8 @@ class Slot:
         return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
 
 
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """Factors of S atoms at sites that share an input: ``a`` (S, sites · r, in), site after site;
-    ``b`` (S, r, out) for each site. Without the first dimension where S is 1.
-    """
-
-    a: Tensor
-    b: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Live:
-    """A `Stack` of adapters that learn, all as one of rank R at a site: put together whenever it is
-    used, so that gradients reach their own parameters.
-    """
-
-    factors: Sequence[tuple[Tensor, Tensor]]
-    site: str
-
-    @property
-    def a(self) -> Tensor:
-        """(R, in)."""
-        return torch.cat([a for a, _ in self.factors]) if self.factors[1:] else self.factors[0][0]
-
-    @property
-    def b(self) -> Mapping[str, Tensor]:
-        """The site's (R, out)."""
-        own = [b.t() for _, b in self.factors]
-        return {self.site: torch.cat(own) if own[1:] else own[0]}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of the delta: S atoms of rank r, k rows each.
-
-    ``rows`` None for the whole batch in its order, a slice of it, or S · k indices, and ``back``
-    their inverse where they are the whole batch. ``scale`` a number, or a tensor that broadcasts to
-    (S, k, tokens, r), and ``unused`` its zeros.
-    """
-
-    stack: Stack | Live
-    sites: Sites
-    rank: int
-    rows: slice | Tensor | None
-    scale: float | Tensor
-    unused: Tensor | None = None
-    trained: bool = False
-    back: Tensor | None = None
-
-    def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
-        """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
-        ``scale`` is a tensor.
-        """
-        a, own = self.stack.a, x
-        if isinstance(self.rows, slice):
-            own = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
-        elif self.rows is not None:
-            own = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
-        if dropout and self.trained:
-            own = functional.dropout(own, dropout)
-        if a.dtype != x.dtype:
-            a = a.to(x.dtype)
-        if a.dim() == 2:
-            hidden = functional.linear(own, a)
-        else:
-            hidden = torch.bmm(own.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
-        if not isinstance(self.scale, float):
-            shape = (*hidden.shape[:-2], -1, len(x) // units, len(self.sites), self.rank)
-            scaled = hidden.view(shape) * self.scale[..., None, :]
-            if self.unused is not None:  # else what overflows for others' rows would be NaN here
-                scaled = scaled.masked_fill(self.unused[..., None, :], 0.0)
-            hidden = scaled.view(hidden.shape)
-        return hidden.split(self.rank, -1) if len(self.sites) > 1 else (hidden,)
-
-    def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
-        """Y (units · tokens, out) with the part's delta added; in place without gradients."""
-        b = self.stack.b[site]
-        alpha = self.scale if isinstance(self.scale, float) else 1.0
-        in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
-        if in_place and not isinstance(self.rows, Tensor):
-            own = y
-            if self.rows is not None:
-                own = y.view(units, -1, y.shape[-1])[self.rows].view(-1, y.shape[-1])
-            if b.dim() == 2:
-                own.addmm_(hidden, b, alpha=alpha)
-            else:
-                own.view(len(b), -1, y.shape[-1]).baddbmm_(hidden, b, alpha=alpha)
-            return y
-        b = b.to(hidden.dtype)
-        if self.rows is None and b.dim() == 2 and hidden.dtype == y.dtype:
-            return torch.addmm(y, hidden, b, alpha=alpha)
-        delta = (torch.mm(hidden, b) if b.dim() == 2 else torch.bmm(hidden, b)).to(y.dtype)
-        if self.rows is None:
-            return y.add(delta.view(y.shape), alpha=alpha)
-        rows = self.rows
-        if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop, device=y.device)
-        if self.back is not None and in_place and len(y) == units:  # twice as fast for one token
-            return y.add_(delta.view(y.shape).index_select(0, self.back), alpha=alpha)
-        wide = y.view(units, -1, y.shape[-1])
-        add = wide.index_add_ if in_place else wide.index_add
-        return add(0, rows, delta.view(len(rows), *wide.shape[1:]), alpha=alpha).view(y.shape)
+Bucket = tuple[tuple[int, ...], Tensor, bool]
+"""Atoms, the rows that use them, atom after atom, and whether these lie scattered."""
 
 
 @dataclass
@@ -220,8 +79,7 @@ class Plan:
     index: Tensor | None = None
     dropout: float = 0.0
     _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # all plans'
-    _parts: dict[Any, list[Part]] = field(default_factory=dict, repr=False)
-    _known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sites(self) -> frozenset[str]:
@@ -260,27 +118,22 @@ class Plan:
     def parts(self, sites: Sites, x: Tensor) -> list[Part]:
         """The parts of the delta at sites that share the input x (positions, in)."""
         masked = self._masked_pays(sites, x)
-        key = (sites, masked, x.device, x.dtype)
-        if key not in self._parts:
-            if torch.is_inference_mode_enabled():  # what is kept must serve any later call
-                with torch.inference_mode(False), torch.no_grad():
-                    self._parts[key] = self._make_parts(sites, masked, x)
-            else:
-                with torch.no_grad():
-                    self._parts[key] = self._make_parts(sites, masked, x)
-        return self._parts[key]
+        key = ("parts", sites, masked, x.device, x.dtype)
+        if key in self._known:  # asked at every site of every forward
+            return self._known[key]
+        return self._once(key, lambda: self._make_parts(sites, masked, x))
 
     def shares(self, sites: Sites) -> bool:
         """Whether the plan's atoms are alike at all of these sites, so that one product does."""
-        key = ("shares", sites)
-        if key not in self._known:
-            first = self._alike(sites[0])
-            self._known[key] = not any(atom.trained for atom in self.atoms) and all(
-                self._alike(site) == first for site in sites[1:]
-            )
-        return self._known[key]
 
-    def _alike(self, site: str) -> list[Any]:
+        def alike() -> bool:
+            first = self._at(sites[0])
+            return all(self._at(site) == first for site in sites[1:])
+
+        return not any(atom.trained for atom in self.atoms) and self._once(("shares", sites), alike)
+
+    def _at(self, site: str) -> list[tuple[int, float] | None]:
+        """Each atom's rank and scaling at a site, or None where it does not act."""
         return [
             (len(atom.factors[site][0]), atom.scaling[site]) if site in atom.factors else None
             for atom in self.atoms
@@ -292,40 +145,50 @@ class Plan:
 
     def _make_parts(self, sites: Sites, masked: bool, x: Tensor) -> list[Part]:
         present = self._present(sites)
-        frozen = [n for n in present if not self.atoms[n].trained]
+        frozen = tuple(n for n in present if not self.atoms[n].trained)
         parts = []
         if masked and frozen:
-            columns, scale = self._mask(tuple(frozen), self._scalings(frozen, sites[0]), sites[0])
-            rank = sum(self._rank(n, sites[0]) for n in columns)
-            stack = self._stack(sites, columns, x, apart=False)
-            parts.append(Part(stack, sites, rank, None, *_with_unused(scale, x)))
+            rank = sum(self._ranks(frozen, sites[0]))
+            stack = self._stack(sites, frozen, x, apart=False)
+            parts.append(Part(stack, sites, rank, None, *self._mask(frozen, sites[0], x)))
         elif frozen:
-            for members, rows in self._buckets(frozen, sites[0]):
-                scale = self._scale(members, rows, sites[0])
+            for members, rows, _ in self._buckets(frozen, sites[0]):
+                scale = self._scale(members, rows, sites[0], x)
                 stack = self._stack(sites, members, x, apart=True)
                 rank = self._rank(members[0], sites[0])
-                where, back = _placed(rows, self._units(), x.device)
-                parts.append(Part(stack, sites, rank, where, _on(scale, x), back=back))
-        learning = [n for n in present if self.atoms[n].trained]
+                where, back = self._placed(members, rows, x.device)
+                parts.append(Part(stack, sites, rank, where, scale, back=back))
+        learning = tuple(n for n in present if self.atoms[n].trained)
         if self.index is not None:
-            learning = [n for n in learning if len(self._users()[n])]
+            learning = tuple(n for n in learning if len(self._users()[n]))
         return parts + self._learning(learning, sites[0], x) if learning else parts
 
-    def _learning(self, members: Sequence[int], site: str, x: Tensor) -> list[Part]:
+    def _learning(self, members: tuple[int, ...], site: str, x: Tensor) -> list[Part]:
         """The parts of adapters that learn: one product masked by M, or one an adapter."""
-        own = [self.atoms[n].factors[site] for n in members]
+        pairs = [self.atoms[n].factors[site] for n in members]
         if self._masked_pays((site,), x, learning=True):
-            _, scale = self._mask(tuple(members), self._scalings(members, site), site)
-            rank = sum(self._rank(n, site) for n in members)
-            return [Part(Live(own, site), (site,), rank, None, *_with_unused(scale, x), True)]
+            rank = sum(self._ranks(members, site))
+            mask = self._mask(members, site, x)
+            return [Part(Live(pairs, site), (site,), rank, None, *mask, trained=True)]
         parts = []
-        for n, factors in zip(members, own, strict=True):
+        for n, pair in zip(members, pairs, strict=True):
             rows = self._users()[n]
-            where, _ = _placed(rows, self._units(), x.device)
-            scale = _on(self._scale((n,), rows, site), x)
+            where, _ = self._placed((n,), rows, x.device)
+            scale = self._scale((n,), rows, site, x)
             rank = self._rank(n, site)
-            parts.append(Part(Live([factors], site), (site,), rank, where, scale, trained=True))
+            parts.append(Part(Live([pair], site), (site,), rank, where, scale, trained=True))
         return parts
+
+    def _once(self, key: tuple[Hashable, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, worked out once a plan; in no mode, for it must serve any call."""
+        if key not in self._known:
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False), torch.no_grad():
+                    self._known[key] = make()
+            else:
+                with torch.no_grad():
+                    self._known[key] = make()
+        return self._known[key]
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────
 
@@ -334,58 +197,94 @@ class Plan:
 
     def _users(self) -> list[Tensor]:
         """For each atom the rows, or tokens, that use it."""
-        if "users" not in self._known:
+
+        def make() -> list[Tensor]:
             assert self.index is not None
             used = self.weights[self.index.flatten()] != 0
-            self._known["users"] = [used[:, n].nonzero()[:, 0] for n in range(len(self.atoms))]
-        return self._known["users"]
+            return [used[:, n].nonzero()[:, 0] for n in range(len(self.atoms))]
 
-    def _buckets(
-        self, members: Sequence[int], site: str, apart: bool = False
-    ) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Atoms of one rank that as many rows use, or each ``apart``, with these rows, atom after
-        atom.
+        return self._once(("users",), make)
+
+    def _buckets(self, members: tuple[int, ...], site: str, apart: bool = False) -> list[Bucket]:
+        """Atoms of one rank that as many rows use, or each ``apart``; the same at most sites."""
+        ranks = self._ranks(members, site)
+
+        def make() -> list[Bucket]:
+            users = self._users()
+            kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+            for n, rank in zip(members, ranks, strict=True):
+                if len(users[n]):
+                    kinds[(n,) if apart else (len(users[n]), rank)].append(n)
+            buckets = []
+            for kind in kinds.values():
+                # in order of their first row, so that a sorted batch need not be moved
+                ordered = tuple(sorted(kind, key=lambda n: int(users[n][0])))
+                rows = torch.cat([users[n] for n in ordered])
+                buckets.append((ordered, rows, isinstance(_simplest(rows, self._units()), Tensor)))
+            return buckets
+
+        return self._once(("buckets", members, ranks, apart), make)
+
+    def _placed(
+        self, members: tuple[int, ...], rows: Tensor, device: torch.device
+    ) -> tuple[slice | Tensor | None, Tensor | None]:
+        """`_simplest` of the members' rows on a device, and the inverse of indices that are all
+        rows in another order.
         """
-        users = self._users()
-        if apart:
-            return [((n,), users[n]) for n in members if len(users[n])]
-        found: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for n in members:
-            if len(users[n]):
-                found[len(users[n]), self._rank(n, site)].append(n)
-        # in order of their first row, so that a sorted batch need not be moved
-        ordered = [sorted(own, key=lambda n: int(users[n][0])) for own in found.values()]
-        return [(tuple(own), torch.cat([users[n] for n in own])) for own in ordered]
 
-    def _scale(self, members: tuple[int, ...], rows: Tensor, site: str) -> float | Tensor:
+        def make() -> tuple[slice | Tensor | None, Tensor | None]:
+            units = self._units()
+            where = _simplest(rows, units)
+            if not isinstance(where, Tensor):
+                return where, None
+            order = where.argsort()
+            whole = len(order) == units and torch.equal(where[order], torch.arange(units))
+            return where.to(device), order.to(device) if whole else None
+
+        return self._once(("placed", members, device), make)
+
+    def _scale(
+        self, members: tuple[int, ...], rows: Tensor, site: str, x: Tensor
+    ) -> float | Tensor:
         """Scaling × weight of each atom for each of its rows: a number, or (S, k, 1, 1); (k, 1, 1)
         where S is 1.
         """
-        assert self.index is not None
-        own = self.index.flatten()[rows].view(len(members), -1)
-        scales = torch.stack(
-            [self.weights[own[i], n] * self.atoms[n].scaling[site] for i, n in enumerate(members)]
-        )
-        scale = _number(scales[..., None, None])
-        return scale[0] if isinstance(scale, Tensor) and len(members) == 1 else scale
+        scalings = self._scalings(members, site)
 
-    def _scalings(self, members: Sequence[int], site: str) -> tuple[float, ...]:
-        return tuple(self.atoms[n].scaling[site] for n in members)
+        def make() -> float | Tensor:
+            assert self.index is not None
+            blends = self.index.flatten()[rows].view(len(members), -1)
+            columns = [self.weights[blends[i], n] * scalings[i] for i, n in enumerate(members)]
+            scale = _number(torch.stack(columns)[..., None, None])
+            if isinstance(scale, Tensor) and len(members) == 1:
+                scale = scale[0]
+            return on(scale, x)
+
+        return self._once(("scale", members, scalings, x.device, x.dtype), make)
 
     def _mask(
-        self, members: tuple[int, ...], scalings: tuple[float, ...], site: str
-    ) -> tuple[tuple[int, ...], float | Tensor]:
-        """M (rows, 1, R), or (1, 1, R) where all rows are alike, for the atoms in use."""
-        ranks = tuple(self._rank(n, site) for n in members)
-        key = ("mask", members, scalings, ranks)  # the same at most sites, so worked out once
-        if key not in self._known:
+        self, members: tuple[int, ...], site: str, x: Tensor
+    ) -> tuple[float | Tensor, Tensor | None]:
+        """M (rows, 1, R), or (1, 1, R) where all rows are alike, and where it is zero, or None.
+
+        The zeros are looked for before M goes to its device: asking there would wait for it.
+        """
+        ranks, scalings = self._ranks(members, site), self._scalings(members, site)
+
+        def make() -> tuple[float | Tensor, Tensor | None]:
             table = self.weights[:, list(members)] * torch.tensor(scalings)
             table = table.repeat_interleave(torch.tensor(ranks), dim=1)
             rows = table[:1] if self.index is None else table[self.index.flatten()]
             if (rows == rows[:1]).all():
                 rows = rows[:1]
-            self._known[key] = _number(rows[:, None])
-        return members, self._known[key]
+            scale = _number(rows[:, None])
+            if isinstance(scale, float):
+                return scale, None
+            scale = scale.to(x.dtype)
+            unused = scale == 0
+            return scale.to(x.device), unused.to(x.device) if unused.any() else None
+
+        return self._once(("mask", members, scalings, ranks, x.device, x.dtype), make)
 
     # ── factors ──────────────────────────────────────────────────────────────────────────────
 
@@ -395,20 +294,18 @@ class Plan:
         key = (sites, atoms, apart or len(atoms) == 1, x.device, x.dtype)
         stack = self._stacks.get(key)
         if stack is None:
-            a = [[atom.factors[site][0] for site in sites] for atom in atoms]
-            b = {site: [atom.factors[site][1].t() for atom in atoms] for site in sites}
-            if len(atoms) == 1:
-                all_a = a[0][0] if len(sites) == 1 else torch.cat(a[0])
-                all_b = {site: own[0] for site, own in b.items()}
-            elif apart:
-                all_a = torch.stack([torch.cat(own) for own in a])
-                all_b = {site: torch.stack(own) for site, own in b.items()}
-            else:
-                all_a = torch.cat([own[i] for i in range(len(sites)) for own in a])
-                all_b = {site: torch.cat(own) for site, own in b.items()}
-            stack = Stack(_on(all_a, x), {site: _on(t, x) for site, t in all_b.items()})
+            stack = stacked([atom.factors for atom in atoms], sites, x, apart)
             self._stacks[key] = stack
         return stack
+
+    def _rank(self, n: int, site: str) -> int:
+        return len(self.atoms[n].factors[site][0])
+
+    def _ranks(self, members: Sequence[int], site: str) -> tuple[int, ...]:
+        return tuple(self._rank(n, site) for n in members)
+
+    def _scalings(self, members: Sequence[int], site: str) -> tuple[float, ...]:
+        return tuple(self.atoms[n].scaling[site] for n in members)
 
     # ── the rule ─────────────────────────────────────────────────────────────────────────────
 
@@ -421,17 +318,17 @@ class Plan:
         """
         assert self.index is not None
         each = len(x) // self.index.numel()
-        members = [n for n in self._present(sites) if self.atoms[n].trained == learning]
+        members = tuple(n for n in self._present(sites) if self.atoms[n].trained == learning)
         out = sum(len(self.atoms[n].factors[s][1]) for n in members[:1] for s in sites)
         width = x.shape[-1] * len(sites) + out
-        ranks = sum(self._rank(n, sites[0]) for n in members)
+        ranks = sum(self._ranks(members, sites[0]))
         grouped = [0.0] * 5
-        for own, rows in self._buckets(members, sites[0], apart=learning):
-            rank, positions = self._rank(own[0], sites[0]), len(rows) * each
-            more = [1, positions * rank * width, len(own) * rank * width, 0, 0]
+        for of_bucket, rows, scattered in self._buckets(members, sites[0], apart=learning):
+            rank, positions = self._rank(of_bucket[0], sites[0]), len(rows) * each
+            more = [1, positions * rank * width, len(of_bucket) * rank * width, 0, 0]
             if learning:  # gradients need the site's whole output a second time
                 more[3:] = [1, positions * (x.shape[-1] + out) + len(x) * out]
-            elif isinstance(_simplest(rows, self._units()), Tensor):
+            elif scattered:
                 more[3:] = [1, positions * (x.shape[-1] + out)]
             grouped = [total + one for total, one in zip(grouped, more, strict=True)]
         return (1, len(x) * ranks * width, ranks * width), grouped
@@ -446,14 +343,6 @@ class Plan:
             self._known[key] = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
         return self._known[key]
 
-    def _rank(self, n: int, site: str) -> int:
-        return len(self.atoms[n].factors[site][0])
-
-
-def cost(prices: Sequence[float], amounts: Amounts) -> float:
-    """Nanoseconds, by `Costs`."""
-    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
-
 
 def _simplest(rows: Tensor, units: int) -> slice | Tensor | None:
     """Rows as None if they are all, in order, as a slice if one follows the other."""
@@ -463,32 +352,7 @@ def _simplest(rows: Tensor, units: int) -> slice | Tensor | None:
     return None if count == units else slice(first, first + count)
 
 
-def _placed(
-    rows: Tensor, units: int, device: torch.device
-) -> tuple[slice | Tensor | None, Tensor | None]:
-    """`_simplest` on a device, and the inverse of indices that are all rows in another order."""
-    where = _simplest(rows, units)
-    if not isinstance(where, Tensor):
-        return where, None
-    order = where.argsort()
-    whole = len(order) == units and torch.equal(where[order], torch.arange(units))
-    return where.to(device), order.to(device) if whole else None
-
-
 def _number(scale: Tensor) -> float | Tensor:
     """A tensor of one value as that value."""
     value = scale.flatten()[0]
     return float(value) if bool((scale == value).all()) else scale
-
-
-def _with_unused(scale: float | Tensor, x: Tensor) -> tuple[float | Tensor, Tensor | None]:
-    """A part's ``scale`` and ``unused``."""
-    scale = _on(scale, x)
-    return scale, scale == 0 if isinstance(scale, Tensor) and (scale == 0).any() else None
-
-
-def _on(value: Any, x: Tensor) -> Any:
-    """A tensor on the device and in the precision of x; a number as it is."""
-    if not isinstance(value, Tensor) or (value.dtype == x.dtype and value.device == x.device):
-        return value
-    return value.to(x.device, x.dtype)

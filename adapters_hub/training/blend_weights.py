@@ -177,7 +177,7 @@ class _Run:
         """Forwards inside the block use the adapters at weights (terms, layers or 1).
 
         A slot holds A and w·B, both computed here, so a gradient of B is one of w and the bank
-        need not know. Slots that are trained make no plan that outlives the call.
+        need not know. No plan outlives the slots it was made of.
         """
         bank = self.model.bank
         for (slot, adapter), by_layer in zip(self.slots.items(), weights, strict=True):

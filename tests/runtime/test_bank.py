@@ -1,6 +1,7 @@
 """The bank: rows, tokens, ranks, slots, threads, failures. All compared with dense arithmetic."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -227,6 +228,45 @@ def test_plans_of_the_same_atoms_share_their_factors():
     del plan, plans
     bank.drop("ad0")
     assert len(bank._stacks) == 0
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_training_keeps_frozen_stacks_from_step_to_step_and_every_bit(monkeypatch, way):
+    """With plans kept, and with none kept; midway a frozen adapter is replaced."""
+    monkeypatch.setattr(plan_module.Plan, "_masked_pays", lambda *_, learning=False: way)
+    blends = [{"t": 1.0, "ad0": 1.0}, {"t": 1.0, "ad2": 0.5}]
+    results, stacks = [], []
+    for keep in (True, False):
+        torch.manual_seed(0)
+        bank, layers = make([2, 3, 2])
+        random = torch.Generator().manual_seed(1)
+        learning = {
+            site: tuple(
+                torch.randn(shape, generator=random).requires_grad_()
+                for shape in ((2, IN), (OUT, 2))
+            )
+            for site in layers
+        }
+        bank.put("t", learning, dict.fromkeys(learning, 1.0), trained=True)
+        optimizer = torch.optim.Adam([t for pair in learning.values() for t in pair], lr=0.1)
+        for step, index in enumerate([[0, 1], [0, 1], [1, 0], [0, 1]]):
+            if not keep:
+                bank._plans.clear()
+            if step == 3:
+                new = {site: (torch.ones(2, IN), torch.ones(OUT, 2)) for site in layers}
+                bank.put("ad0", new, dict.fromkeys(layers, 1.0))
+            x = torch.randn(2, 3, IN, generator=random)
+            with bank.using(bank.plan(blends, index)):
+                sum(layer(x).square().mean() for layer in layers.values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if keep and step == 0:
+                stacks = [weakref.ref(stack) for stack in bank._stacks.values()]
+            if keep:
+                assert len(stacks) == 2
+                assert all((stack() is not None) == (step < 3) for stack in stacks)
+        results.append([t.detach() for pair in learning.values() for t in pair])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_pinned_slots_and_those_a_call_needs_stay():

@@ -9,7 +9,8 @@ from torch import nn
 from adapters_hub.runtime.bank import Bank
 from adapters_hub.runtime.compiled import Window
 from adapters_hub.runtime.merged import merged_weight
-from adapters_hub.runtime.plan import COSTS, FlatFactors, Plan, cost, shapes
+from adapters_hub.runtime.plan import Plan
+from adapters_hub.runtime.products import COSTS, FlatFactors, cost, shapes
 
 IN, OUTS = 6, {"q": 5, "k": 4, "v": 4}
 NAMES = [f"ad{n}" for n in range(5)]
@@ -187,7 +188,7 @@ def test_adapters_that_learn_have_the_gradients_of_the_plain_sum(
 
 
 def test_sites_of_one_input_are_found_and_share_the_first_product(monkeypatch):
-    from adapters_hub.runtime.plan import Part
+    from adapters_hub.runtime.products import Part
 
     model, bank = make([2] * 5, set(), torch.float32)
     assert set(bank._groups.values()) == {("q", "k", "v")}
@@ -279,3 +280,38 @@ def test_tokens_must_fit_a_plan_of_tokens():
     plan = bank.plan([{"ad0": 1.0}, {}], torch.tensor([[0, 1, 0]]))
     with bank.using(plan), pytest.raises(SettingsError, match="for a plan of 1 rows of 3 tokens"):
         model(torch.randn(1, 4, IN))
+
+
+@pytest.mark.parametrize("way", [True, False])
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_plan_asks_its_tensors_the_same_few_questions_however_many_sites(
+    monkeypatch, way, learning
+):
+    """Each question waits for the device where the tensor is on one."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Questions(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.asked = []
+
+        def __torch_dispatch__(self, operation, kinds, given=(), named=None):
+            if operation.overloadpacket.__name__ in ("_local_scalar_dense", "equal", "any", "all"):
+                self.asked.append(operation)
+            return operation(*given, **(named or {}))
+
+    monkeypatch.setattr(Plan, "_masked_pays", lambda plan, *_, learning=False: way)
+    asked = []
+    for count in (1, 5):
+        layers = {f"site{n}": nn.Linear(IN, 4) for n in range(count)}
+        bank = Bank(layers)
+        for name in NAMES:
+            factors = {site: (torch.randn(2, IN), torch.randn(4, 2)) for site in layers}
+            bank.put(name, factors, dict.fromkeys(layers, 0.5), trained=learning)
+        plan = bank.plan([{name: 1.0} for name in NAMES], [0, 1, 2, 3, 4, 0, 1, 0])
+        x = torch.randn(8, 3, IN)
+        with bank.using(plan), Questions() as questions:
+            for layer in layers.values():
+                layer(x)
+        asked.append(len(questions.asked))
+    assert asked[0] == asked[1] > 0

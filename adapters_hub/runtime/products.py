@@ -1,0 +1,200 @@
+"""Products: the arithmetic that adds adapters' deltas at a site, and what it costs.
+
+Knows factors and rows as tensors; does not know blends, adapters, modules or files. Who uses what,
+and which products a call takes, is the plan's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+Place = tuple[Sequence[int], Sequence[int], int]
+Sites = tuple[str, ...]
+Amounts = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What decides between masked and grouped parts: nanoseconds for each of `Plan.amounts`.
+
+    Fitted on two CPU cores by ``benchmarks/strategies.py``.
+    """
+
+    masked: tuple[float, ...] = (98_000, 0.0195, 0.42)
+    grouped: tuple[float, ...] = (61_000, 0.031, 0.2, 57_000, 0.57)
+    whole: tuple[float, ...] = (50_000, 0.028, 0.11)  # as masked, for one blend in all rows
+
+
+COSTS = Costs()
+
+
+def cost(prices: Sequence[float], amounts: Amounts) -> float:
+    """Nanoseconds, by `Costs`."""
+    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
+
+
+class FlatFactors(Factors):
+    """Factors as views of one flat tensor, each made when it is asked for: loading makes none.
+
+    ``places``: site → shape, strides and first item of A and of B.
+    """
+
+    def __init__(self, flat: Tensor, places: Mapping[str, tuple[Place, Place]]) -> None:
+        self.flat, self.places = flat, places
+        self._made: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __getitem__(self, site: str) -> tuple[Tensor, Tensor]:
+        if site not in self._made:
+            a, b = self.places[site]
+            self._made[site] = self.flat.as_strided(*a), self.flat.as_strided(*b)
+        return self._made[site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
+    """Each site with the shapes of its A and B."""
+    if isinstance(factors, FlatFactors):
+        return ((site, a[0], b[0]) for site, (a, b) in factors.places.items())
+    return ((site, a.shape, b.shape) for site, (a, b) in factors.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Factors of S atoms at sites that share an input: ``a`` (S, sites · r, in), site after site;
+    ``b`` (S, r, out) for each site. Without the first dimension where S is 1.
+    """
+
+    a: Tensor
+    b: Mapping[str, Tensor]
+
+
+def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) -> Stack:
+    """Factors of several adapters on the device and in the precision of x: each for itself
+    (S, …), or, if not ``apart``, all as one of rank R.
+    """
+    a = [[of_adapter[site][0] for site in sites] for of_adapter in factors]
+    b = {site: [of_adapter[site][1].t() for of_adapter in factors] for site in sites}
+    if len(factors) == 1:
+        all_a = a[0][0] if len(sites) == 1 else torch.cat(a[0])
+        all_b = {site: of_site[0] for site, of_site in b.items()}
+    elif apart:
+        all_a = torch.stack([torch.cat(of_adapter) for of_adapter in a])
+        all_b = {site: torch.stack(of_site) for site, of_site in b.items()}
+    else:
+        all_a = torch.cat([of_adapter[i] for i in range(len(sites)) for of_adapter in a])
+        all_b = {site: torch.cat(of_site) for site, of_site in b.items()}
+    return Stack(on(all_a, x), {site: on(t, x) for site, t in all_b.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A `Stack` of adapters that learn, all as one of rank R at a site: put together whenever it is
+    used, so that gradients reach their own parameters.
+    """
+
+    factors: Sequence[tuple[Tensor, Tensor]]
+    site: str
+
+    @property
+    def a(self) -> Tensor:
+        """(R, in)."""
+        return torch.cat([a for a, _ in self.factors]) if self.factors[1:] else self.factors[0][0]
+
+    @property
+    def b(self) -> Mapping[str, Tensor]:
+        """The site's (R, out)."""
+        own = [b.t() for _, b in self.factors]
+        return {self.site: torch.cat(own) if own[1:] else own[0]}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the delta: S atoms of rank r, k rows each.
+
+    ``rows`` None for the whole batch in its order, a slice of it, or S · k indices, and ``back``
+    their inverse where they are the whole batch. ``scale`` a number, or a tensor that broadcasts to
+    (S, k, tokens, r), and ``unused`` its zeros.
+    """
+
+    stack: Stack | Live
+    sites: Sites
+    rank: int
+    rows: slice | Tensor | None
+    scale: float | Tensor
+    unused: Tensor | None = None
+    trained: bool = False
+    back: Tensor | None = None
+
+    def first(self, x: Tensor, units: int, dropout: float = 0.0) -> Sequence[Tensor]:
+        """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
+        ``scale`` is a tensor.
+        """
+        a, own = self.stack.a, x
+        if isinstance(self.rows, slice):
+            own = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
+        elif self.rows is not None:
+            own = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
+        if dropout and self.trained:
+            own = functional.dropout(own, dropout)
+        if a.dtype != x.dtype:
+            a = a.to(x.dtype)
+        if a.dim() == 2:
+            hidden = functional.linear(own, a)
+        else:
+            hidden = torch.bmm(own.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+        if not isinstance(self.scale, float):
+            shape = (*hidden.shape[:-2], -1, len(x) // units, len(self.sites), self.rank)
+            scaled = hidden.view(shape) * self.scale[..., None, :]
+            if self.unused is not None:  # else what overflows for others' rows would be NaN here
+                scaled = scaled.masked_fill(self.unused[..., None, :], 0.0)
+            hidden = scaled.view(hidden.shape)
+        return hidden.split(self.rank, -1) if len(self.sites) > 1 else (hidden,)
+
+    def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
+        """Y (units · tokens, out) with the part's delta added; in place without gradients."""
+        b = self.stack.b[site]
+        alpha = self.scale if isinstance(self.scale, float) else 1.0
+        in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
+        if in_place and not isinstance(self.rows, Tensor):
+            own = y
+            if self.rows is not None:
+                own = y.view(units, -1, y.shape[-1])[self.rows].view(-1, y.shape[-1])
+            if b.dim() == 2:
+                own.addmm_(hidden, b, alpha=alpha)
+            else:
+                own.view(len(b), -1, y.shape[-1]).baddbmm_(hidden, b, alpha=alpha)
+            return y
+        b = b.to(hidden.dtype)
+        if self.rows is None and b.dim() == 2 and hidden.dtype == y.dtype:
+            return torch.addmm(y, hidden, b, alpha=alpha)
+        delta = (torch.mm(hidden, b) if b.dim() == 2 else torch.bmm(hidden, b)).to(y.dtype)
+        if self.rows is None:
+            return y.add(delta.view(y.shape), alpha=alpha)
+        rows = self.rows
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=y.device)
+        if self.back is not None and in_place and len(y) == units:  # twice as fast for one token
+            return y.add_(delta.view(y.shape).index_select(0, self.back), alpha=alpha)
+        wide = y.view(units, -1, y.shape[-1])
+        add = wide.index_add_ if in_place else wide.index_add
+        return add(0, rows, delta.view(len(rows), *wide.shape[1:]), alpha=alpha).view(y.shape)
+
+
+def on(value: Any, x: Tensor) -> Any:
+    """A tensor on the device and in the precision of x; a number as it is."""
+    if not isinstance(value, Tensor) or (value.dtype == x.dtype and value.device == x.device):
+        return value
+    return value.to(x.device, x.dtype)
