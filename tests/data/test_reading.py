@@ -504,13 +504,44 @@ def test_csv_as_excel_writes_it(tmp_path, mark):
     assert [(row.text, row.label) for row in rows] == [("one, two", "good"), ("three", "bad")]
 
 
-def test_encodings_and_columns_that_are_missing_are_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes('{"text": "é"}'.encode("utf-16"))
-    with pytest.raises(DataError, match="UTF-16; save it as UTF-8"):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
+    content = {
+        "a.jsonl": '{"text": "é ไทย"}\n{"text": "b"}\n',
+        "a.json": '[{"text": "é ไทย"}, {"text": "b"}]',
+        "a.txt": "é ไทย\nb\n",
+    }.get(name, "text\né ไทย\nb\n")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""  # the others write theirs
+    data = (mark + content).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert [row.text for row in read_data(tmp_path / name)["train"]] == ["é ไทย", "b"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "command"),
+    [
+        ("latin-1", r"Latin-1.*iconv -f LATIN1 -t UTF-8 OLD > NEW"),
+        ("utf-16-le", r"UTF-16LE without a byte order mark.*iconv -f UTF-16LE -t UTF-8 OLD > NEW"),
+        ("utf-16-be", r"UTF-16BE without a byte order mark.*iconv -f UTF-16BE -t UTF-8 OLD > NEW"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_other_encodings_are_named_with_the_command_that_mends_them(
+    tmp_path, name, encoding, command
+):
+    (tmp_path / name).write_bytes('{"text": "é"}\n'.encode(encoding))
+    with pytest.raises(DataError, match=rf"{name}: not UTF-8 text.*{command}"):
+        read_data(tmp_path / name)
+
+
+def test_a_cut_file_in_utf_16_is_damaged(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "é"}\n'.encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"a.jsonl: damaged after line 0 .*mark says utf-16"):
         read_data(tmp_path / "a.jsonl")
-    (tmp_path / "b.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="Latin-1"):
-        read_data(tmp_path / "b.jsonl")
+
+
+def test_a_missing_column_is_named(tmp_path):
     write(tmp_path / "c.jsonl", [{"review": "good"}])
     with pytest.raises(DataError, match=r"there: review.*--columns text=NAME"):
         read_data(tmp_path / "c.jsonl")
