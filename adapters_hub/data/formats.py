@@ -145,38 +145,76 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
 
     It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
+    So would the rest of a row be in which a carriage return ends the line too early.
     """
     kind = "TSV" if tabs else "CSV"
     mark = "\t" if tabs else _separator(file)
     options: dict[str, Any] = {"delimiter": mark}
-    hint = f"a {_MARKS[mark]} in a cell needs quotes"
     if tabs:
         options["quoting"] = csv.QUOTE_NONE
-        hint = "a cell cannot hold a tab or a line end"
     old_limit = csv.field_size_limit(_MAX_CELL)
     header: list[str] = []
-    begin = 1
+    header_end, begin = "", 1
     try:
         with opened(file, newline="") as stream:
-            reader = csv.reader(stream, strict=True, **options)
+            lines = _Lines(stream)
+            reader = csv.reader(lines, strict=True, **options)
             for cells in reader:
                 if not header:
-                    header = cells
+                    header, header_end = cells, lines.end
                     if twice := sorted({name for name in header if header.count(name) > 1}):
                         raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
+                elif lines.end == "\r" != header_end:
+                    remedy = "" if tabs else ", or put the cell in quotes"
+                    raise DataError(
+                        f"{file}:{begin}: a carriage return (CR) in a cell ends this line, and "
+                        f"the header's ends otherwise: put a blank in its place{remedy}"
+                    )
                 elif cells and len(cells) != len(header):
-                    few = "an empty cell needs its separator too"
                     raise DataError(
                         f"{file}:{begin}: the header has {len(header)} cells, this row "
-                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
+                        f"{len(cells)}: "
+                        + _width_advice(mark, tabs, len(cells) < len(header))
+                        + _quote_advice(begin, reader.line_num)
                     )
                 elif cells:
                     yield reader.line_num, dict(zip(header, cells, strict=True))
                 begin = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
+        raise DataError(
+            f"{file}:{begin}: not {kind} from here on ({error}): a quote begins a cell only where "
+            'another one ends it; a quote inside a quoted cell is written twice (""). In a .tsv '
+            "file quotes are text"
+        ) from None
     finally:
         csv.field_size_limit(old_limit)
+
+
+class _Lines:
+    """The lines of a stream, and how the one read last ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.end = stream, ""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.stream:
+            self.end = line[len(line.rstrip("\r\n")) :]
+            yield line
+
+
+def _width_advice(mark: str, tabs: bool, narrow: bool) -> str:
+    """What to do about a row that is narrower or wider than the header."""
+    whole = "a cell cannot hold a tab or a line end, since quotes are text in TSV"
+    if narrow:
+        return "an empty cell needs its separator too" + (f"; {whole}" if tabs else "")
+    return whole if tabs else f"a {_MARKS[mark]} in a cell needs quotes"
+
+
+def _quote_advice(first: int, last: int) -> str:
+    """What to look for in a row of a table that goes over several lines."""
+    if first == last:
+        return ""
+    return f"; the row goes on to line {last}: perhaps a quote in it is not closed"
 
 
 def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:

@@ -218,6 +218,20 @@ def test_translations_of_one_item_have_one_key_per_domain(tmp_path):
         ("x.csv", b'text,label\n"a"b,1\n', "{file}:2: not CSV"),
         ("x.tsv", b"text\tlabel\na\tb\tc\n",
          "{file}:2: the header has 2 cells, this row 3: a cell cannot hold a tab"),
+        ("x.csv", b'text,label\na,1\n"b,2\nc,3\n"d,4\n', "{file}:3: not CSV from here on"),
+        ("x.csv", b'text,label\na,1\n"b,2\nc,3\nd",4,5\n',
+         "{file}:3: the header has 2 cells, this row 3: a comma in a cell needs quotes; the row "
+         "goes on to line 5: perhaps a quote in it is not closed"),
+        ("x.tsv", b"text\tlabel\na\t1\nb\rc\t2\n",
+         "{file}:3: a carriage return (CR) in a cell ends this line, and the header's ends "
+         "otherwise: put a blank in its place"),
+        ("x.tsv", b"text\r\na\rb\r\n", "{file}:2: a carriage return (CR) in a cell"),
+        ("x.csv", b"text,label\nb\rc,2\n",
+         "{file}:2: a carriage return (CR) in a cell ends this line, and the header's ends "
+         "otherwise: put a blank in its place, or put the cell in quotes"),
+        ("x.tsv", b'text\tlabel\n"two\nlines"\t1\n',
+         "{file}:2: the header has 2 cells, this row 1: an empty cell needs its separator too; a "
+         "cell cannot hold a tab or a line end, since quotes are text in TSV"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "b \\ud83d"}\n',
          "{file}:2: field 'text' holds half a surrogate pair"),
         ("x.jsonl", b'{"text": "a", "label": "\\udfff"}\n', "{file}:1: field 'label' holds half"),
@@ -239,6 +253,19 @@ def test_quotes_are_text_in_tsv(tmp_path):
     rows = read_data(path)["train"]
     assert [row.text for row in rows] == ['"Great" he said', '"never closed', "plain"]
     assert [row.label for row in rows] == ["good", "bad", "good"]
+
+
+def test_carriage_returns_that_are_no_accident(tmp_path):
+    for name, content in (
+        ("quoted.csv", b'text,label\n"two\rlines",1\nb,2\n'),
+        ("windows.csv", b'text,label\r\n"two\rlines",1\r\nb,2'),
+        ("old_mac.csv", b'text,label\r"two\rlines",1\rb,2\r'),
+        ("old_mac.tsv", b"text\tlabel\ra\t1\rb\t2\r"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        rows = read_data(tmp_path / name)["train"]
+        first = "a" if name.endswith(".tsv") else "two\rlines"
+        assert [(row.text, row.label) for row in rows] == [(first, "1"), ("b", "2")], name
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
