@@ -41,6 +41,7 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
+from adapters_hub.tasks.registry import row_fields
 from adapters_hub.training.loop import Progress, check_accelerator, train_adapters
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
@@ -85,7 +86,9 @@ class Experiment:
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
         if rows is None:
-            read = read_data(settings.data, settings.columns, settings.label_separator)
+            read = read_data(
+                settings.data, settings.columns, settings.label_separator, row_fields()
+            )
         else:
             read = {"train": list(rows)}
         self.splits = self._chosen(read, other_languages)

@@ -406,7 +406,7 @@ def test_other_tasks_have_a_sample_of_their_own(
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "field 'stars' is missing, and classification needs it"),
+        (None, r"field 'stars' is missing \(there: text\), and classification needs it"),
         ("mixed", "field 'stars': no train row has the label 'mixed' of this {split} row"),
     ],
 )
