@@ -21,6 +21,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.data.batches import plan_batches
+from adapters_hub.data.pairs import language_tag
 from adapters_hub.data.reading import Splits, read_data, select, with_held_out
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
@@ -90,7 +91,7 @@ class Experiment:
                 settings.data, settings.columns, settings.label_separator, row_fields()
             )
         else:
-            read = {"train": list(rows)}
+            read = {"train": [_with_canonical_tag(row) for row in rows]}
         self.splits = self._chosen(read, other_languages)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
@@ -265,15 +266,29 @@ class Experiment:
             )
 
     def require_languages(self) -> None:
-        """Raise `DataError` for a row that does not say its language, where it must be known."""
-        field = self.settings.columns.get("language", "language")
-        for row in (row for rows in self.splits.values() for row in rows):
-            if row.language is None:
-                several = ", ".join(self.languages) or "those of the library"
-                raise DataError(
-                    f"{row.where}: field {field!r} is missing, and it could be any of {several}; "
-                    "say it in every row, or ask for one language (--language de)"
+        """Leave out rows whose language is empty or undetermined, where it must be known.
+
+        Raises `DataError` for a row that has no such field at all: its column may have another
+        name, or the file may be of one language.
+        """
+        for split, rows in self.splits.items():
+            without = [row for row in rows if row.language is None]
+            for row in without:
+                field = row.columns.renamed.get("language", "language")
+                if field not in row.columns.names:
+                    several = ", ".join(self.languages) or "those of the library"
+                    raise DataError(
+                        f"{row.where}: field {field!r} is missing, and it could be any of "
+                        f"{several}; say it in every row, or ask for one language (--language de)"
+                    )
+            if without:
+                self.splits[split] = [row for row in rows if row.language is not None]
+                self.print(
+                    f"left out: {len(without)} of {len(rows)} {split} rows, whose language is "
+                    f"empty or undetermined (the first: {without[0].where})"
                 )
+        if not self.splits["train"]:
+            raise DataError(f"{self.settings.data}: no train row names its language")
 
     def save(
         self, adapter: Adapter, metrics: Mapping[str, float] | None = None
@@ -384,6 +399,11 @@ class Experiment:
                 where = str(self.library.root)
                 raise NotFoundError(f"--over: {lookup.not_found(f'lang:{tag}', infos, where)}")
         return below
+
+
+def _with_canonical_tag(row: Row) -> Row:
+    """A row that no file was read for, with its language as a file's rows have it."""
+    return replace(row, language=language_tag(row.language, "language", row.where or "a row"))
 
 
 def _silent(*values: Any) -> None:

@@ -97,3 +97,11 @@ def test_an_empty_cell_is_no_missing_column(tmp_path):
         "field 'words' is missing (there: text, label), and tags need it; say which column it is: "
         "--columns words=NAME"
     )
+
+
+@pytest.mark.parametrize("tag", ["und", "UND", "mul", "zxx", "und-Latn", "mis_Cyrl"])
+def test_an_undetermined_language_is_none(tmp_path, tag):
+    (tmp_path / "de.jsonl").write_text(
+        json.dumps({"text": "a", "language": tag}) + '\n{"text": "b"}\n'
+    )
+    assert [row.language for row in read_data(tmp_path)["train"]] == [None, "de"]

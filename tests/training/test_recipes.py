@@ -288,6 +288,29 @@ def test_of_several_languages_a_row_must_name_its_own(language, tmp_path, flags)
     assert not (tmp_path / "library").exists()
 
 
+def test_rows_of_an_undetermined_language_are_left_out_where_it_must_be_known(language, capsys):
+    rows = [*plain_texts(30, lang="da"), *plain_texts(30, lang="sv"), *plain_texts(1, lang="und")]
+    library = language(rows, "--language", "da", "sv", "--columns", "language=lang")
+    assert [info.name for info in library.list()] == ["da", "sv"]
+    assert "left out: 1 of " in capsys.readouterr().out
+
+
+def test_a_row_of_an_undetermined_language_is_trained_and_measured_on(
+    tiny, feedback, tmp_path, monkeypatch, capsys, caplog
+):
+    for split in ("train", "test"):
+        with open(feedback / f"{split}.jsonl", "a", encoding="utf-8") as file:
+            row = {"text": WORDS[0], "label": "positive", "language": "und", "domain": "hotel"}
+            file.write(json.dumps(row) + "\n")
+    run(
+        "lora_domain.py", "--backbone", tiny("bert"), "--data", feedback, "--library", "library",
+        "--task", "classification", "--steps", 2, "--rank", 2, "--batch-size", 4, "--cpu",
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    assert "rows: {'train': 37, 'dev': 12, 'test': 13}" in capsys.readouterr().out
+    assert "closest" not in caplog.text
+
+
 def test_one_language_by_two_names_is_one_adapter(language):
     library = language(plain_texts(60, language="da"), "--language", "da", "Danish", "dan")
     assert [info.name for info in library.list()] == ["da"]

@@ -95,3 +95,13 @@ def test_a_library_that_cannot_be_written_is_said_before_training(fresh, tiny, t
     with pytest.raises(LibraryError, match=r"no adapter can be stored there, because .* no folder"):
         ah.train(str(tiny("bert")), ROWS, domain="hotel", library=str(tmp_path / "file/in"), **FEW)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_of_an_undetermined_language_goes_without_one(fresh, caplog):
+    rows = [*ROWS, Row("quiet", "good", language="und"), Row("rude", "bad", language="Danish")]
+    info = ah.train(fresh("bert"), rows, domain="hotel", **{**FEW, "steps": 1})
+    assert info.name == "hotel"
+    assert "closest" not in caplog.text
+    wrong = [*ROWS, Row("slow", "bad", language="hotel", where="mine:3")]
+    with pytest.raises(DataError, match=r"mine:3: field 'language': 'hotel' is not a language"):
+        ah.train(fresh("bert"), wrong, domain="hotel", name="two", **FEW)
