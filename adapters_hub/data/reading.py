@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def select(
         if (tags is None or row.language is None or row.language in tags)
         and (domains is None or row.domain is None or row.domain in domains)
     ]
+
+
+def check_languages(
+    rows: Iterable[Row], language: Iterable[str], source: str, what: str = "train rows"
+) -> None:
+    """Raise `DataError` for a language that was asked for and that no row is in."""
+    have = Counter(row.language for row in rows)
+    missing = [tag for tag in map(languages.canonical, language) if not have[tag]]
+    if missing:
+        without = f"; {have[None]} name no language" if have[None] else ""
+        raise DataError(
+            f"{source}: no {what} in {', '.join(missing)} (have: "
+            f"{', '.join(sorted(tag for tag in have if tag)) or 'none'}{without}): leave it out of "
+            "--language, or say which column is the language: --columns language=NAME"
+        )
 
 
 def with_held_out(splits: Splits, share: float = 0.1) -> Splits:

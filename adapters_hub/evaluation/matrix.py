@@ -78,7 +78,7 @@ class Matrix:
         if unknown := set(settings.methods) - METHODS.keys():
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
         self.source = canonical(settings.source)
-        self.experiment = experiment = Experiment(resolved)
+        self.experiment = experiment = Experiment(resolved, trained=[self.source])
         assert isinstance(experiment.settings, MatrixSettings)
         self.settings = experiment.settings  # with the launcher's precision
         self.task, self.model = experiment.task, experiment.model

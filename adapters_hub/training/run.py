@@ -21,8 +21,6 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.data.batches import plan_batches
-from adapters_hub.data.pairs import language_tag
-from adapters_hub.data.reading import Splits, read_data, select, with_held_out
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -42,8 +40,8 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
-from adapters_hub.tasks.registry import row_fields
 from adapters_hub.training.loop import Progress, check_accelerator, train_adapters
+from adapters_hub.training.rows import RunRows
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -53,6 +51,8 @@ class Experiment:
     """Everything one run needs, made from its settings; raises before any long work starts.
 
     ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
+    ``trained`` are the languages of those asked for that must have train rows: all of them, unless
+    it is given; the others must have rows in some split.
     ``model`` and ``rows`` take the place of those that the settings name; ``command`` is what made
     the run, for the adapter's card (the process's own, unless it is given); ``quiet`` prints
     nothing but progress.
@@ -63,6 +63,7 @@ class Experiment:
         resolved: Resolved,
         *,
         other_languages: bool = False,
+        trained: Sequence[str] | None = None,
         model: Runtime | None = None,
         rows: Sequence[Row] | None = None,
         command: str | None = None,
@@ -86,13 +87,8 @@ class Experiment:
         self.library = Library(settings.library) if model is None else model.library
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
-        if rows is None:
-            read = read_data(
-                settings.data, settings.columns, settings.label_separator, row_fields()
-            )
-        else:
-            read = {"train": [_with_canonical_tag(row) for row in rows]}
-        self.splits = self._chosen(read, other_languages)
+        chosen = RunRows(settings, self.languages, trained, other_languages, self.print)
+        self.splits = chosen.read() if rows is None else chosen.of({"train": rows})
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -329,48 +325,6 @@ class Experiment:
         tags = self._tags(self.splits["train"])
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _chosen(self, read: Splits, other_languages: bool) -> Splits:
-        """The rows of the languages and domains asked for, with dev and test, as the task takes
-        them.
-        """
-        settings = self.settings
-        domains = {row.domain for rows in read.values() for row in rows}
-        if settings.domain and not domains & {*settings.domain, None}:
-            there = ", ".join(sorted(str(domain) for domain in domains))
-            raise DataError(
-                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
-            )
-        read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
-        if not read.get("train"):
-            raise DataError(
-                f"{settings.data}: no train rows; by the names of its files, all are for "
-                + " and ".join(name for name, rows in read.items() if rows)
-            )
-        read = with_held_out(read)
-        splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
-        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
-            (tag,) = self.languages
-            for name, rows in splits.items():
-                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
-        if self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        have = sorted({str(row.language) for row in splits["train"]})
-        for name in splits:
-            if name != "test" or not other_languages or self.task_class.across:
-                splits[name] = select(splits[name], self.languages or None)
-        if not splits["train"]:
-            raise DataError(
-                f"{settings.data}: no train rows in {', '.join(self.languages) or 'any language'} "
-                f"(have: {', '.join(have) or 'none'})"
-            )
-        if not self.task_class.across:
-            splits = {name: self._prepared(rows) for name, rows in splits.items()}
-        return splits
-
-    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
-        settings = self.settings
-        return self.task_class.prepare(rows, settings.columns, settings.task_options)
-
     def _tags(self, rows: Sequence[Row]) -> set[str]:
         """The languages whose adapters would go below rows."""
         texts = (text for row in rows for text in self.task.rows(Example([], row)))
@@ -399,11 +353,6 @@ class Experiment:
                 where = str(self.library.root)
                 raise NotFoundError(f"--over: {lookup.not_found(f'lang:{tag}', infos, where)}")
         return below
-
-
-def _with_canonical_tag(row: Row) -> Row:
-    """A row that no file was read for, with its language as a file's rows have it."""
-    return replace(row, language=language_tag(row.language, "language", row.where or "a row"))
 
 
 def _silent(*values: Any) -> None:
