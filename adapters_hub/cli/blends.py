@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     import random
 
-    from adapters_hub.data.reading import read_data, select
+    from adapters_hub.data.reading import check_languages, read_data, select
     from adapters_hub.library.blend import Blend
     from adapters_hub.library.blend_file import check_target
     from adapters_hub.training.blend_weights import fit
@@ -137,6 +137,7 @@ def _fit(options: argparse.Namespace) -> int:
     splits = read(options.data)
     if options.dev:
         splits["dev"] = [row for rows in read(options.dev).values() for row in rows]
+    check_languages(splits.get("train", []), options.language or (), options.data)
     splits = {s: select(rows, options.language, options.domain) for s, rows in splits.items()}
     rows = splits.get("train", [])
     if options.rows is not None and options.rows < len(rows):

@@ -3,15 +3,17 @@
 Knows formats; does not know what the fields of a record mean. Complaints name file and line.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any, BinaryIO, TextIO, cast
 
 from adapters_hub.errors import DataError
 from adapters_hub.extras import require
@@ -19,6 +21,12 @@ from adapters_hub.extras import require
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 PACKED = (".gz", ".zst")
 _MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}  # the first in a header separates its cells
+_BYTE_ORDER_MARKS = {  # those of UTF-32 first: one of them begins as one of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _MAX_CELL = 2**31 - 1
 """Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
 
@@ -44,12 +52,14 @@ def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     if line.strip():
                         yield number, _json(line, file, number)
     except UnicodeDecodeError as error:
-        with open(file, "rb") as raw:
-            utf_16 = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        guess = "it looks like UTF-16" if utf_16 else "it may be Latin-1 or another 8-bit encoding"
+        if not error.encoding.startswith("utf-8"):
+            raise DataError(
+                f"{file}: damaged after line {number} ({error.reason}): its byte order mark says "
+                f"{error.encoding}; write the file again"
+            ) from None
         raise DataError(
-            f"{file}: not UTF-8 text ({error.reason}, after line {number}); {guess}; save it as "
-            "UTF-8"
+            f"{file}: not UTF-8 text ({error.reason}, after line {number}); it may be Latin-1 or "
+            f"another 8-bit encoding; {_converted('LATIN1')}"
         ) from None
     except _damages(file) as error:
         raise DataError(f"{file}: damaged after line {number} ({error})") from None
@@ -69,15 +79,41 @@ def suffix_of(file: Path) -> str:
     return Path(name).suffix
 
 
-def opened(file: Path, newline: str | None = None) -> IO[str]:
-    """A text file, perhaps compressed by gzip or Zstandard, opened as UTF-8."""
-    options: dict[str, Any] = {"encoding": "utf-8-sig", "newline": newline}
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", **options)
-    if file.name.lower().endswith(".zst"):
-        stream: IO[str] = _zstd(file).open(file, "rt", **options)
-        return stream
-    return open(file, **options)
+def opened(file: Path, newline: str | None = None) -> TextIO:
+    """A text file, perhaps compressed by gzip or Zstandard, in UTF-8 or as its first bytes say."""
+    with _unpacked(file) as stream:
+        encoding = _encoding(stream.read(4), file)
+    return io.TextIOWrapper(_unpacked(file), encoding=encoding, newline=newline)
+
+
+def _unpacked(file: Path) -> BinaryIO:
+    """The bytes of a file as they are without compression."""
+    name = file.name.lower()
+    if name.endswith(".gz"):
+        return cast("BinaryIO", gzip.open(file))
+    return cast("BinaryIO", _zstd(file).open(file)) if name.endswith(".zst") else open(file, "rb")
+
+
+def _encoding(start: bytes, file: Path) -> str:
+    """The encoding that a file's first four bytes say; `DataError` for UTF-16 without a mark.
+
+    Such a file would be read as UTF-8 with a NUL character between any two letters.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    if b"\0" in start:
+        guess = "UTF-16LE" if start[1:2] == b"\0" else "UTF-16BE"
+        raise DataError(
+            f"{file}: not UTF-8 text (there is a NUL byte at its start); it may be {guess} without "
+            f"a byte order mark; {_converted(guess)}"
+        )
+    return "utf-8-sig"
+
+
+def _converted(encoding: str) -> str:
+    """What to do with a file in another encoding than UTF-8."""
+    return f"make it UTF-8, such as by: iconv -f {encoding} -t UTF-8 OLD > NEW"
 
 
 def _zstd(file: Path) -> ModuleType:
@@ -109,38 +145,76 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
 
     It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
+    So would the rest of a row be in which a carriage return ends the line too early.
     """
     kind = "TSV" if tabs else "CSV"
     mark = "\t" if tabs else _separator(file)
     options: dict[str, Any] = {"delimiter": mark}
-    hint = f"a {_MARKS[mark]} in a cell needs quotes"
     if tabs:
         options["quoting"] = csv.QUOTE_NONE
-        hint = "a cell cannot hold a tab or a line end"
     old_limit = csv.field_size_limit(_MAX_CELL)
     header: list[str] = []
-    begin = 1
+    header_end, begin = "", 1
     try:
         with opened(file, newline="") as stream:
-            reader = csv.reader(stream, strict=True, **options)
+            lines = _Lines(stream)
+            reader = csv.reader(lines, strict=True, **options)
             for cells in reader:
                 if not header:
-                    header = cells
+                    header, header_end = cells, lines.end
                     if twice := sorted({name for name in header if header.count(name) > 1}):
                         raise DataError(f"{file}:{begin}: the header has {twice[0]!r} twice")
+                elif lines.end == "\r" != header_end:
+                    remedy = "" if tabs else ", or put the cell in quotes"
+                    raise DataError(
+                        f"{file}:{begin}: a carriage return (CR) in a cell ends this line, and "
+                        f"the header's ends otherwise: put a blank in its place{remedy}"
+                    )
                 elif cells and len(cells) != len(header):
-                    few = "an empty cell needs its separator too"
                     raise DataError(
                         f"{file}:{begin}: the header has {len(header)} cells, this row "
-                        f"{len(cells)}: {few if len(cells) < len(header) else hint}"
+                        f"{len(cells)}: "
+                        + _width_advice(mark, tabs, len(cells) < len(header))
+                        + _quote_advice(begin, reader.line_num)
                     )
                 elif cells:
                     yield reader.line_num, dict(zip(header, cells, strict=True))
                 begin = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{file}:{begin}: not {kind} from here on ({error})") from None
+        raise DataError(
+            f"{file}:{begin}: not {kind} from here on ({error}): a quote begins a cell only where "
+            'another one ends it; a quote inside a quoted cell is written twice (""). In a .tsv '
+            "file quotes are text"
+        ) from None
     finally:
         csv.field_size_limit(old_limit)
+
+
+class _Lines:
+    """The lines of a stream, and how the one read last ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.end = stream, ""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.stream:
+            self.end = line[len(line.rstrip("\r\n")) :]
+            yield line
+
+
+def _width_advice(mark: str, tabs: bool, narrow: bool) -> str:
+    """What to do about a row that is narrower or wider than the header."""
+    whole = "a cell cannot hold a tab or a line end, since quotes are text in TSV"
+    if narrow:
+        return "an empty cell needs its separator too" + (f"; {whole}" if tabs else "")
+    return whole if tabs else f"a {_MARKS[mark]} in a cell needs quotes"
+
+
+def _quote_advice(first: int, last: int) -> str:
+    """What to look for in a row of a table that goes over several lines."""
+    if first == last:
+        return ""
+    return f"; the row goes on to line {last}: perhaps a quote in it is not closed"
 
 
 def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:

@@ -81,9 +81,14 @@ def translations(
 
 
 def language_tag(said: Any, name: str, where: str) -> str | None:
-    """The canonical tag of what a field says; `DataError` naming it for no language."""
+    """The canonical tag of what a field says; `DataError` naming it for no language.
+
+    None where it says nothing, or that its language is undetermined.
+    """
     try:
-        return languages.canonical(str(said)) if said else None
+        if not said or languages.undetermined(str(said)):
+            return None
+        return languages.canonical(str(said))
     except LanguageError as error:
         raise DataError(f"{where}: field {name!r}: {error}") from None
 

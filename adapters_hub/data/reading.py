@@ -8,12 +8,13 @@ import hashlib
 import logging
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapters_hub.data.formats import SUFFIXES, records, suffix_of
-from adapters_hub.data.pairs import PAIR, is_text, language_tag
+from adapters_hub.data.records import RowMaker
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.extras import require
@@ -21,17 +22,10 @@ from adapters_hub.library import languages
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("text", "label", "language", "domain", "id", *PAIR)
-TASK_FIELDS = (
-    "question", "answers", "answer", "answer_start", "words", "tags", "target", "target_language",
-)  # fmt: skip
-"""Fields of some tasks, which check them: `Row.fields` has them under these names."""
 _SPLITS = {
     "train": "train", "training": "train", "dev": "dev", "validation": "dev", "valid": "dev",
     "val": "dev", "eval": "dev", "evaluation": "dev", "test": "test", "testing": "test",
 }  # fmt: skip
-_INVISIBLE = "\u200b\u2060\ufeff"
-"""Characters of no width that mean nothing inside a label, unlike a joiner of Hindi or Persian."""
 _CODE = re.compile(r"[a-z]{2}|[a-z]{2,3}(-[a-z]{4})?(-[a-z]{2})?")
 
 Splits = dict[str, list[Row]]
@@ -41,36 +35,31 @@ def read_data(
     source: str | Path,
     columns: Mapping[str, str] | None = None,
     label_separator: str | None = None,
+    fields: Iterable[str] = (),
 ) -> Splits:
     """Read a file, a folder of files, or a Hub data set id.
 
     JSON Lines, CSV, TSV (tabs and line ends separate, quotes are text) and Parquet, with a ``text``
     field (or SQuAD's ``context``, or a list of ``words``) and optional ``label`` (or a list of
-    them), ``language``, ``domain`` and ``id`` (equal for translations of one item); for retrieval
-    ``positive`` (the text to be found), ``negatives`` (a text or a list of them) and
-    ``positive_language`` (of both, if not the row's). What other tasks have of their own, such as
-    ``question`` and ``answers``, is in `Row.fields`, and checked by the task.
+    them), ``language``, ``domain`` and ``id`` (equal for translations of one item). All else is in
+    `Row.fields`, and checked by the task that needs it: ``fields`` names those fields of tasks that
+    ``columns`` may map too.
 
-    ``columns`` maps these names to the file's own; ``label_separator`` stands between the labels of
-    a text (an empty one is none of them). A file's split is the part of its name, else of the
-    folders it is in, that says train, dev or test, else train; a language may be said by the file
-    name too (``de.train.jsonl``). A text file has a text a line, whose ``id`` is the line's number,
-    so files of one folder are parallel line by line; in a folder only those are read whose name
-    says a language (``de.txt``). Hidden files are left out. Raises `DataError`.
+    ``columns`` maps these names to the file's columns; ``label_separator`` stands between the
+    labels of a text (an empty one is none of them). A file's split is the part of its name, else of
+    the folders it is in, that says train, dev or test, else train; a language may be said by the
+    file name too (``de.train.jsonl``). A text file has a text a line, whose ``id`` is the line's
+    number, so files of one folder are parallel line by line; in a folder only those are read whose
+    name says a language (``de.txt``). Hidden files are left out. Raises `DataError`.
     """
-    columns = dict(columns or {})
-    known = (*FIELDS, *TASK_FIELDS)
-    if unknown := set(columns) - set(known):
-        raise DataError(f"columns: {sorted(unknown)} is none of {', '.join(known)}")
+    make = RowMaker(columns or {}, fields, label_separator)
     path = Path(source)
     splits: Splits = {}
     if not path.exists():
         for split, table in _hub(str(source)):
-            rows = [
-                _row(r, columns, label_separator, None, f"{source}[{split}]:{n}")
-                for n, r in enumerate(table, 1)
-            ]
+            rows = [make.row(r, None, f"{source}[{split}]:{n}") for n, r in enumerate(table, 1)]
             splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
+        make.check(str(source))
         return splits
     files = [path] if path.is_file() else _files(path)
     if not files:
@@ -84,9 +73,9 @@ def read_data(
             folder = file.parent.relative_to(path).as_posix()
             numbered = [(n, {**record, "id": f"{folder}:{n}"}) for n, record in numbered]
         splits.setdefault(split, []).extend(
-            _row(record, columns, label_separator, language, f"{file}:{line}")
-            for line, record in numbered
+            make.row(record, language, f"{file}:{line}") for line, record in numbered
         )
+    make.check(str(path))
     return splits
 
 
@@ -104,6 +93,21 @@ def select(
         if (tags is None or row.language is None or row.language in tags)
         and (domains is None or row.domain is None or row.domain in domains)
     ]
+
+
+def check_languages(
+    rows: Iterable[Row], language: Iterable[str], source: str, what: str = "train rows"
+) -> None:
+    """Raise `DataError` for a language that was asked for and that no row is in."""
+    have = Counter(row.language for row in rows)
+    missing = [tag for tag in map(languages.canonical, language) if not have[tag]]
+    if missing:
+        without = f"; {have[None]} name no language" if have[None] else ""
+        raise DataError(
+            f"{source}: no {what} in {', '.join(missing)} (have: "
+            f"{', '.join(sorted(tag for tag in have if tag)) or 'none'}{without}): leave it out of "
+            "--language, or say which column is the language: --columns language=NAME"
+        )
 
 
 def with_held_out(splits: Splits, share: float = 0.1) -> Splits:
@@ -230,69 +234,3 @@ def _with_class_names(
         return None if value is None or value < 0 else classes[value]
 
     return {**record, **{column: name(record[column], own) for column, own in names.items()}}
-
-
-def _row(
-    record: Mapping[str, Any],
-    columns: Mapping[str, str],
-    separator: str | None,
-    language: str | None,
-    where: str,
-) -> Row:
-    # NaN is how Python's JSON and data frames write that there is no value
-    record = {name: None if value != value else value for name, value in record.items()}
-    if "text" not in record and "text" not in columns and "context" in record:
-        columns = {**columns, "text": "context"}
-    values = {name: record.get(columns.get(name, name)) for name in FIELDS}
-    words = record.get(columns.get("words", "words"))
-    if values["text"] is None and isinstance(words, list):
-        values["text"] = " ".join(map(str, words))
-    text = values["text"]
-    if not isinstance(text, str) or not text.strip():
-        name = columns.get("text", "text")
-        have = ", ".join(str(key) for key in record)
-        what = "empty" if name in record else f"missing (there: {have})"
-        what = what if text is None or isinstance(text, str) else f"{text!r}, not text"
-        if name not in record and "text" not in columns:
-            what += "; say which column is the text: --columns text=NAME"
-        raise DataError(f"{where}: field {name!r} is {what}")
-    for name, value in record.items():
-        if isinstance(value, str) and not is_text(value):
-            raise DataError(
-                f"{where}: field {name!r} holds half a surrogate pair, which is no text"
-            )
-    tag = language_tag(values["language"] or language, columns.get("language", "language"), where)
-    domain = str(values["domain"]) if values["domain"] not in (None, "") else None
-    label = _label(values["label"], separator, f"{where}: field {columns.get('label', 'label')!r}")
-    key = None if values["id"] in (None, "") else f"{domain}/{values['id']}"
-    used = {columns.get(name, name) for name in (*FIELDS, *columns)}
-    rest = {name: value for name, value in record.items() if name not in used}
-    pair = {name: values[name] for name in PAIR if values[name] is not None}
-    rest |= {name: record.get(columns[name]) for name in TASK_FIELDS if name in columns}
-    return Row(text, label, tag, domain, key, where, {**rest, **pair})
-
-
-def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ...] | None:
-    """One label, or a tuple of them where the data say a list, or separate them."""
-    if separator and isinstance(value, str):
-        value = [part.strip() for part in value.split(separator)] if value.strip() else []
-    if isinstance(value, str):
-        value = _plain_label(value)
-    if value is None or value == "":
-        return None
-    if isinstance(value, str | int | float):
-        return str(value)
-    if not isinstance(value, list):
-        raise DataError(f"{where}: {value!r} is no label")
-    value = [_plain_label(item) if isinstance(item, str) else item for item in value]
-    for item in value:
-        known = isinstance(item, str | int | float) and item == item  # NaN is none
-        if item == "" or not known or not is_text(str(item)):
-            raise DataError(f"{where}: {item!r} in {value!r} is no label")
-    return tuple(dict.fromkeys(map(str, value)))
-
-
-def _plain_label(label: str) -> str:
-    """A label without what cannot be seen: blanks around it, its Unicode form, no-width signs."""
-    visible = label.translate(dict.fromkeys(map(ord, _INVISIBLE)))
-    return unicodedata.normalize("NFC", visible).strip()

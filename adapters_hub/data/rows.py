@@ -1,7 +1,32 @@
 """The row: one line of data, whatever file it came from. Knows no format and no task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a row's record is called in its file: ``names`` of all its columns, in their order.
+
+    ``renamed`` maps fields to those of them that a run says they are, as ``--columns`` does.
+    """
+
+    names: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def lacking(self, name: str, why: str = "") -> str:
+        """Why a field has no value: its column is empty, or missing, with what to type.
+
+        ``why`` it is needed stands before the advice. Rows that came from no file get no advice.
+        """
+        column = self.renamed.get(name, name)
+        if column in self.names:
+            return f"field {column!r} is empty{why}"
+        there = f" (there: {', '.join(self.names)})" if self.names else ""
+        advice = f"; say which column it is: --columns {name}=NAME"
+        advice = "" if name in self.renamed or not self.names else advice
+        return f"field {column!r} is missing{there}{why}{advice}"
 
 
 @dataclass(frozen=True)
@@ -18,6 +43,7 @@ class Row:
     key: str | None = None
     where: str = ""  # file and line, for messages
     fields: dict[str, Any] = field(default_factory=dict)
+    columns: Columns = field(default_factory=Columns, compare=False, repr=False)  # for messages
 
     @property
     def labels(self) -> tuple[str, ...]:

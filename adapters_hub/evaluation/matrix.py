@@ -22,6 +22,7 @@ Columns of a cell, all with one head each:
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,7 +66,17 @@ class Cell:
     @property
     def file(self) -> str:
         """The name of its JSON file."""
-        return f"{self.domain or 'all'}.{self.language}.json"
+        return f"{self.word}.{self.language}.json"
+
+    @property
+    def word(self) -> str:
+        """How the names of its domain's files and adapters begin: ``all`` where rows name none.
+
+        So a domain that is called ``all``, or that and underscores, has one underscore more.
+        """
+        if self.domain is None:
+            return "all"
+        return self.domain + ("_" if re.fullmatch("all_*", self.domain, re.IGNORECASE) else "")
 
 
 class Matrix:
@@ -78,7 +89,7 @@ class Matrix:
         if unknown := set(settings.methods) - METHODS.keys():
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
         self.source = canonical(settings.source)
-        self.experiment = experiment = Experiment(resolved)
+        self.experiment = experiment = Experiment(resolved, trained=[self.source])
         assert isinstance(experiment.settings, MatrixSettings)
         self.settings = experiment.settings  # with the launcher's precision
         self.task, self.model = experiment.task, experiment.model
@@ -107,9 +118,7 @@ class Matrix:
                     result = self._measure(cell, trained)
                     if self.experiment.accelerator.is_main_process:
                         _write(self.results / cell.file, result)
-                    self.experiment.print(
-                        f"{cell.domain or 'all'} {cell.language}: {_line(result)}"
-                    )
+                    self.experiment.print(f"{cell.word} {cell.language}: {_line(result)}")
             for names in trained:
                 for name in names.values():
                     self.model.drop(name)
@@ -119,14 +128,13 @@ class Matrix:
 
     def _trained(self, domain: str | None, seed: int) -> dict[str, str]:
         """What a domain's cells need of one seed: role → the name of a resident adapter."""
-        word = domain or "all"
         source = Cell(self.source, domain)
         names: dict[str, str] = {}
 
         def learn(
             role: str, name: str, cell: Cell, *, over: bool = True, head_only: bool = False
         ) -> None:
-            names[role] = f"{word}.{name}.{seed}"
+            names[role] = f"{source.word}.{name}.{seed}"
             self._train(names[role], cell, seed, over=over, head_only=head_only)
 
         if self.task.needs_head():

@@ -51,6 +51,11 @@ def is_language(text: str) -> bool:
     return True
 
 
+def undetermined(text: str) -> bool:
+    """Whether a tag's language is undetermined, several, uncoded or none: ``und``, ``mul-Latn``."""
+    return text.strip().lower().replace("_", "-").partition("-")[0] in UNDETERMINED
+
+
 def name(tag: str) -> str:
     """The English name of a tag: ``pt-BR`` → ``Portuguese (Brazil)``."""
     import langcodes

@@ -148,7 +148,7 @@ class Residents:
             self._look()
             if language not in self._languages:
                 info = None
-                if language.strip().lower() not in languages.UNDETERMINED:
+                if not languages.undetermined(language):
                     info = self.of_language(languages.canonical(language))
                 if info is None:
                     log.warning("no language adapter for %r: its rows go without one", language)

@@ -65,7 +65,8 @@ class Classification(LabelledTask, ClassificationOptions):
                 where = f"{row.where}: field {field!r}"
                 if row.label is None:
                     none = " (an empty list is none of the labels)" if several else ""
-                    raise DataError(f"{where} is missing, and classification needs it{none}")
+                    lacking = row.columns.lacking("label", f", and {cls.name} needs it{none}")
+                    raise DataError(f"{row.where}: {lacking}")
                 if isinstance(row.label, tuple) and not several:
                     raise DataError(
                         f"{where} of this {split} row is a list, and no train row's is; let some "
@@ -119,7 +120,7 @@ class Classification(LabelledTask, ClassificationOptions):
     def check(self, examples: Sequence[Example]) -> None:
         for example in examples:
             if example.target is None:
-                raise DataError(f"{example.row.where}: field 'label' is missing")
+                raise DataError(f"{example.row.where}: {example.row.columns.lacking('label')}")
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0

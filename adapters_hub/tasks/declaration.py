@@ -51,7 +51,8 @@ class Declaration:
 
     ``class_name`` is its class in the module of the same name in `adapters_hub.tasks`.
     ``pipeline_tag`` is the Hub's, ``auto_class`` the class of transformers whose head its adapters
-    bring (None: they bring none), ``peft_task_type`` PEFT's word for that class.
+    bring (None: they bring none), ``peft_task_type`` PEFT's word for that class. ``fields`` are
+    those of its rows that not every task has: `Row.fields` has them under these names.
     ``trains_languages``: whether it teaches a language rather than what to do with one.
     """
 
@@ -59,6 +60,7 @@ class Declaration:
     class_name: str
     pipeline_tag: str
     options: type[TaskOptions] = TaskOptions
+    fields: tuple[str, ...] = ()
     auto_class: str | None = None
     peft_task_type: str | None = None
     trains_languages: bool = False

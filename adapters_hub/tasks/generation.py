@@ -262,10 +262,8 @@ def target_of(row: Row, column: str = "target") -> str:
     """A row's target; `DataError` where it is missing or no text."""
     text = row.fields.get("target")
     if text is None:
-        raise DataError(
-            f"{row.where}: field {column!r} is missing, the text to be written; name the column "
-            "(--columns target=answer)"
-        )
+        lacking = row.columns.lacking("target", ", and it is the text to be written")
+        raise DataError(f"{row.where}: {lacking}")
     if not isinstance(text, str) or not text.strip() or not is_text(text):
         raise DataError(f"{row.where}: field {column!r} has {text!r}, which is not text")
     return text

@@ -121,7 +121,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
     def check(self, examples: Sequence[Example]) -> None:
         for example in examples:
             if example.target.span is None:
-                raise DataError(f"{example.row.where}: field 'answers' is missing")
+                raise DataError(f"{example.row.where}: {example.row.columns.lacking('answers')}")
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
@@ -306,8 +306,9 @@ def question_of(row: Row) -> str:
     """A row's question; `DataError` names file, line and field where there is none."""
     question = row.fields.get("question")
     if not isinstance(question, str) or not question.strip():
-        what = "missing" if "question" not in row.fields else f"{question!r}, not a question"
-        raise DataError(f"{row.where}: field 'question' is {what}")
+        if row.fields.get("question") is None:
+            raise DataError(f"{row.where}: {row.columns.lacking('question')}")
+        raise DataError(f"{row.where}: field 'question' is {question!r}, not a question")
     return question
 
 

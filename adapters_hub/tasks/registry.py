@@ -56,6 +56,11 @@ def declarations() -> tuple[Declaration, ...]:
     return tuple(declaration_of(name) for name in task_names())
 
 
+def row_fields() -> tuple[str, ...]:
+    """The fields of rows that some tasks have beside those that all have."""
+    return tuple(dict.fromkeys(name for task in declarations() for name in task.fields))
+
+
 def has_head(name: str | None) -> bool:
     """Whether a name is that of a task whose adapters bring a head."""
     return name in _modules() and declaration_of(str(name)).auto_class is not None

@@ -120,7 +120,7 @@ class Retrieval(Task, RetrievalOptions):
 
     def rows(self, example: Example) -> list[Row]:
         row = example.row
-        language = row.fields.get("positive_language", row.language)
+        language = row.fields.get("positive_language") or row.language
         documents = [replace(row, text=text, language=language) for text in _documents(row)]
         return [row, *documents]
 
@@ -267,11 +267,12 @@ def _documents(row: Row) -> list[str]:
     """A row's positive, then its negatives; `DataError` for a row that has no pair."""
     positive, negatives = row.fields.get("positive"), row.fields.get("negatives", [])
     if positive is None:
-        raise DataError(
-            f"{row.where}: field 'positive' is missing, and no other row has this one's id with "
-            "another text (of the languages asked for); name the column (--columns "
-            "positive=answer), give translations one id, or ask for more languages"
+        lacking = row.columns.lacking(
+            "positive",
+            ", and no other row has this one's id with another text (of the languages asked for), "
+            "so give translations one id, or ask for more languages",
         )
+        raise DataError(f"{row.where}: {lacking}")
     if not isinstance(negatives, list):
         raise DataError(f"{row.where}: field 'negatives' is {negatives!r}, not a list of texts")
     for text in (positive, *negatives):

@@ -94,7 +94,7 @@ class TokenClassification(LabelledTask):
     def check(self, examples: Sequence[Example]) -> None:
         for example in examples:
             if example.target.tags is None:
-                raise DataError(f"{example.row.where}: field 'tags' is missing")
+                raise DataError(f"{example.row.where}: {example.row.columns.lacking('tags')}")
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
@@ -203,7 +203,8 @@ def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | N
     """
     words, tags = row.fields.get("words"), row.fields.get("tags")
     if words is None and tags is not None:
-        raise DataError(f"{row.where}: field 'words' is missing, and 'tags' is of words")
+        lacking = row.columns.lacking("words", ", and 'tags' is of words")
+        raise DataError(f"{row.where}: {lacking}")
     words = split_words(row.text) if words is None else words
     for field, value in (("words", words), ("tags", [] if tags is None else tags)):
         if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):

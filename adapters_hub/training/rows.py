@@ -1,17 +1,27 @@
-"""The rows that a run trains and measures on, chosen of its data as its settings say.
+"""Which rows a run trains and measures on: of the languages and domains asked for, in splits.
 
-Knows rows and settings, and tasks by their interface; brings in no model.
+Knows settings, data and tasks by their interface; knows neither adapters nor backbones.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from adapters_hub.data.reading import Splits, select, with_held_out
+from adapters_hub.data.pairs import language_tag
+from adapters_hub.data.reading import (
+    Splits,
+    check_languages,
+    read_data,
+    select,
+    with_held_out,
+)
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.library import languages
-from adapters_hub.tasks.base import Example, Task
+from adapters_hub.tasks import task_class
+from adapters_hub.tasks.base import Example
+from adapters_hub.tasks.registry import row_fields
 from adapters_hub.training.settings import TrainingSettings
 
 
@@ -20,51 +30,100 @@ def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(languages.canonical, settings.language)))
 
 
-def chosen_rows(
-    read: Splits, settings: TrainingSettings, task: type[Task], *, other_languages: bool = False
-) -> Splits:
-    """The rows of the languages and domains asked for, with dev and test, as the task takes them.
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run, by its settings.
 
-    ``other_languages`` keeps test rows in languages that were not asked for. Raises `DataError`
-    where no rows are left to train on.
+    ``languages`` are those asked for, as tags, of which ``trained`` must have train rows (None:
+    all of them) and the others rows in some split; ``other_languages`` keeps test rows in those
+    that were not asked for; ``say`` prints a line.
     """
-    tags = languages_of(settings)
 
-    def prepared(rows: Sequence[Row]) -> list[Row]:
-        return task.prepare(rows, settings.columns, settings.task_options)
+    settings: TrainingSettings
+    languages: tuple[str, ...]
+    trained: Sequence[str] | None
+    other_languages: bool
+    say: Callable[..., Any]
 
-    domains = {row.domain for rows in read.values() for row in rows}
-    if settings.domain and not domains & {*settings.domain, None}:
-        there = ", ".join(sorted(str(domain) for domain in domains))
-        raise DataError(
-            f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
+    def read(self) -> Splits:
+        """The rows of the data that the settings name; see `of`."""
+        settings = self.settings
+        fields = row_fields()
+        return self._chosen(
+            read_data(settings.data, settings.columns, settings.label_separator, fields)
         )
-    read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
-    if not read.get("train"):
-        raise DataError(
-            f"{settings.data}: no train rows; by the names of its files, all are for "
-            + " and ".join(name for name, rows in read.items() if rows)
+
+    def of(self, splits: dict[str, Sequence[Row]]) -> Splits:
+        """The rows that the run takes of these, with dev and test, as the task takes them.
+
+        Raises `DataError` where there are none to train on.
+        """
+        return self._chosen(
+            {name: [_with_canonical_tag(row) for row in rows] for name, rows in splits.items()}
         )
-    read = with_held_out(read)
-    splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
-    if len(tags) == 1:  # the one asked for is what rows that name none are in
-        (tag,) = tags
-        for name, rows in splits.items():
-            splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
-    if task.across:
-        splits = {name: prepared(rows) for name, rows in splits.items()}
-    have = sorted({str(row.language) for row in splits["train"]})
-    for name in splits:
-        if name != "test" or not other_languages or task.across:
-            splits[name] = select(splits[name], tags or None)
-    if not splits["train"]:
-        raise DataError(
-            f"{settings.data}: no train rows in {', '.join(tags) or 'any language'} "
-            f"(have: {', '.join(have) or 'none'})"
-        )
-    if not task.across:
-        splits = {name: prepared(rows) for name, rows in splits.items()}
-    return splits
+
+    def _chosen(self, read: Splits) -> Splits:
+        settings, task = self.settings, task_class(self.settings.task)
+        domains = {row.domain for rows in read.values() for row in rows}
+        if settings.domain and not domains & {*settings.domain, None}:
+            there = ", ".join(sorted(str(domain) for domain in domains))
+            raise DataError(
+                f"{settings.data} has no rows of the domain {', '.join(settings.domain)} ({there})"
+            )
+        read = {name: select(rows, None, settings.domain or None) for name, rows in read.items()}
+        if not read.get("train"):
+            raise DataError(
+                f"{settings.data}: no train rows; by the names of its files, all are for "
+                + " and ".join(name for name, rows in read.items() if rows)
+            )
+        read = with_held_out(read)
+        splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
+        self._say_without_language(splits)
+        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
+            (tag,) = self.languages
+            for name, rows in splits.items():
+                splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
+        if task.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
+        self._check_languages(splits)
+        for name in splits:
+            if name != "test" or not self.other_languages or task.across:
+                splits[name] = select(splits[name], self.languages or None)
+        if not splits["train"]:
+            raise DataError(f"{settings.data}: no train rows in any language")
+        if not task.across:
+            splits = {name: self._prepared(rows) for name, rows in splits.items()}
+        return splits
+
+    def _check_languages(self, splits: Splits) -> None:
+        """Raise `DataError` for a language that was asked for and has no rows."""
+        source = self.settings.data
+        tags = self.languages if self.trained is None else map(languages.canonical, self.trained)
+        needed = set(tags) & set(self.languages)
+        check_languages(splits["train"], sorted(needed), source)
+        check_languages(_all(splits), self.languages, source, "rows")
+
+    def _say_without_language(self, splits: Splits) -> None:
+        """Print how many rows name no language, if one was asked for."""
+        for split, rows in splits.items():
+            count = sum(row.language is None for row in rows)
+            if count and self.languages:
+                (taken, *others) = self.languages
+                how = "they fit any, and see no language adapter" if others else f"taken as {taken}"
+                self.say(f"{count} of {len(rows)} {split} rows name no language: {how}")
+
+    def _prepared(self, rows: Sequence[Row]) -> list[Row]:
+        settings = self.settings
+        return task_class(settings.task).prepare(rows, settings.columns, settings.task_options)
+
+
+def _all(splits: Splits) -> Iterable[Row]:
+    return (row for rows in splits.values() for row in rows)
+
+
+def _with_canonical_tag(row: Row) -> Row:
+    """A row that no file was read for, with its language as a file's rows have it."""
+    return replace(row, language=language_tag(row.language, "language", row.where or "a row"))
 
 
 def with_owners(

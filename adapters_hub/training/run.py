@@ -19,7 +19,6 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.data.batches import plan_batches
-from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -42,7 +41,7 @@ from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.accelerator import make_accelerator, set_threads
 from adapters_hub.training.loop import Progress, train_adapters
-from adapters_hub.training.rows import chosen_rows, fixed_share, languages_of, with_owners
+from adapters_hub.training.rows import RunRows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,8 @@ class Experiment:
     """Everything one run needs, made from its settings; raises before any long work starts.
 
     ``other_languages`` keeps test rows in languages that were not asked for, to measure on.
+    ``trained`` are the languages of those asked for that must have train rows: all of them, unless
+    it is given; the others must have rows in some split.
     ``model`` and ``rows`` take the place of those that the settings name; ``command`` is what made
     the run, for the adapter's card (that of the process, unless it is given); ``quiet`` prints
     nothing but progress.
@@ -62,6 +63,7 @@ class Experiment:
         resolved: Resolved,
         *,
         other_languages: bool = False,
+        trained: Sequence[str] | None = None,
         model: Runtime | None = None,
         rows: Sequence[Row] | None = None,
         command: str | None = None,
@@ -94,11 +96,8 @@ class Experiment:
         self.library = Library(settings.library) if model is None else model.library
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
-        if rows is None:
-            read = read_data(settings.data, settings.columns, settings.label_separator)
-        else:
-            read = {"train": list(rows)}
-        self.splits = chosen_rows(read, settings, self.task_class, other_languages=other_languages)
+        chosen = RunRows(settings, self.languages, trained, other_languages, self.print)
+        self.splits = chosen.read() if rows is None else chosen.of({"train": rows})
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -274,15 +273,29 @@ class Experiment:
             )
 
     def require_languages(self) -> None:
-        """Raise `DataError` for a row that does not say its language, where it must be known."""
-        field = self.settings.columns.get("language", "language")
-        for row in (row for rows in self.splits.values() for row in rows):
-            if row.language is None:
-                several = ", ".join(self.languages) or "those of the library"
-                raise DataError(
-                    f"{row.where}: field {field!r} is missing, and it could be any of {several}; "
-                    "say it in every row, or ask for one language (--language de)"
+        """Leave out rows whose language is empty or undetermined, where it must be known.
+
+        Raises `DataError` for a row that has no such field at all: its column may have another
+        name, or the file may be of one language.
+        """
+        for split, rows in self.splits.items():
+            without = [row for row in rows if row.language is None]
+            for row in without:
+                field = row.columns.renamed.get("language", "language")
+                if field not in row.columns.names:
+                    several = ", ".join(self.languages) or "those of the library"
+                    raise DataError(
+                        f"{row.where}: field {field!r} is missing, and it could be any of "
+                        f"{several}; say it in every row, or ask for one language (--language de)"
+                    )
+            if without:
+                self.splits[split] = [row for row in rows if row.language is not None]
+                self.print(
+                    f"left out: {len(without)} of {len(rows)} {split} rows, whose language is "
+                    f"empty or undetermined (the first: {without[0].where})"
                 )
+        if not self.splits["train"]:
+            raise DataError(f"{self.settings.data}: no train row names its language")
 
     def save(
         self, adapter: Adapter, metrics: Mapping[str, float] | None = None

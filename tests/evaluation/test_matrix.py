@@ -249,6 +249,34 @@ def test_a_source_without_an_adapter_has_no_task_adapter_apart(
     assert not (tmp_path / "results" / "adapters" / "hotel.apart.0").exists()
 
 
+def test_a_domain_that_is_called_all_is_not_that_of_rows_that_name_none(
+    tiny, reviews, library, tmp_path, monkeypatch
+):
+    folder, results = tmp_path / "reviews", tmp_path / "results"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (reviews / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["domain"] = "all" if row["domain"] == "hotel" else None
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    run(
+        "evaluate_matrix.py", "--backbone", tiny("qwen3"), "--data", folder, "--cpu",
+        "--library", library.root, "--language", "en", "de", "--no-oracle", "--steps", 1,
+        "--batch-size", 2, "--seeds", 1, "--resamples", 20, "--results", results,
+        monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    assert [(c["domain"], c["language"]) for c in read_cells(results)] == [
+        (None, "en"), (None, "de"), ("all", "en"), ("all", "de"),
+    ]  # fmt: skip
+    kept = {path.name for path in (results / "adapters").iterdir()}
+    assert kept == {"all.task.0", "all.apart.0", "all_.task.0", "all_.apart.0"}
+    words = {Cell("de", domain).file for domain in (None, "all", "All_", "all_", "hotel", "all.x")}
+    assert words == {
+        "all.de.json", "all_.de.json", "All__.de.json", "all__.de.json", "hotel.de.json",
+        "all.x.de.json",
+    }  # fmt: skip
+
+
 def test_a_language_without_train_rows_is_measured_without_an_oracle(
     tiny, reviews, library, tmp_path, monkeypatch
 ):

@@ -205,7 +205,7 @@ def test_prompts_are_checked():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (Row("a", where="p:1"), r"p:1: field 'target' is missing.*--columns target="),
+        (Row("a", where="p:1"), r"p:1: field 'target' is missing, and it is the text"),
         (Row("a", where="p:1", fields={"target": " "}), r"p:1: field 'target' has ' ', which is n"),
         (Row("a", where="p:1", fields={"target": 3}), r"p:1: field 'target' has 3"),
     ],
@@ -457,7 +457,7 @@ def test_rows_keep_the_fields_that_a_prompt_needs(tmp_path):
     from adapters_hub.data.reading import read_data
 
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "question": "b", "answer": "c"}\n')
-    (row,) = read_data(tmp_path / "rows.jsonl", {"target": "answer"})["train"]
+    (row,) = read_data(tmp_path / "rows.jsonl", {"target": "answer"}, fields=["target"])["train"]
     assert row.fields["target"] == "c"
     assert Generation(prompt="{text} {question}").fields(row)["question"] == "b"
     assert "target" not in Generation().fields(replace(row, fields={"target": "c"}))

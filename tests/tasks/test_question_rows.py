@@ -67,7 +67,7 @@ def test_answers_are_read_from_every_format(tmp_path):
     )
     rows = read_data(tmp_path / "a.jsonl")["train"]
     assert [gold_spans(r) for r in rows] == [(("rude", 6), ("staff rude", 0)), ()]
-    rows = read_data(tmp_path / "b.csv", {"question": "frage"})["train"]
+    rows = read_data(tmp_path / "b.csv", {"question": "frage"}, fields=["question"])["train"]
     assert [gold_spans(r) for r in rows] == [(("rude", 6),), ()]
     assert rows[0].fields["question"] == "q"
     assert gold_spans(Row("x")) is None

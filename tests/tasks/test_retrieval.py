@@ -14,7 +14,7 @@ from helpers.retrieval import PAIRS, moved, new, pair
 from helpers.training import assert_same, settings
 
 import adapters_hub as ah
-from adapters_hub.data.pairs import pair_rows
+from adapters_hub.data.pairs import PAIR, pair_rows
 from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
@@ -289,7 +289,7 @@ def test_pairs_from_files(tmp_path):
         '{"q": "g", "doc": "h"}\n'
     )
     columns = {"text": "q", "positive": "doc"}
-    rows = pair_rows(read_data(tmp_path / "pairs.jsonl", columns)["train"], columns)
+    rows = pair_rows(read_data(tmp_path / "pairs.jsonl", columns, fields=PAIR)["train"], columns)
     assert [row.fields for row in rows] == [
         {"positive": "b", "negatives": ["c"], "positive_language": "de"},
         {"other": 1, "positive": "e", "negatives": ["f"]},
@@ -333,7 +333,7 @@ def test_translations_of_an_item_are_pairs():
             '{"text": "a", "answer": "b", "positive_language": "zz9"}',
             r"pairs.jsonl:1: field 'positive_language'",
         ),
-        ('{"text": "a"}', r"pairs.jsonl:1: field 'positive' is missing.*--columns positive="),
+        ('{"text": "a"}', r"pairs.jsonl: field 'answer' is missing.*--columns positive=NAME"),
         ('{"text": "a", "answer": "b", "negatives": ["a"]}', r"jsonl:1: field .* has the text its"),
         ('{"text": "a", "answer": "b", "negatives": ["b"]}', r"pairs.jsonl:1: field 'negatives' h"),
     ],
@@ -341,9 +341,9 @@ def test_translations_of_an_item_are_pairs():
 def test_bad_pairs_name_file_line_and_field(load, tmp_path, record, message):
     (tmp_path / "pairs.jsonl").write_text(record + "\n")
     columns = {"positive": "answer"}
-    rows, backbone = read_data(tmp_path / "pairs.jsonl", columns)["train"], load("bert").backbone
+    encode = lambda rows: Retrieval().encode(pair_rows(rows, columns), load("bert").backbone)
     with pytest.raises(DataError, match=message):
-        Retrieval().encode(pair_rows(rows, columns), backbone)
+        encode(read_data(tmp_path / "pairs.jsonl", columns, fields=PAIR)["train"])
 
 
 def test_pairs_given_in_python_are_checked_too(load):
@@ -436,5 +436,7 @@ def test_the_recipe_pairs_translations(tiny, questions, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="batch_size=1"):
         run("lora_domain.py", *common, "--replace", monkeypatch=monkeypatch, cwd=tmp_path)
     lone = ["--language", "en", "--name", "lone", "--batch-size", 4]
-    with pytest.raises(SystemExit, match=r"train.jsonl:1: field 'positive' is missing, and no oth"):
+    with pytest.raises(
+        SystemExit, match=r"train.jsonl:1: field 'positive' is missing .*, and no oth"
+    ):
         run("lora_domain.py", *common, *lone, monkeypatch=monkeypatch, cwd=tmp_path)

@@ -321,7 +321,9 @@ def test_rows_without_tags_cannot_train_and_words_are_read(load, tmp_path):
         task.check(task.encode([row("the room")], model.backbone))
     path = tmp_path / "a.jsonl"
     path.write_text('{"tokens": ["the", "room"], "ner": ["O", "B-PLACE"], "lang": "en"}\n')
-    (read,) = read_data(path, {"words": "tokens", "tags": "ner", "language": "lang"})["train"]
+    (read,) = read_data(
+        path, {"words": "tokens", "tags": "ner", "language": "lang"}, fields=["tags"]
+    )["train"]
     assert (read.text, read.language) == ("the room", "en")
     assert words_of(read) == (((0, 3), (4, 8)), ("O", "B-PLACE"))
 

@@ -13,8 +13,7 @@ from helpers.recipes import launch, run
 from safetensors.torch import load_file
 
 import adapters_hub as ah
-from adapters_hub.cli import main as adapters_hub_command
-from adapters_hub.errors import LibraryError, SettingsError
+from adapters_hub.errors import SettingsError
 from adapters_hub.training.accelerator import make_accelerator
 from adapters_hub.training.settings import TrainingSettings
 
@@ -205,138 +204,6 @@ def test_wrong_input_is_one_line_and_writes_nothing(
     assert not list(tmp_path.glob("library/*"))
 
 
-def texts_file(path, rows):
-    """A file of rows, each (text, other fields); the texts are of words the tokenizer knows."""
-    lines = [json.dumps({"text": text, **fields}) for text, fields in rows]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def plain_texts(count, **fields):
-    return [(" ".join([WORDS[n % 5], WORDS[n % 7], WORDS[n % 11]]), fields) for n in range(count)]
-
-
-@pytest.fixture
-def language(tiny, tmp_path, monkeypatch):
-    """Run ``lora_language.py`` for two steps on a file of rows."""
-
-    def start(rows, *arguments, name="texts.jsonl"):
-        path = texts_file(tmp_path / name, rows)
-        common = ["--backbone", tiny("qwen3"), "--data", path, "--library", "library", "--cpu"]
-        common += ["--steps", 2, "--rank", 2, "--batch-size", 4, *arguments]
-        run("lora_language.py", *common, monkeypatch=monkeypatch, cwd=tmp_path)
-        return ah.Library(tmp_path / "library")
-
-    return start
-
-
-@pytest.mark.parametrize("flags", [[], ["--name", "mine"]])
-def test_texts_that_name_no_language_are_in_the_one_asked_for(language, flags, capsys):
-    library = language(plain_texts(60), "--language", "Danish", *flags)
-    (info,) = library.list()
-    assert (info.name, info.language) == (flags[-1] if flags else "da", "da")
-    assert set(info.metrics) == {"bits per byte, bare", "bits per byte, adapted"}
-    assert "| da " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flags", [[], ["--name", "mine"]])
-def test_of_several_languages_a_row_must_name_its_own(language, tmp_path, flags):
-    rows = [*plain_texts(30, lang="da"), *plain_texts(30, lang="sv"), *plain_texts(1)]
-    message = r"texts.jsonl:61: field 'lang' is missing, and it could be any of da, sv"
-    with pytest.raises(SystemExit, match=message):
-        language(rows, "--language", "da", "sv", "--columns", "language=lang", *flags)
-    assert not (tmp_path / "library").exists()
-
-
-def test_one_language_by_two_names_is_one_adapter(language):
-    library = language(plain_texts(60, language="da"), "--language", "da", "Danish", "dan")
-    assert [info.name for info in library.list()] == ["da"]
-
-
-def test_a_language_without_rows_gets_no_adapter(language, tmp_path):
-    with pytest.raises(SystemExit, match=r"texts.jsonl: no train rows for 'sv'"):
-        language(plain_texts(60, language="da"), "--language", "da", "sv")
-    assert not list(tmp_path.glob("library/*"))
-
-
-def test_without_test_rows_there_is_an_adapter_and_no_table(language, capsys):
-    library = language(
-        plain_texts(2, language="da"), "--language", "da"
-    )  # too few to hold some out
-    (info,) = library.list()
-    assert info.metrics == {}
-    out = capsys.readouterr().out
-    assert "no test rows, so there is no table" in out
-    assert "| language" not in out
-
-
-def test_texts_that_are_all_for_testing_cannot_train(language):
-    with pytest.raises(
-        SystemExit, match=r"no train rows; by the names of its files, all are for test"
-    ):
-        language(plain_texts(9), "--language", "da", name="my_test.jsonl")
-
-
-def test_an_adapter_has_the_figures_of_its_own_language_only(language, capsys):
-    rows = [*plain_texts(60, language="da"), (WORDS[0], {"language": "sv"})]
-    library = language([*rows, ("rude slow", {"language": "sv"})], "--language", "da", "sv")
-    assert "| sv " not in capsys.readouterr().out  # no row of it was held out
-    assert library.get("da").metrics
-    assert library.get("sv").metrics == {}
-
-
-def test_an_adapter_is_not_trained_over_itself(language, lora_folder, tmp_path):
-    ah.Library(tmp_path / "library").add(lora_folder("qwen3", "one"), name="da", language="da")
-    rows = [*plain_texts(60, language="da"), *plain_texts(60, language="sv")]
-    flags = ["--language", "da", "sv", "--over", "auto", "--replace"]
-    message = "'da' would be trained over itself: it is the frozen adapter below rows in da"
-    with pytest.raises(SystemExit, match=message):
-        language(rows, *flags)
-    library = language(rows, *flags, "--name", "nordic")
-    assert library.get("nordic").over == ("da",)
-
-
-def test_a_trained_adapter_outlives_what_fails_after_it(language, tmp_path, monkeypatch):
-    def broken(*arguments):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("adapters_hub.evaluation.scores.metrics_by", broken)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        language(plain_texts(60), "--language", "da")
-    library = ah.Library(tmp_path / "library")
-    assert library.get("da").metrics == {}
-    assert not library.verify("da")
-
-
-def test_a_trained_adapter_that_the_library_refuses_is_kept(language, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise LibraryError("no space left")
-
-    monkeypatch.setattr(ah.Library, "add", full)
-    with pytest.raises(
-        SystemExit, match="no space left\nThe trained adapter is not lost"
-    ) as caught:
-        language(plain_texts(60), "--language", "da")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    command = str(caught.value).partition("adapters-hub ")[2]
-    assert adapters_hub_command(command.split()) == 0
-    assert ah.Library(tmp_path / "library").get("da").language == "da"
-
-
-def test_a_domain_learns_from_rows_that_name_no_language(tiny, tmp_path, monkeypatch, capsys):
-    texts_file(tmp_path / "texts.jsonl", plain_texts(60))
-    run(
-        "lora_domain.py", "--backbone", tiny("qwen3"), "--data", "texts.jsonl", "--name", "mine",
-        "--library", "library", "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4,
-        monkeypatch=monkeypatch, cwd=tmp_path,
-    )  # fmt: skip
-    out = capsys.readouterr().out
-    assert "| - " in out
-    assert "not trained on" not in out
-    assert ah.Library(tmp_path / "library").get("mine").metrics
-
-
 @pytest.mark.parametrize(
     ("task", "name", "metric", "call"),
     [
@@ -360,31 +227,6 @@ def test_other_tasks_have_a_sample_of_their_own(
     info = ah.Library(tmp_path / "library").get(name)
     assert (info.task, info.domain, info.over) == (task, "hotel", ("fr",))
     assert f"{metric}, language + {name}" in info.metrics
-
-
-@pytest.mark.parametrize("split", ["dev", "test"])
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
-        (None, "field 'stars' is missing, and classification needs it"),
-        ("mixed", "field 'stars': no train row has the label 'mixed' of this {split} row"),
-    ],
-)
-def test_labels_are_checked_in_every_split_before_training(
-    tiny, tmp_path, monkeypatch, split, label, message
-):
-    (tmp_path / "data").mkdir()
-    for name in ("train", "dev", "test"):
-        rows = [*plain_texts(4, stars="good"), *plain_texts(4, stars="bad")]
-        rows += plain_texts(1, **({"stars": label} if label else {})) if name == split else []
-        texts_file(tmp_path / "data" / f"{name}.jsonl", rows)
-    with pytest.raises(SystemExit, match=rf"{split}.jsonl:9: {message.format(split=split)}"):
-        run(
-            "lora_domain.py", "--backbone", tiny("qwen3"), "--data", "data", "--library", "library",
-            "--task", "classification", "--name", "mine", "--columns", "label=stars", "--cpu",
-            monkeypatch=monkeypatch, cwd=tmp_path,
-        )  # fmt: skip
-    assert not (tmp_path / "library").exists()
 
 
 def test_an_adapter_of_that_name_is_not_overwritten_unasked(tiny, feedback, tmp_path, monkeypatch):

@@ -113,3 +113,13 @@ def test_the_revision_it_is_trained_at_is_the_one_that_is_loaded_again(hub, fres
     for name in ("starter", str(tiny("bert"))):
         with pytest.raises(SettingsError, match=r"revision='old': only a hub id has revisions"):
             ah.train(name, ROWS, revision="old", **few)
+
+
+def test_a_row_of_an_undetermined_language_goes_without_one(fresh, caplog):
+    rows = [*ROWS, Row("quiet", "good", language="und"), Row("rude", "bad", language="Danish")]
+    info = ah.train(fresh("bert"), rows, domain="hotel", **{**FEW, "steps": 1})
+    assert info.name == "hotel"
+    assert "closest" not in caplog.text
+    wrong = [*ROWS, Row("slow", "bad", language="hotel", where="mine:3")]
+    with pytest.raises(DataError, match=r"mine:3: field 'language': 'hotel' is not a language"):
+        ah.train(fresh("bert"), wrong, domain="hotel", name="two", **FEW)

@@ -27,6 +27,7 @@ DECLARATION = Declaration(
     class_name="Generation",
     pipeline_tag="text-generation",
     options=GenerationOptions,
+    fields=("target",),
     sample=Sample(
         settings={"columns": {"target": "answer"}, "prompt": "{text}\n{question}\n"},
         name="my-hotel-answers",

@@ -23,6 +23,7 @@ DECLARATION = Declaration(
     class_name="QuestionAnswering",
     pipeline_tag="question-answering",
     options=QuestionAnsweringOptions,
+    fields=("question", "answers", "answer", "answer_start"),
     auto_class="AutoModelForQuestionAnswering",
     peft_task_type="QUESTION_ANS",
     sample=Sample(folder="questions", name="my-hotel-questions"),

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from adapters_hub.data.pairs import PAIR
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.declaration import Declaration, Sample, TaskOptions, option
 
@@ -42,6 +43,7 @@ DECLARATION = Declaration(
     class_name="Retrieval",
     pipeline_tag="feature-extraction",
     options=RetrievalOptions,
+    fields=PAIR,
     trains_languages=True,
     sample=Sample(settings={"columns": {"text": "question", "positive": "text"}}),
 )

@@ -6,6 +6,7 @@ DECLARATION = Declaration(
     name="token-classification",
     class_name="TokenClassification",
     pipeline_tag="token-classification",
+    fields=("words", "tags"),
     auto_class="AutoModelForTokenClassification",
     peft_task_type="TOKEN_CLS",
     sample=Sample(folder="entities", name="my-hotel-entities"),

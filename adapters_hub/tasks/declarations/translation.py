@@ -20,5 +20,6 @@ DECLARATION = Declaration(
     class_name="Translation",
     pipeline_tag="translation",
     options=TranslationOptions,
+    fields=("target", "target_language"),
     sample=Sample(settings={"language": ("en",)}, name="my-hotel-translation"),
 )
