@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,12 +33,22 @@ MEMORY = 2 << 30
 """Bytes of adapters that stay resident, unless said otherwise."""
 
 
+@dataclass(frozen=True)
+class MergedView:
+    """A model with a blend in its weights, the ``bytes`` it does not share, and what it is of."""
+
+    model: Any
+    bytes: int
+    key: tuple[Any, ...]
+
+
 class Bank:
     """Slots for adapters beside a backbone's sites, and the plan that the sites follow.
 
     ``put`` makes an adapter resident, ``drop`` frees it; both are a dictionary's work and touch no
-    module. Over ``memory`` bytes the least recently used slots go, except pinned ones; ``evicted``
-    is told their names.
+    module. ``memory`` bytes hold the adapters, what plans stacked of them, and the merged view.
+    Where they do not, the least recently used go: plans with their stacks, the view, then slots,
+    except pinned ones; ``evicted`` is told their names. What a call needs stays in any case.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class Bank:
         self._held: Counter[int] = Counter()  # slots that share their factors count once
         self._bytes = 0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._view: MergedView | None = None
         self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
@@ -76,6 +88,17 @@ class Bank:
     def bytes(self) -> int:
         """What the resident adapters take."""
         return self._bytes
+
+    @property
+    def bytes_beside(self) -> int:
+        """What plans stacked of the adapters, and the merged view."""
+        view = self._view
+        return self._stacked() + (0 if view is None else view.bytes)
+
+    def _stacked(self) -> int:
+        # a list first: another thread's forward may be stacking
+        stacks = [ref() for ref in list(self._stacks.valuerefs())]
+        return sum(stack.bytes for stack in stacks if stack is not None)
 
     def put(
         self,
@@ -114,24 +137,52 @@ class Bank:
             self.drop(name)
             self._slots[name] = slot
             self._count(slot, 1)
-            if self._bytes > self.memory:
-                self._make_room({name, *keep})
+            self._make_room({name, *keep})
         return slot
 
-    def _make_room(self, keep: Set[str]) -> None:
+    def _make_room(self, keep: Set[str], needed: int = 0) -> None:
+        """Let go of what there is no room for, beside ``needed`` bytes more.
+
+        Stacks go before adapters: they are made again in less time than a file is read.
+        """
+
+        def over() -> bool:
+            return self._bytes + self.bytes_beside + needed > self.memory
+
+        while self._plans and over() and self._stacked():
+            self._plans.popitem(last=False)
+        if over():
+            self._view = None
         spare = [n for n, slot in self._slots.items() if not slot.pinned and n not in keep]
         for name in spare:
-            if self._bytes <= self.memory:
+            if not over():
                 return
             self.drop(name)
             if self.evicted is not None:
                 self.evicted(name)
+
+    @property
+    def view(self) -> "MergedView | None":
+        """The merged view that is kept."""
+        return self._view
+
+    def keep_view(self, view: "MergedView") -> None:
+        """Keep a merged view, the only one, until its memory is needed."""
+        with self._lock:
+            self._view = view
+            while self._plans and self._bytes + self.bytes_beside > self.memory:
+                self._plans.popitem(last=False)  # their stacks are made again in less time
+
+    def drop_view(self) -> None:
+        """Let the merged view go: it may hold what has left, or its memory is needed."""
+        self._view = None
 
     def drop(self, name: str) -> None:
         """Forget an adapter, if it is resident. Calls under way keep what they use."""
         with self._lock:
             old = self._slots.pop(name, None)
             if old is not None:
+                self.drop_view()
                 self._count(old, -1)
                 stale = [key for key, plan in self._plans.items() if old in plan.atoms]
                 for key in stale:
@@ -160,6 +211,7 @@ class Bank:
         ``blends``: the distinct blends, each name → weight. ``index``: which of them each row
         (rows,) or each token (rows, tokens) uses; None with one blend for a batch of any size.
         Returns None where no adapter is used at all. Raises `KeyError` for a name not resident.
+        Adapters that it does not use may go, to make room for what it will stack.
         """
         if index is None and len(blends) != 1:
             raise ValueError("several blends need an index of rows")
@@ -189,6 +241,9 @@ class Bank:
                     f"{min(mixed)} of this backbone does not see its rows one by one (as far as a "
                     "probe tells), so a batch must have one blend for all rows"
                 )
+            frozen = [atom.bytes for atom in atoms if not atom.trained]
+            if all(kept.atoms != atoms for kept in self._plans.values()):  # else it shares stacks
+                self._make_room({*names}, sum(frozen) if len(frozen) > 1 else 0)
             self._plans[key] = plan
             if len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)

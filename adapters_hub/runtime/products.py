@@ -74,11 +74,13 @@ def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]
 @dataclass(frozen=True, eq=False)
 class Stack:
     """Factors of S atoms at sites that share an input: ``a`` (S, sites · r, in), site after site;
-    ``b`` (S, r, out) for each site. Without the first dimension where S is 1.
+    ``b`` (S, r, out) for each site. Without the first dimension where S is 1. ``bytes`` are those
+    it takes beside the factors, of which it may be just another view.
     """
 
     a: Tensor
     b: Mapping[str, Tensor]
+    bytes: int
 
 
 def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) -> Stack:
@@ -96,7 +98,10 @@ def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) ->
     else:
         all_a = torch.cat([of_adapter[i] for i in range(len(sites)) for of_adapter in a])
         all_b = {site: torch.cat(of_site) for site, of_site in b.items()}
-    return Stack(on(all_a, x), {site: on(t, x) for site, t in all_b.items()})
+    all_a, all_b = on(all_a, x), {site: on(t, x) for site, t in all_b.items()}
+    views = {t.data_ptr() for of_adapter in factors for site in sites for t in of_adapter[site]}
+    copies = [t.nbytes for t in (all_a, *all_b.values()) if t.data_ptr() not in views]
+    return Stack(all_a, all_b, sum(copies))
 
 
 @dataclass(frozen=True, eq=False)
