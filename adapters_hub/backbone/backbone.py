@@ -53,7 +53,7 @@ class Backbone:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     # what the runtime remembers of how files of one layout lie on this backbone
-    fits: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, repr=False)
+    site_maps: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, repr=False)
     _shells: dict[tuple[str, tuple[tuple[str, object], ...]], TaskShell] = field(
         default_factory=dict, repr=False
     )

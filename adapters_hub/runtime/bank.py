@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.errors import BackboneError
-from adapters_hub.runtime.compiled import Window
+from adapters_hub.runtime.compiled import CompiledSlots
 from adapters_hub.runtime.plan import Plan, Slot
-from adapters_hub.runtime.products import Factors, FlatFactors, Part, Sites, Stack, shapes
+from adapters_hub.runtime.products import FlatFactors, Part, SiteFactors, Sites, Stack, shapes
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
@@ -70,7 +70,7 @@ class Bank:
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.bypassed: frozenset[str] = frozenset()  # those that act without being called
-        self.window: Window | None = None
+        self.compiled_slots: CompiledSlots | None = None
         self._lock = threading.RLock()
         self._run: ContextVar[Run | _Watch | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
@@ -103,7 +103,7 @@ class Bank:
     def put(
         self,
         name: str,
-        factors: Factors,
+        factors: SiteFactors,
         scaling: Mapping[str, float],
         *,
         trained: bool = False,
@@ -260,21 +260,23 @@ class Bank:
 
     def follow(self, plan: Plan | None) -> "Followed":
         """Follow a plan until `leave` gets what this returns; for what cannot be a block."""
-        window = self.window
-        if window is not None:
-            window.enter(plan)
-        return self._run.set(None if plan is None else Run(plan, self._groups)), window
+        compiled = self.compiled_slots
+        if compiled is not None:
+            compiled.enter(plan)
+        return self._run.set(None if plan is None else Run(plan, self._groups)), compiled
 
     def leave(self, followed: "Followed") -> None:
         """Follow again what was followed before."""
-        token, window = followed
+        token, compiled = followed
         self._run.reset(token)
-        if window is not None:
-            window.leave(self.current())
+        if compiled is not None:
+            compiled.leave(self.current())
 
-    def open_window(self, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Let compiled forwards see adapters through a `Window`; others go on as they did."""
-        self.window = Window(self._shapes, slots, rank, device, dtype)
+    def reserve_compiled_slots(
+        self, slots: int, rank: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Let compiled forwards see adapters in `CompiledSlots`; others go on as they did."""
+        self.compiled_slots = CompiledSlots(self._shapes, slots, rank, device, dtype)
 
     @contextmanager
     def watching(self, rows: int, tokens: int) -> Iterator[None]:
@@ -330,8 +332,8 @@ class Bank:
         def add_delta(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> Tensor | None:
-            if torch.compiler.is_compiling() and self.window is not None:
-                return self.window.add(site, (*inputs, *named.values())[0], output)
+            if torch.compiler.is_compiling() and self.compiled_slots is not None:
+                return self.compiled_slots.add(site, (*inputs, *named.values())[0], output)
             run = current()
             return None if run is None else run.add(site, (*inputs, *named.values())[0], output)
 
@@ -407,7 +409,7 @@ def _add(
     return out.view(y.shape)
 
 
-Followed = tuple[Token[Run | _Watch | None], Window | None]
+Followed = tuple[Token[Run | _Watch | None], CompiledSlots | None]
 
 
 class _Following:

@@ -393,7 +393,7 @@ class Runtime:
         when they are wanted, without compiling again. It is compiled once each for rows with blends
         of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
         """
-        self.bank.open_window(slots, rank, self.backbone.device, self.backbone.dtype)
+        self.bank.reserve_compiled_slots(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
 
     def pieces(self, blend: Blend, without_outer: bool = False) -> Mapping[str, list[Piece]]:
@@ -420,7 +420,7 @@ class Runtime:
         whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
         weights = self._weights(plan)
         whole = whole and all(weight.dtype == torch.float32 for weight in weights)
-        if not whole or self.bank.window is not None or wrapped(self.backbone.model):
+        if not whole or self.bank.compiled_slots is not None or wrapped(self.backbone.model):
             return False
         return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
+SiteFactors = Mapping[str, tuple[Tensor, Tensor]]
 Place = tuple[Sequence[int], Sequence[int], int]
 Sites = tuple[str, ...]
 Amounts = Sequence[float]
@@ -38,7 +38,7 @@ def cost(prices: Sequence[float], amounts: Amounts) -> float:
     return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
 
 
-class FlatFactors(Factors):
+class FlatFactors(SiteFactors):
     """Factors as views of one flat tensor, each made when it is asked for: loading makes none.
 
     ``places``: site → shape, strides and first item of A and of B.
@@ -64,7 +64,7 @@ class FlatFactors(Factors):
         return len(self.places)
 
 
-def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
+def shapes(factors: SiteFactors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
     """Each site with the shapes of its A and B."""
     if isinstance(factors, FlatFactors):
         return ((site, a[0], b[0]) for site, (a, b) in factors.places.items())
@@ -83,7 +83,7 @@ class Stack:
     bytes: int
 
 
-def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) -> Stack:
+def stacked(factors: Sequence[SiteFactors], sites: Sites, x: Tensor, apart: bool) -> Stack:
     """Factors of several adapters on the device and in the precision of x: each for itself
     (S, …), or, if not ``apart``, all as one of rank R.
     """

@@ -21,7 +21,7 @@ from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoun
 from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
 from adapters_hub.library.library import Library
-from adapters_hub.runtime.adapter import Adapter, read_data
+from adapters_hub.runtime.adapter import Adapter, read_tensor_bytes
 from adapters_hub.runtime.bank import Bank
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Residents:
             kept, files, data = self._host.get(name, (None, None, None))
             if kept != stamp or files is None or data is None:
                 files = read_adapter(Path(info.path or ""), name)
-                data = read_data(files, self._pinned)
+                data = read_tensor_bytes(files, self._pinned)
             adapter = Adapter.load(files, self.backbone, self.check_backbone, data)
         self._stamps[name] = stamp
         self._keep(name, stamp, files, data)
