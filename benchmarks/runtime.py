@@ -160,8 +160,8 @@ class Bench:
             "one": partial(generate, self.model, one, inputs),
         }
         times = self.compare("generate", ways, max(2, self.options.rounds), lambda: None)
-        merged = "not merged" if self.model._merged is None else "merged by the rule"
-        self.model._merged = None
+        merged = "not merged" if self.model.bank.view is None else "merged by the rule"
+        self.model.bank.drop_view()
         return [
             line(
                 "generate 64 tokens, 16 rows, 4 adapters",

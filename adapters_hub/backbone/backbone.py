@@ -53,7 +53,7 @@ class Backbone:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     # what the runtime remembers of how files of one layout lie on this backbone
-    fits: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, repr=False)
+    site_maps: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, repr=False)
     _shells: dict[tuple[str, tuple[tuple[str, object], ...]], TaskShell] = field(
         default_factory=dict, repr=False
     )
@@ -160,26 +160,35 @@ class Backbone:
         """Sites whose weight has an effect though their layer is never called (Mamba's dt_proj).
 
         ``called`` are those that a forward called. Of the others, those without an effect, such as
-        experts that no token went to, are fine, and quantised weights are not looked at.
+        experts that no token went to, are fine.
         """
         kinds: dict[str, list[str]] = {}
         for site in self.body_sites:
             weight = self.sites[site]._parameters["weight"]
-            if site not in called and weight is not None and weight.is_floating_point():
+            if site not in called and weight is not None:
                 kinds.setdefault(site.rpartition(".")[2], []).append(site)
         seen = (sites for sites in kinds.values() if self._sees_weights(sites, rows, tokens))
         return frozenset().union(*seen)
 
     def _sees_weights(self, sites: Sequence[str], rows: int, tokens: int) -> bool:
-        """Whether a forward sees the weights of these sites, for which NaN stands meanwhile."""
+        """Whether a forward sees the weights of these sites, for which NaN stands meanwhile.
+
+        A quantised one, which cannot hold NaN, is taken for a whole one. Who looks for its scales
+        then fails, and so has seen it too.
+        """
         parameters = [self.sites[site]._parameters for site in sites]
         kept = [of_site["weight"] for of_site in parameters]
         try:
-            for of_site, weight in zip(parameters, kept, strict=True):
+            for site, of_site, weight in zip(sites, parameters, kept, strict=True):
                 assert weight is not None  # of which `bypassed` makes sure
-                nothing = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
-                of_site["weight"] = nn.Parameter(nothing.expand(weight.shape), requires_grad=False)
+                shape, dtype = weight.shape, weight.dtype
+                if not weight.is_floating_point():  # bitsandbytes', of which none is a Conv1D
+                    shape, dtype = torch.Size(reversed(site_shape(self.sites[site]))), self.dtype
+                nothing = torch.full((), torch.nan, dtype=dtype, device=weight.device)
+                of_site["weight"] = nn.Parameter(nothing.expand(shape), requires_grad=False)
             return bool(self.probe(rows, tokens).isnan().any())
+        except (RuntimeError, ValueError, TypeError, AttributeError):
+            return True
         finally:
             for of_site, weight in zip(parameters, kept, strict=True):
                 of_site["weight"] = weight

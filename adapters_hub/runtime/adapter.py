@@ -94,38 +94,38 @@ class Adapter:
     ) -> "Adapter":
         """Read an adapter's numbers for a backbone: one read, one copy to its device.
 
-        ``data``: what `read_data` gives, if it was read before. Raises `BackboneMismatchError` if
-        its fingerprint is another's (unless ``check_backbone`` is False) or a site is missing or
-        has another shape; `AdapterFileError` for damaged files.
+        ``data``: what `read_tensor_bytes` gives, if it was read before. Raises
+        `BackboneMismatchError` if its fingerprint is another's (unless ``check_backbone`` is False)
+        or a site is missing or has another shape; `AdapterFileError` for damaged files.
         """
         _same_backbone(found.info, backbone, check_backbone)
-        data = read_data(found) if data is None else data
+        data = read_tensor_bytes(found) if data is None else data
         data = data.to(backbone.device, non_blocking=True)
         if found.head:
             _check_head(found, backbone)
         _check_copies(found, backbone, data)
-        fit = backbone.fits.get(found.header.layout)
-        if fit is None:
-            fit = backbone.fits[found.header.layout] = _fit(found, backbone)
+        site_map = backbone.site_maps.get(found.header.layout)
+        if site_map is None:
+            site_map = backbone.site_maps[found.header.layout] = _map_sites(found, backbone)
         factors: Any
-        if fit.dtype is not None:
-            flat = data.view(fit.dtype)
+        if site_map.dtype is not None:
+            flat = data.view(site_map.dtype)
             if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
                 _check_finite(data, found)
-            factors = FlatFactors(flat, fit.places)
+            factors = FlatFactors(flat, site_map.places)
         else:
             _check_finite(data, found)
-            keys = {site: found.modules[module] for site, module in fit.modules.items()}
+            keys = {site: found.modules[module] for site, module in site_map.modules.items()}
             factors = {
                 site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()
             }
         scaling = {
-            site: found.spec.scaling(module, fit.ranks[site])
-            for site, module in fit.modules.items()
+            site: found.spec.scaling(module, site_map.ranks[site])
+            for site, module in site_map.modules.items()
         }
         head = {path: _tensor(data, found, key).float() for path, key in found.head.items()}
         outer = backbone.head_sites
-        return cls(found.info, factors, scaling, head, found.spec.config, fit.prefix, outer)
+        return cls(found.info, factors, scaling, head, found.spec.config, site_map.prefix, outer)
 
     @classmethod
     def create(
@@ -253,7 +253,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fit:
+class _SiteMap:
     """How files of one layout lie on a backbone: module, rank and places of each site; their one
     dtype, or None.
     """
@@ -265,10 +265,10 @@ class _Fit:
     prefix: str
 
 
-def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
-    """The fit, checked: every module is there and has the shape it is for."""
+def _map_sites(found: AdapterFiles, backbone: Backbone) -> _SiteMap:
+    """The map, checked: every module is there and has the shape it is for."""
     dtypes = {_DTYPES[entry.dtype] for entry in found.header.tensors.values()}
-    fit = _Fit({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
+    site_map = _SiteMap({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
     prefix = ""
     for module, keys in found.modules.items():
         site = backbone.site_of(module)
@@ -284,10 +284,10 @@ def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
                 f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
                 f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
             )
-        fit.modules[site], fit.ranks[site] = module, a.shape[0]
-        if fit.dtype is not None:
-            size = fit.dtype.itemsize
-            fit.places[site] = (
+        site_map.modules[site], site_map.ranks[site] = module, a.shape[0]
+        if site_map.dtype is not None:
+            size = site_map.dtype.itemsize
+            site_map.places[site] = (
                 (a.shape, (a.shape[1], 1), a.start // size),
                 (b.shape, (b.shape[1], 1), b.start // size),
             )
@@ -295,10 +295,10 @@ def _fit(found: AdapterFiles, backbone: Backbone) -> _Fit:
             usual = ("", f"{backbone.base.base_model_prefix}.")  # else an alias of the layer
             prefix = module.removesuffix(site)
             prefix = prefix if prefix in usual else backbone.prefix
-    return replace(fit, prefix=prefix)
+    return replace(site_map, prefix=prefix)
 
 
-def read_data(found: AdapterFiles, pinned: bool = False) -> Tensor:
+def read_tensor_bytes(found: AdapterFiles, pinned: bool = False) -> Tensor:
     """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
     data = torch.empty(found.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
     if len(data):
@@ -311,7 +311,7 @@ def read_factors(found: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
 
     Raises `AdapterFileError` for numbers that are not finite.
     """
-    data = read_data(found)
+    data = read_tensor_bytes(found)
     _check_finite(data, found)
     return {
         module: (_tensor(data, found, a), _tensor(data, found, b))

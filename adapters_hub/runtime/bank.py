@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -23,21 +24,31 @@ from torch import Tensor, nn
 
 from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.errors import BackboneError
-from adapters_hub.runtime.compiled import Window
+from adapters_hub.runtime.compiled import CompiledSlots
 from adapters_hub.runtime.plan import Plan, Slot
-from adapters_hub.runtime.products import Factors, FlatFactors, Part, Sites, Stack, shapes
+from adapters_hub.runtime.products import FlatFactors, Part, SiteFactors, Sites, Stack, shapes
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
 """Bytes of adapters that stay resident, unless said otherwise."""
 
 
+@dataclass(frozen=True)
+class MergedView:
+    """A model with a blend in its weights, the ``bytes`` it does not share, and what it is of."""
+
+    model: Any
+    bytes: int
+    key: tuple[Any, ...]
+
+
 class Bank:
     """Slots for adapters beside a backbone's sites, and the plan that the sites follow.
 
     ``put`` makes an adapter resident, ``drop`` frees it; both are a dictionary's work and touch no
-    module. Over ``memory`` bytes the least recently used slots go, except pinned ones; ``evicted``
-    is told their names.
+    module. ``memory`` bytes hold the adapters, what plans stacked of them, and the merged view.
+    Where they do not, the least recently used go: plans with their stacks, the view, then slots,
+    except pinned ones; ``evicted`` is told their names. What a call needs stays in any case.
     """
 
     def __init__(
@@ -54,11 +65,12 @@ class Bank:
         self._held: Counter[int] = Counter()  # slots that share their factors count once
         self._bytes = 0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._view: MergedView | None = None
         self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.bypassed: frozenset[str] = frozenset()  # those that act without being called
-        self.window: Window | None = None
+        self.compiled_slots: CompiledSlots | None = None
         self._lock = threading.RLock()
         self._run: ContextVar[Run | _Watch | None] = ContextVar("adapters_hub_plan", default=None)
         self._hooks = [
@@ -77,10 +89,21 @@ class Bank:
         """What the resident adapters take."""
         return self._bytes
 
+    @property
+    def bytes_beside(self) -> int:
+        """What plans stacked of the adapters, and the merged view."""
+        view = self._view
+        return self._stacked() + (0 if view is None else view.bytes)
+
+    def _stacked(self) -> int:
+        # a list first: another thread's forward may be stacking
+        stacks = [ref() for ref in list(self._stacks.valuerefs())]
+        return sum(stack.bytes for stack in stacks if stack is not None)
+
     def put(
         self,
         name: str,
-        factors: Factors,
+        factors: SiteFactors,
         scaling: Mapping[str, float],
         *,
         trained: bool = False,
@@ -114,24 +137,52 @@ class Bank:
             self.drop(name)
             self._slots[name] = slot
             self._count(slot, 1)
-            if self._bytes > self.memory:
-                self._make_room({name, *keep})
+            self._make_room({name, *keep})
         return slot
 
-    def _make_room(self, keep: Set[str]) -> None:
+    def _make_room(self, keep: Set[str], needed: int = 0) -> None:
+        """Let go of what there is no room for, beside ``needed`` bytes more.
+
+        Stacks go before adapters: they are made again in less time than a file is read.
+        """
+
+        def over() -> bool:
+            return self._bytes + self.bytes_beside + needed > self.memory
+
+        while self._plans and over() and self._stacked():
+            self._plans.popitem(last=False)
+        if over():
+            self._view = None
         spare = [n for n, slot in self._slots.items() if not slot.pinned and n not in keep]
         for name in spare:
-            if self._bytes <= self.memory:
+            if not over():
                 return
             self.drop(name)
             if self.evicted is not None:
                 self.evicted(name)
+
+    @property
+    def view(self) -> "MergedView | None":
+        """The merged view that is kept."""
+        return self._view
+
+    def keep_view(self, view: "MergedView") -> None:
+        """Keep a merged view, the only one, until its memory is needed."""
+        with self._lock:
+            self._view = view
+            while self._plans and self._bytes + self.bytes_beside > self.memory:
+                self._plans.popitem(last=False)  # their stacks are made again in less time
+
+    def drop_view(self) -> None:
+        """Let the merged view go: it may hold what has left, or its memory is needed."""
+        self._view = None
 
     def drop(self, name: str) -> None:
         """Forget an adapter, if it is resident. Calls under way keep what they use."""
         with self._lock:
             old = self._slots.pop(name, None)
             if old is not None:
+                self.drop_view()
                 self._count(old, -1)
                 stale = [key for key, plan in self._plans.items() if old in plan.atoms]
                 for key in stale:
@@ -160,6 +211,7 @@ class Bank:
         ``blends``: the distinct blends, each name → weight. ``index``: which of them each row
         (rows,) or each token (rows, tokens) uses; None with one blend for a batch of any size.
         Returns None where no adapter is used at all. Raises `KeyError` for a name not resident.
+        Adapters that it does not use may go, to make room for what it will stack.
         """
         if index is None and len(blends) != 1:
             raise ValueError("several blends need an index of rows")
@@ -189,6 +241,9 @@ class Bank:
                     f"{min(mixed)} of this backbone does not see its rows one by one (as far as a "
                     "probe tells), so a batch must have one blend for all rows"
                 )
+            frozen = [atom.bytes for atom in atoms if not atom.trained]
+            if all(kept.atoms != atoms for kept in self._plans.values()):  # else it shares stacks
+                self._make_room({*names}, sum(frozen) if len(frozen) > 1 else 0)
             self._plans[key] = plan
             if len(self._plans) > _MAX_PLANS:
                 self._plans.popitem(last=False)
@@ -205,21 +260,23 @@ class Bank:
 
     def follow(self, plan: Plan | None) -> "Followed":
         """Follow a plan until `leave` gets what this returns; for what cannot be a block."""
-        window = self.window
-        if window is not None:
-            window.enter(plan)
-        return self._run.set(None if plan is None else Run(plan, self._groups)), window
+        compiled = self.compiled_slots
+        if compiled is not None:
+            compiled.enter(plan)
+        return self._run.set(None if plan is None else Run(plan, self._groups)), compiled
 
     def leave(self, followed: "Followed") -> None:
         """Follow again what was followed before."""
-        token, window = followed
+        token, compiled = followed
         self._run.reset(token)
-        if window is not None:
-            window.leave(self.current())
+        if compiled is not None:
+            compiled.leave(self.current())
 
-    def open_window(self, slots: int, rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Let compiled forwards see adapters through a `Window`; others go on as they did."""
-        self.window = Window(self._shapes, slots, rank, device, dtype)
+    def reserve_compiled_slots(
+        self, slots: int, rank: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Let compiled forwards see adapters in `CompiledSlots`; others go on as they did."""
+        self.compiled_slots = CompiledSlots(self._shapes, slots, rank, device, dtype)
 
     @contextmanager
     def watching(self, rows: int, tokens: int) -> Iterator[None]:
@@ -275,8 +332,8 @@ class Bank:
         def add_delta(
             module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
         ) -> Tensor | None:
-            if torch.compiler.is_compiling() and self.window is not None:
-                return self.window.add(site, (*inputs, *named.values())[0], output)
+            if torch.compiler.is_compiling() and self.compiled_slots is not None:
+                return self.compiled_slots.add(site, (*inputs, *named.values())[0], output)
             run = current()
             return None if run is None else run.add(site, (*inputs, *named.values())[0], output)
 
@@ -352,7 +409,7 @@ def _add(
     return out.view(y.shape)
 
 
-Followed = tuple[Token[Run | _Watch | None], Window | None]
+Followed = tuple[Token[Run | _Watch | None], CompiledSlots | None]
 
 
 class _Following:

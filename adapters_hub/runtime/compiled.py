@@ -1,9 +1,9 @@
-"""A window of fixed size onto the bank, for compiled forwards.
+"""Slots of a fixed number and size, for compiled forwards.
 
 Knows slots and sites; does not know names, files or tasks. ``torch.compile`` wants tensors that
 stay where they are: so a compiled forward sees room for ``slots`` adapters of at most ``rank``, and
 M (rows, 1, slots · rank), which is zero where a row does not use what is there. Changing adapters
-is copying numbers, never compiling again. The price: every product runs over the whole window.
+is copying numbers, never compiling again. The price: every product runs over all of the room.
 """
 
 import threading
@@ -17,7 +17,7 @@ from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.plan import Plan, Slot
 
 
-class Window:
+class CompiledSlots:
     """Room for adapters at every site, and the M of the plan that is followed now.
 
     ``shapes``: site → (in, out). One call at a time: other threads wait between `enter` and
@@ -33,7 +33,9 @@ class Window:
         dtype: torch.dtype,
     ) -> None:
         if slots < 1 or rank < 1:
-            raise BackboneError(f"a window of {slots} slots of rank {rank} holds nothing")
+            raise BackboneError(
+                f"{slots} slots of rank {rank} hold nothing: both must be at least 1"
+            )
         self.slots, self.rank = slots, rank
         self._lock = threading.RLock()
         self.mask: Tensor | None = None

@@ -24,7 +24,7 @@ from adapters_hub.library.blend_file import BlendFile
 from adapters_hub.library.layers import layers_of
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.adapter import Adapter
-from adapters_hub.runtime.bank import MEMORY
+from adapters_hub.runtime.bank import MEMORY, MergedView
 from adapters_hub.runtime.merged import merged_view, wrapped
 from adapters_hub.runtime.plan import Plan
 from adapters_hub.runtime.residents import Residents
@@ -53,9 +53,9 @@ class Runtime:
     """A frozen backbone whose rows can each use another blend of adapters.
 
     Adapters come from ``library`` by name, language or domain as blends mention them, and stay
-    resident in ``memory`` bytes (those added from memory, and those that one call needs, stay
-    whatever it is; what the last calls stacked of them comes on top), then in ``host_memory`` bytes
-    where the backbone is on another device. One that is replaced in or removed from the library is
+    resident in ``memory`` bytes, with what the last calls stacked of them (those added from memory,
+    and those that one call needs, stay whatever it is), then in ``host_memory`` bytes where the
+    backbone is on another device. One that is replaced in or removed from the library is
     noticed when it is next used; a file changed in place is not. ``check_backbone=False`` accepts
     adapters that carry another backbone's fingerprint where the shapes fit. One model a backbone.
     """
@@ -76,8 +76,6 @@ class Runtime:
         self._watch()
         self.active = Blend()
         self.hooks: list[RemovableHandle] = []
-        self._merged: tuple[Any, Any] | None = None
-        self.residents.changed = self._forget_view
 
     @property
     def tokenizer(self) -> Any:
@@ -128,10 +126,6 @@ class Runtime:
             "a model with its resident adapters cannot be copied: load it again with "
             "ah.load_backbone(...), or take model.merge(blend), which is a plain copy"
         )
-
-    def _forget_view(self) -> None:
-        """Let the merged view go: it may hold what has left, and its memory is needed."""
-        self._merged = None
 
     def __repr__(self) -> str:
         return (
@@ -399,7 +393,7 @@ class Runtime:
         when they are wanted, without compiling again. It is compiled once each for rows with blends
         of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
         """
-        self.bank.open_window(slots, rank, self.backbone.device, self.backbone.dtype)
+        self.bank.reserve_compiled_slots(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
 
     def pieces(self, blend: Blend, without_outer: bool = False) -> Mapping[str, list[Piece]]:
@@ -424,9 +418,9 @@ class Runtime:
     def can_merge(self, plan: Plan) -> bool:
         """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
         whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
-        weights: list[Any] = [self.backbone.sites[site].weight for site in plan.sites]
+        weights = self._weights(plan)
         whole = whole and all(weight.dtype == torch.float32 for weight in weights)
-        if not whole or self.bank.window is not None or wrapped(self.backbone.model):
+        if not whole or self.bank.compiled_slots is not None or wrapped(self.backbone.model):
             return False
         return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
 
@@ -434,15 +428,21 @@ class Runtime:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """
-        versions = [self.backbone.sites[site].weight._version for site in sorted(plan.sites)]
+        versions = [weight._version for weight in self._weights(plan)]
         key = (plan.atoms, tuple(plan.weights.flatten().tolist()), versions)
-        kept = self._merged
-        if kept is None or kept[0] != key:
-            self._merged = None  # two would not fit
+        kept = self.bank.view
+        if kept is None or kept.key != key:
+            self.bank.drop_view()  # two would not fit
             pieces, hooks = self.pieces(blend), self.bank.hook_ids()
-            kept = key, merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
-            self._merged = kept
-        return kept[1]
+            model = merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
+            size = sum(weight.nbytes for weight in self._weights(plan))
+            kept = MergedView(model, size, key)
+            self.bank.keep_view(kept)
+        return kept.model
+
+    def _weights(self, plan: Plan) -> list[Tensor]:
+        """The backbone's weights that a plan adds to."""
+        return [self.backbone.sites[site].get_parameter("weight") for site in sorted(plan.sites)]
 
 
 def with_adapter(blend: Blend, name: str | None) -> Blend:

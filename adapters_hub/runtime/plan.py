@@ -29,10 +29,10 @@ from adapters_hub.errors import SettingsError
 from adapters_hub.runtime.products import (
     COSTS,
     Amounts,
-    Factors,
     FlatFactors,
     Live,
     Part,
+    SiteFactors,
     Sites,
     Stack,
     cost,
@@ -48,7 +48,7 @@ class Slot:
     A ``pinned`` one is never evicted; a ``trained`` one keeps gradients, and is pinned.
     """
 
-    factors: Factors
+    factors: SiteFactors
     scaling: Mapping[str, float]
     trained: bool = False
     pinned: bool = False

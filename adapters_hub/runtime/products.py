@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
+SiteFactors = Mapping[str, tuple[Tensor, Tensor]]
 Place = tuple[Sequence[int], Sequence[int], int]
 Sites = tuple[str, ...]
 Amounts = Sequence[float]
@@ -38,7 +38,7 @@ def cost(prices: Sequence[float], amounts: Amounts) -> float:
     return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
 
 
-class FlatFactors(Factors):
+class FlatFactors(SiteFactors):
     """Factors as views of one flat tensor, each made when it is asked for: loading makes none.
 
     ``places``: site → shape, strides and first item of A and of B.
@@ -64,7 +64,7 @@ class FlatFactors(Factors):
         return len(self.places)
 
 
-def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
+def shapes(factors: SiteFactors) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
     """Each site with the shapes of its A and B."""
     if isinstance(factors, FlatFactors):
         return ((site, a[0], b[0]) for site, (a, b) in factors.places.items())
@@ -74,14 +74,16 @@ def shapes(factors: Factors) -> Iterator[tuple[str, Sequence[int], Sequence[int]
 @dataclass(frozen=True, eq=False)
 class Stack:
     """Factors of S atoms at sites that share an input: ``a`` (S, sites · r, in), site after site;
-    ``b`` (S, r, out) for each site. Without the first dimension where S is 1.
+    ``b`` (S, r, out) for each site. Without the first dimension where S is 1. ``bytes`` are those
+    it takes beside the factors, of which it may be just another view.
     """
 
     a: Tensor
     b: Mapping[str, Tensor]
+    bytes: int
 
 
-def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) -> Stack:
+def stacked(factors: Sequence[SiteFactors], sites: Sites, x: Tensor, apart: bool) -> Stack:
     """Factors of several adapters on the device and in the precision of x: each for itself
     (S, …), or, if not ``apart``, all as one of rank R.
     """
@@ -96,7 +98,10 @@ def stacked(factors: Sequence[Factors], sites: Sites, x: Tensor, apart: bool) ->
     else:
         all_a = torch.cat([of_adapter[i] for i in range(len(sites)) for of_adapter in a])
         all_b = {site: torch.cat(of_site) for site, of_site in b.items()}
-    return Stack(on(all_a, x), {site: on(t, x) for site, t in all_b.items()})
+    all_a, all_b = on(all_a, x), {site: on(t, x) for site, t in all_b.items()}
+    views = {t.data_ptr() for of_adapter in factors for site in sites for t in of_adapter[site]}
+    copies = [t.nbytes for t in (all_a, *all_b.values()) if t.data_ptr() not in views]
+    return Stack(all_a, all_b, sum(copies))
 
 
 @dataclass(frozen=True, eq=False)

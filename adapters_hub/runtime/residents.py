@@ -9,7 +9,7 @@ that are read from their files again. Those added from memory have no file, and 
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoun
 from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
 from adapters_hub.library.library import Library
-from adapters_hub.runtime.adapter import Adapter, read_data
+from adapters_hub.runtime.adapter import Adapter, read_tensor_bytes
 from adapters_hub.runtime.bank import Bank
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ class Residents:
         self.library = library
         self.check_backbone = check_backbone
         self.lock = threading.RLock()
-        self.changed: Callable[[], None] = lambda: None  # called when what is resident changes
         self.bank = Bank(backbone.sites, memory, evicted=self._evicted)
         on_host = backbone.device.type == "cpu"
         default = 0 if on_host else HOST_MEMORY
@@ -92,7 +91,7 @@ class Residents:
             self._look()
             for name in sorted(names):
                 if name not in self.bank:
-                    self.changed()  # first, so that its memory counts as free
+                    self.bank.drop_view()  # first, so that its memory is free
                     adapter = self._from_library(name)
                     self.bank.put(name, adapter.factors, adapter.scaling, keep=names)
                     self._adapters[name] = adapter
@@ -110,7 +109,6 @@ class Residents:
         """Forget an adapter; it is loaded again from the library when it is next used."""
         with self.lock:
             self.bank.drop(name)
-            self.changed()
             self._adapters.pop(name, None)
             self._added.discard(name)
             self._host.pop(name, None)
@@ -191,7 +189,6 @@ class Residents:
 
     def _evicted(self, name: str) -> None:
         self._adapters.pop(name, None)
-        self.changed()
 
     def _look(self) -> None:
         """Look at the library again if it changed."""
@@ -211,7 +208,7 @@ class Residents:
             kept, files, data = self._host.get(name, (None, None, None))
             if kept != stamp or files is None or data is None:
                 files = read_adapter(Path(info.path or ""), name)
-                data = read_data(files, self._pinned)
+                data = read_tensor_bytes(files, self._pinned)
             adapter = Adapter.load(files, self.backbone, self.check_backbone, data)
         self._stamps[name] = stamp
         self._keep(name, stamp, files, data)

@@ -189,7 +189,9 @@ class _Run:
             }
             with self.model.residents.lock:  # others may be choosing what they use
                 bank.put(slot, factors, adapter.scaling, trained=True)
-        with bank.using(bank.plan([dict.fromkeys(self.slots, 1.0)])):
+        with self.model.residents.lock:  # to make room, the plan may let adapters go
+            plan = bank.plan([dict.fromkeys(self.slots, 1.0)])
+        with bank.using(plan):
             yield
 
     def heads(self, rows: int) -> Heads:

@@ -119,3 +119,36 @@ def test_without_bitsandbytes_the_error_says_what_to_install(tiny, library, monk
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'adapters-hub\[bits\]'"):
         ah.load_backbone(str(tiny("qwen3")), library=library, bits=8)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_quantised_layer_that_is_read_and_not_called_is_refused(bits, reads, tiny, library):
+    """One that neither is read nor called, as an expert without tokens, is not."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    from adapters_hub.backbone.loading import read_backbone
+    from adapters_hub.model import AdaptedModel
+
+    backbone = read_backbone(str(tiny("qwen3")), bits=bits)
+    mlp = backbone.base.layers[0].mlp
+
+    def forward(x):
+        if not reads:
+            return mlp.down_proj(mlp.gate_proj(x))
+        weight = mlp.up_proj.weight
+        if bits == 8:
+            whole = weight.CB.float() * weight.SCB[:, None] / 127
+        else:
+            whole = dequantize_4bit(weight.data, weight.quant_state).float()
+        return mlp.down_proj(mlp.gate_proj(x) * torch.nn.functional.linear(x, whole))
+
+    mlp.forward = forward
+    before = mlp.up_proj.weight
+    model = AdaptedModel(backbone, library)
+    assert mlp.up_proj.weight is before
+    assert model.bank.bypassed == ({"layers.0.mlp.up_proj"} if reads else set())
+    if reads:
+        with pytest.raises(BackboneError, match=r"up_proj, whose weight .* without calling"):
+            model.use("de")

@@ -36,7 +36,7 @@ def test_merging_does_not_change_what_is_generated(kind, options, make, monkeypa
     for pays in (False, True):
         monkeypatch.setattr(generation, "merging_pays", lambda *_, pays=pays: pays)
         written[pays] = model.generate(TEXTS, adapters="one - 0.5*two", **options)
-        assert (model._merged is not None) == pays
+        assert (model.bank.view is not None) == pays
     assert written[True] == written[False]
     assert written[True] != model.generate(TEXTS, **options)
     mixed = model.generate(TEXTS, adapters=["one - 0.5*two"] * 4 + [None], **options)

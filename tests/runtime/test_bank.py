@@ -281,6 +281,54 @@ def test_pinned_slots_and_those_a_call_needs_stay():
     assert set(bank.names()) == {"pinned", "three"}
 
 
+def test_stacks_count_and_go_before_adapters():
+    bank, layers = make([2, 2, 2])  # the second lacks site b
+    size = 4 * 2 * (IN + OUT)
+    assert bank.bytes == 5 * size
+    mixed = [{"ad0": 1.0}, {"ad1": 1.0}], [0, 1]
+
+    def run():
+        with bank.using(bank.plan(*mixed)):
+            for layer in layers.values():
+                layer(torch.randn(2, 1, IN))
+
+    run()
+    assert bank.bytes_beside == 2 * size  # both at a; at b there is one, as it is
+    with bank.using(bank.plan([{"ad2": 1.0}])):
+        layers["a"](torch.randn(2, 1, IN))
+    assert bank.bytes_beside == 2 * size
+    bank.memory = 6 * size
+    factors = {"a": (torch.ones(2, IN), torch.ones(OUT, 2))}
+    bank.put("more", factors, {"a": 1.0})
+    assert bank.bytes_beside == 0
+    assert bank.names() == ["ad0", "ad1", "ad2", "more"]
+    bank.drop("more")
+    run()  # for whose stacks an adapter must go that is not in it
+    assert bank.names() == ["ad0", "ad1"]
+    assert bank.bytes + bank.bytes_beside <= bank.memory
+    bank.memory = size
+    run()
+    assert bank.names() == ["ad0", "ad1"]
+    bank.drop("ad1")
+    assert bank.bytes_beside == 0
+
+
+def test_a_merged_view_counts_and_goes_after_stacks_and_before_adapters():
+    bank, layers = make([2, 2])
+    size = 4 * 2 * (IN + OUT)
+    bank.memory = 3 * size + 100
+    with bank.using(bank.plan([{"ad0": 1.0}, {"ad1": 1.0}], [0, 1])):
+        layers["a"](torch.randn(2, 1, IN))
+    assert bank.bytes_beside == 2 * size
+    bank.keep_view(bank_module.MergedView(None, 100, ()))
+    assert bank.bytes_beside == 100  # there was no room for stacks
+    factors = {"a": (torch.ones(1, IN), torch.ones(OUT, 1))}
+    bank.memory = bank.bytes + size
+    bank.put("more", factors, {"a": 1.0})
+    assert bank.view is None
+    assert len(bank) == 3
+
+
 def test_detached_hooks_leave_the_layers_as_they_were():
     bank, layers = make([2])
     plan = bank.plan([{"ad0": 1.0}])

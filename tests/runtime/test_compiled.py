@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 
 import adapters_hub as ah
 from adapters_hub.errors import BackboneError
-from adapters_hub.runtime.compiled import Window
+from adapters_hub.runtime.compiled import CompiledSlots
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_compiled_model_gives_the_same_and_never_compiles_again(model, inputs)
     assert counter.frame_count == count
 
 
-def test_what_the_window_cannot_hold_is_refused_and_the_next_call_works(model, inputs):
+def test_what_the_slots_cannot_hold_is_refused_and_the_next_call_works(model, inputs):
     want = logits(model, inputs, ["one", None, "two", None])
     model.compile(slots=2, rank=3, backend="eager")
     with pytest.raises(BackboneError, match="3 adapters in one batch"):
@@ -102,9 +102,9 @@ def test_a_replaced_adapter_is_not_shown_from_its_old_place(model, inputs, libra
     after = logits(model, inputs, "one")
     assert (after - before).abs().max() > 1e-3
     other = ah.AdaptedModel(model.backbone, library)
-    assert other.bank.window is None
+    assert other.bank.compiled_slots is None
 
 
-def test_a_window_of_nothing_is_refused():
-    with pytest.raises(BackboneError, match="holds nothing"):
-        Window({}, 0, 4, torch.device("cpu"), torch.float32)
+def test_no_slots_are_refused():
+    with pytest.raises(BackboneError, match="hold nothing"):
+        CompiledSlots({}, 0, 4, torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""Every way to add the same deltas agrees: masked, grouped, whole, merged, through the window."""
+"""Every way to add the same deltas agrees: masked, grouped, whole, merged, in compiled slots."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapters_hub.runtime.bank import Bank
-from adapters_hub.runtime.compiled import Window
+from adapters_hub.runtime.compiled import CompiledSlots
 from adapters_hub.runtime.merged import merged_weight
 from adapters_hub.runtime.plan import Plan
 from adapters_hub.runtime.products import COSTS, FlatFactors, cost, shapes
@@ -110,10 +110,11 @@ def test_all_strategies_agree(ranks, missing, blends, tokens, dtype, way, grad):
                 same(model(x), "whole")
     if plan is None:
         return
-    window = Window({s: (IN, out) for s, out in OUTS.items()}, 5, 4, torch.device("cpu"), dtype)
-    window.show(plan)
+    outs = {s: (IN, out) for s, out in OUTS.items()}
+    slots = CompiledSlots(outs, 5, 4, torch.device("cpu"), dtype)
+    slots.show(plan)
     bare = model(x)
-    same({site: window.add(site, x, bare[site]) for site in OUTS}, "window")
+    same({site: slots.add(site, x, bare[site]) for site in OUTS}, "compiled slots")
     if len(unique) == 1:
         merged = {}
         for site, layer in model.sites.items():

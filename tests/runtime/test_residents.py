@@ -15,7 +15,7 @@ from adapters_hub.errors import AdapterFileError, NotFoundError
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.model import AdaptedModel
 from adapters_hub.runtime import residents as residency
-from adapters_hub.runtime.adapter import read_data
+from adapters_hub.runtime.adapter import read_tensor_bytes
 
 NAMES = [f"a{n}" for n in range(6)]
 
@@ -106,8 +106,10 @@ def test_those_a_call_needs_stay_however_little_room_there_is(tiny, stocked):
 def test_what_host_memory_keeps_is_not_read_again(tiny, stocked, monkeypatch):
     library, ids, want, size = stocked
     read = []
-    real = residency.read_data
-    monkeypatch.setattr(residency, "read_data", lambda *own: read.append(own[0]) or real(*own))
+    real = residency.read_tensor_bytes
+    monkeypatch.setattr(
+        residency, "read_tensor_bytes", lambda *given: read.append(given[0]) or real(*given)
+    )
     model = make(tiny, library, 1, size, host_memory=2 * size)
     with torch.no_grad():
         for name in ("a0", "a1", "a0", "a1"):
@@ -144,7 +146,7 @@ def test_a_file_replaced_between_header_and_numbers_is_refused(stocked, tmp_path
     shutil.copy(library.root / "a1" / files.weights.name, other)
     os.replace(other, files.weights)
     with pytest.raises(AdapterFileError, match="changed while it was read"):
-        read_data(files)
+        read_tensor_bytes(files)
 
 
 def test_a_load_that_fails_leaves_what_was_there_and_the_next_one_works(tiny, stocked, tmp_path):

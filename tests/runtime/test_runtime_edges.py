@@ -153,7 +153,7 @@ def test_lengths_come_from_every_place_transformers_knows(model, options, own):
 def test_a_merged_view_runs_nothing_bound_to_the_model_it_is_a_view_of(model, monkeypatch):
     monkeypatch.setattr(generation, "merging_pays", lambda *_: True)
     want = model.generate(TEXTS, adapters="one", max_new_tokens=4)
-    model._merged = None
+    model.bank.drop_view()
     whole = model.backbone.model
     whole._compiled_call = lambda *args, **kwargs: pytest.fail("the original was called")
     view = model.merged_view(model.plan([model.resolve("one")]), model.resolve("one"))
@@ -174,7 +174,7 @@ def test_a_merged_view_is_made_anew_when_the_backbone_changes(model, monkeypatch
     model.generate(TEXTS, adapters="one", max_new_tokens=2)
 
 
-def test_a_window_may_be_opened_inside_a_block(model, inputs):
+def test_a_model_may_be_compiled_inside_a_block(model, inputs):
     want = logits(model, inputs, "two")
     with model.adapted(4, "one"):
         model.compile(slots=1, rank=4, backend="eager")
