@@ -343,7 +343,7 @@ def load(
         return infos[-1]
 
     of_domain = Blend([(find(f"domain:{domain}").name, 1.0)], exact=True) if domain else Blend()
-    asked = Blend.of(_language_term(language) if language else None)
+    asked = Blend.of(_language_term(language, library) if language else None)
     names: dict[str, str | None] = {}
     for term in asked.terms:
         try:
@@ -372,13 +372,18 @@ def load(
     return model
 
 
-def _language_term(text: str) -> str:
-    """What `load` was given, as a blend: a language's term where it is one."""
+def _language_term(text: str, library: Library) -> str:
+    """What `load` was given, as a blend: a language's term where it is one.
+
+    A name that is also some language's code ("one" is Oneida's) means the adapter, unless there is
+    one for that language.
+    """
     try:
-        languages.canonical(text)
+        tag = languages.canonical(text)
     except LanguageError:
         return text
-    return f"lang:{text}"
+    named = text in library and not library.list(tag)
+    return f"name:{text}" if named else f"lang:{text}"
 
 
 def _backbone_of(

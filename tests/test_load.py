@@ -16,6 +16,7 @@ def library(tmp_path, lora_folder):
     library.add(lora_folder("qwen3", "one"), name="german", language="de")
     library.add(lora_folder("qwen3", "two", r=2), name="hotel", domain="hotel")
     library.add(lora_folder("qwen3", "three", r=2), name="topics")
+    library.add(lora_folder("qwen3", "three", r=2), name="one")  # Oneida's code, too
     return library
 
 
@@ -25,6 +26,7 @@ def library(tmp_path, lora_folder):
         (("de", "hotel"), {"german": 1.0, "hotel": 1.0}),
         (("de",), {"german": 1.0}),
         (("topics",), {"topics": 1.0}),
+        (("one",), {"one": 1.0}),
         (("de + 0.5*topics",), {"german": 1.0, "topics": 0.5}),
         (("da? + topics",), {"topics": 1.0}),
         ((None, "hotel"), {"hotel": 1.0}),
