@@ -10,11 +10,12 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
+from adapters_hub.data.rows import Record
 from adapters_hub.errors import DataError
 from adapters_hub.extras import require
 
@@ -28,10 +29,10 @@ _BYTE_ORDER_MARKS = {  # those of UTF-32 first: one of them begins as one of UTF
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _MAX_CELL = 2**31 - 1
-"""Characters of a CSV cell: what a C long holds everywhere. The module's own limit is 131,072."""
+"""Characters of a CSV cell: what a C long holds everywhere. The csv module allows 131,072."""
 
 
-def records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def records(file: Path) -> Iterator[tuple[int, Record]]:
     """The records of a data file and the line that each is on; `DataError` for damaged ones."""
     suffix, number = suffix_of(file), 0
     try:
@@ -117,7 +118,7 @@ def _converted(encoding: str) -> str:
 
 
 def _zstd(file: Path) -> ModuleType:
-    """Python's own module for Zstandard (3.14), or the same for older Pythons."""
+    """Python's module for Zstandard (from 3.14 on), or the same for older Pythons."""
     module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
     return require(module, "data", f"{file}: a .zst file")
 
@@ -128,7 +129,7 @@ def _is_array(file: Path) -> bool:
         return next((line.lstrip()[0] for line in stream if line.strip()), "") == "["
 
 
-def _array(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _array(file: Path) -> Iterator[tuple[int, Record]]:
     """The objects of a JSON array, numbered from 1."""
     with opened(file) as stream:
         try:
@@ -141,7 +142,7 @@ def _array(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, item
 
 
-def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Record]]:
     """The records of a CSV or TSV file; a row that is not just as wide as the header is refused.
 
     It would otherwise be shifted without a word: an unquoted comma, a quote that nobody closed.
@@ -149,16 +150,18 @@ def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """
     kind = "TSV" if tabs else "CSV"
     mark = "\t" if tabs else _separator(file)
-    options: dict[str, Any] = {"delimiter": mark}
-    if tabs:
-        options["quoting"] = csv.QUOTE_NONE
     old_limit = csv.field_size_limit(_MAX_CELL)
     header: list[str] = []
     header_end, begin = "", 1
     try:
         with opened(file, newline="") as stream:
             lines = _Lines(stream)
-            reader = csv.reader(lines, strict=True, **options)
+            reader = csv.reader(
+                lines,
+                strict=True,
+                delimiter=mark,
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+            )
             for cells in reader:
                 if not header:
                     header, header_end = cells, lines.end
@@ -217,7 +220,7 @@ def _quote_advice(first: int, last: int) -> str:
     return f"; the row goes on to line {last}: perhaps a quote in it is not closed"
 
 
-def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
+def _json(line: str, file: Path, number: int) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -227,7 +230,7 @@ def _json(line: str, file: Path, number: int) -> Mapping[str, Any]:
     return record
 
 
-def _parquet(file: Path) -> list[dict[str, Any]]:
+def _parquet(file: Path) -> list[Record]:
     arrow = require("pyarrow", "data", f"{file}: Parquet")
     parquet = require("pyarrow.parquet", "data", f"{file}: Parquet")
     try:

@@ -11,11 +11,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from adapters_hub.data.formats import SUFFIXES, records, suffix_of
 from adapters_hub.data.records import RowMaker
-from adapters_hub.data.rows import Row
+from adapters_hub.data.rows import Record, Row
 from adapters_hub.errors import DataError
 from adapters_hub.extras import require
 from adapters_hub.library import languages
@@ -150,8 +149,12 @@ def _together(rows: Sequence[Row]) -> list[bytes]:
         digest = hashlib.sha256((row.key or row.text).encode()).digest()
         groups.setdefault(root(node), set()).add(digest)
     whole = {
-        node: own.pop() if len(own) == 1 else hashlib.sha256(b"".join(sorted(own))).digest()
-        for node, own in groups.items()
+        node: (
+            digests.pop()
+            if len(digests) == 1
+            else hashlib.sha256(b"".join(sorted(digests))).digest()
+        )
+        for node, digests in groups.items()
     }
     return [whole[root(node)] for node in nodes]
 
@@ -203,7 +206,7 @@ def _name_parts(name: str) -> list[str]:
     return [part for part in re.split(r"[._\-]", name.lower()) if part]
 
 
-def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
+def _hub(name: str) -> Iterator[tuple[str, Iterable[Record]]]:
     if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or Path(name).suffix in SUFFIXES:
         raise DataError(f"{name}: no such file or folder")
     datasets = require("datasets", "data", f"{name}: no such file or folder; a Hub data set")
@@ -223,14 +226,13 @@ def _hub(name: str) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
         yield split, (_with_class_names(record, names) for record in table)
 
 
-def _with_class_names(
-    record: Mapping[str, Any], names: Mapping[str, list[str]]
-) -> Mapping[str, Any]:
+def _with_class_names(record: Record, names: Mapping[str, list[str]]) -> Record:
     """The record with the names of its classes for their numbers; -1 is the Hub's "no class"."""
 
-    def name(value: Any, classes: list[str]) -> Any:
+    def name(value: object, classes: list[str]) -> object:
         if isinstance(value, list):
             return [name(item, classes) for item in value]
-        return None if value is None or value < 0 else classes[value]
+        return classes[value] if isinstance(value, int) and value >= 0 else None
 
-    return {**record, **{column: name(record[column], own) for column, own in names.items()}}
+    named = {column: name(record[column], classes) for column, classes in names.items()}
+    return {**record, **named}

@@ -6,10 +6,9 @@ file, the line and the field.
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from adapters_hub.data.pairs import is_text, language_tag
-from adapters_hub.data.rows import Columns, Row
+from adapters_hub.data.rows import Columns, Record, Row
 from adapters_hub.errors import DataError
 
 FIELDS = ("text", "label", "language", "domain", "id")
@@ -34,7 +33,7 @@ class RowMaker:
         self.there: dict[str, None] = {}  # the names of all columns seen, in their order
         self._shared: dict[tuple[tuple[str, ...], bool], Columns] = {}
 
-    def row(self, record: Mapping[str, Any], language: str | None, where: str) -> Row:
+    def row(self, record: Record, language: str | None, where: str) -> Row:
         """A record's row; ``language`` is the one of records that do not say theirs."""
         if not self.there:
             self._check_names(record, where)
@@ -90,7 +89,7 @@ class RowMaker:
             self._shared[names, squad] = Columns(names, renamed)
         return self._shared[names, squad]
 
-    def _check_names(self, record: Mapping[str, Any], where: str) -> None:
+    def _check_names(self, record: Record, where: str) -> None:
         """Raise `DataError` for names in ``columns`` that no field has."""
         if unknown := sorted(set(self.columns) - set(self.known)):
             swapped = [
@@ -113,7 +112,7 @@ class RowMaker:
         return f"; name one of these: --columns {name}=NAME"
 
 
-def _label(value: Any, separator: str | None, where: str) -> str | tuple[str, ...] | None:
+def _label(value: object, separator: str | None, where: str) -> str | tuple[str, ...] | None:
     """One label, or a tuple of them where the data say a list, or separate them."""
     if separator and isinstance(value, str):
         value = [part.strip() for part in value.split(separator)] if value.strip() else []

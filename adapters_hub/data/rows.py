@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+Record = Mapping[str, object]
+"""One line of data as its format gives it: the name of each column, and a value of any type."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Row:
     domain: str | None = None
     key: str | None = None
     where: str = ""  # file and line, for messages
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns, compare=False, repr=False)  # for messages
 
     @property

@@ -120,7 +120,8 @@ class Retrieval(Task, RetrievalOptions):
 
     def rows(self, example: Example) -> list[Row]:
         row = example.row
-        language = row.fields.get("positive_language") or row.language
+        said = row.fields.get("positive_language")
+        language = said if isinstance(said, str) else row.language
         documents = [replace(row, text=text, language=language) for text in _documents(row)]
         return [row, *documents]
 

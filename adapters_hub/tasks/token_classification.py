@@ -201,14 +201,11 @@ def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | N
     A row without ``words`` is split by `split_words`. Raises `DataError`, naming file, line and
     field, for words that are not in the text one after the other, or tags that are not one each.
     """
-    words, tags = row.fields.get("words"), row.fields.get("tags")
-    if words is None and tags is not None:
+    given, tags = _texts(row, "words"), _texts(row, "tags")
+    if given is None and tags is not None:
         lacking = row.columns.lacking("words", ", and 'tags' is of words")
         raise DataError(f"{row.where}: {lacking}")
-    words = split_words(row.text) if words is None else words
-    for field, value in (("words", words), ("tags", [] if tags is None else tags)):
-        if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
-            raise DataError(f"{row.where}: field {field!r} should be a list of texts: {value!r}")
+    words = split_words(row.text) if given is None else given
     if tags is not None and len(tags) != len(words):
         raise DataError(
             f"{row.where}: field 'tags' has {len(tags)} tags for the {len(words)} words"
@@ -226,6 +223,16 @@ def words_of(row: Row) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...] | N
         end = start + len(word)
         spans.append((start, end))
     return tuple(spans), None if tags is None else tuple(tags)
+
+
+def _texts(row: Row, field: str) -> list[str] | None:
+    """A field that should be a list of texts, None where the row does not say it."""
+    value = row.fields.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
+        raise DataError(f"{row.where}: field {field!r} should be a list of texts: {value!r}")
+    return value
 
 
 def _tokens_of(

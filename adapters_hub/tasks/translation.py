@@ -188,7 +188,8 @@ def source_language(row: Row) -> str:
 
 def target_language(row: Row) -> str:
     """The language a row is translated into; `DataError` where it does not say."""
-    return _said(row, row.fields.get("target_language"), "target_language")
+    tag = row.fields.get("target_language")
+    return _said(row, tag if isinstance(tag, str) else None, "target_language")
 
 
 def _said(row: Row, tag: str | None, field: str) -> str:

@@ -127,11 +127,11 @@ def test_batches_do_not_come_in_order_of_length():
 def test_shares_partition_a_batch(size, processes, pieces):
     batch = list(range(100, 100 + size))
     shares = [share(batch, process, processes, pieces) for process in range(processes)]
-    rows = [row for own in shares for piece in own for row in piece]
+    rows = [row for of_process in shares for piece in of_process for row in piece]
     assert sorted(rows) == batch
-    assert all(piece for own in shares for piece in own)
-    assert all(len(own) <= pieces for own in shares)
-    counts = [len(piece) for own in shares for piece in own]
+    assert all(piece for of_process in shares for piece in of_process)
+    assert all(len(of_process) <= pieces for of_process in shares)
+    counts = [len(piece) for of_process in shares for piece in of_process]
     assert max(counts) - min(counts) <= 1
 
 

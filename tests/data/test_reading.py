@@ -63,7 +63,7 @@ def test_the_split_is_said_by_the_name(tmp_path, name, split):
     ],
 )
 def test_the_split_may_be_said_by_a_folder_below_the_root(tmp_path, name, split):
-    root = tmp_path / "test"  # the root's own name says nothing
+    root = tmp_path / "test"  # what the root is called says nothing
     (root / name).parent.mkdir(parents=True)
     write(root / name, RECORDS)
     assert list(read_data(root)) == [split]
@@ -328,9 +328,9 @@ def test_questions_on_one_context_stay_together_in_every_language():
     ]
     splits = with_held_out({"train": rows}, share=0.2)
     sides = defaultdict(set)
-    for name, own in splits.items():
-        assert own
-        for row in own:
+    for name, rows in splits.items():
+        assert rows
+        for row in rows:
             sides[row.key.partition("-")[0]].add(name)
     assert all(len(names) == 1 for names in sides.values())
     assert len(sides) == 60
@@ -352,8 +352,8 @@ def test_every_text_file_named_after_a_language_is_read_and_others_are_named(tmp
         (tmp_path / name).write_text("a line\n")
     write(tmp_path / "new.jsonl", [{"text": "a word, not Newari"}])
     rows = read_data(tmp_path)["train"]
-    found = {row.where.rpartition("/")[2].partition(":")[0]: row.language for row in rows}
-    assert found == {**names, "new.jsonl": None}
+    tags = {row.where.rpartition("/")[2].partition(":")[0]: row.language for row in rows}
+    assert tags == {**names, "new.jsonl": None}
     assert "LICENSE.txt" in caplog.text
 
 

@@ -342,4 +342,6 @@ def test_the_sample_sentences_are_sound():
                 if kind in ("PERSON", "PLACE"):
                     names[split].add(read.text[spans[first][0] : spans[behind - 1][1]])
     assert not names["train"] & (names["dev"] | names["test"])
+    texts = [{row.text for row in rows} for rows in splits.values()]
+    assert sum(map(len, texts)) == len(set().union(*texts))  # none is in two splits
     assert len(splits["train"]) == 160
