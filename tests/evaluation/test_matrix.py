@@ -80,6 +80,22 @@ def finished(tiny, reviews, library, tmp_path_factory):
     return folder / "results"
 
 
+@pytest.fixture(scope="module")
+def text_alone(tiny, reviews, library, tmp_path_factory):
+    """The arguments of a short run without labels, and its results folder."""
+    folder = tmp_path_factory.mktemp("text")
+    given = [
+        "--backbone", tiny("qwen3"), "--data", reviews, "--cpu", "--library", library.root,
+        "--language", "en", "de", "--domain", "hotel", "--steps", 2, "--batch-size", 4,
+        "--seeds", 1, "--no-oracle", "--resamples", 50, "--results", folder / "results",
+    ]  # fmt: skip
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        run("evaluate_matrix.py", *given, monkeypatch=patch, cwd=folder)
+    return given, folder / "results"
+
+
+@pytest.mark.slow
 def test_every_cell_has_every_column(finished):
     cells = read_cells(finished)
     assert [(c["domain"], c["language"]) for c in cells] == [
@@ -104,6 +120,7 @@ def test_every_cell_has_every_column(finished):
             assert column["low"] <= column["high"]
 
 
+@pytest.mark.slow
 def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library):
     """The blends of a cell, made again from the kept files, on the same rows."""
     cell = json.loads((finished / "phone.de.json").read_text())
@@ -140,27 +157,25 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
     assert found["recovery"] == want
 
 
-def test_a_run_goes_on_where_it_stopped(finished, tiny, reviews, library, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_it_stopped(text_alone, tmp_path, monkeypatch):
     """Only the lost cell is measured, nothing is trained, and it is the same cell; a setting that
     the folder is too old to know had its default.
     """
-    kept = finished / "settings.json"
+    given, results = text_alone
+    kept = results / "settings.json"
     facts = json.loads(kept.read_text())
     del facts["chat"]
     kept.write_text(json.dumps(facts))
-    lost = finished / "hotel.da.json"
+    lost = results / "hotel.de.json"
     before = lost.read_text()
     lost.unlink()
     monkeypatch.setattr("adapters_hub.training.run.train_adapters", None)
-    given = arguments(tiny, reviews, library, finished)
     run("evaluate_matrix.py", *given, monkeypatch=monkeypatch, cwd=tmp_path)
     assert lost.read_text() == before
 
 
-def test_a_folder_of_other_settings_is_refused(
-    finished, tiny, reviews, library, tmp_path, monkeypatch
-):
-    given = [*arguments(tiny, reviews, library, finished), "--learning-rate", 0.5]
+def test_a_folder_of_other_settings_is_refused(text_alone, tmp_path, monkeypatch):
+    given = [*text_alone[0], "--learning-rate", 0.5]
     with pytest.raises(SystemExit, match=r"other settings \(learning_rate\).*--results"):
         run("evaluate_matrix.py", *given, monkeypatch=monkeypatch, cwd=tmp_path)
 
@@ -194,14 +209,8 @@ def test_two_processes_give_the_same_cells(finished, tiny, reviews, library, tmp
             assert column["test"] == pytest.approx(theirs["columns"][name]["test"]), name
 
 
-def test_text_alone_has_no_head_and_lower_is_better(tiny, reviews, library, tmp_path, monkeypatch):
-    run(
-        "evaluate_matrix.py", "--backbone", tiny("qwen3"), "--data", reviews, "--cpu",
-        "--library", library.root, "--language", "en", "de", "--domain", "hotel", "--steps", 2,
-        "--batch-size", 4, "--seeds", 1, "--no-oracle", "--resamples", 50,
-        "--results", tmp_path / "results", monkeypatch=monkeypatch, cwd=tmp_path,
-    )  # fmt: skip
-    source, cell = read_cells(tmp_path / "results")
+def test_text_alone_has_no_head_and_lower_is_better(text_alone):
+    source, cell = read_cells(text_alone[1])
     assert source["language"] == "en"
     assert cell["columns"]["bare"]["blend"] == str(ah.Blend())
     assert not cell["higher_is_better"]

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from helpers import in_threads
+from helpers.banks import OpenBank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,7 +14,6 @@ from torch import nn
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.runtime import bank as bank_module
 from adapters_hub.runtime import plan as plan_module
-from adapters_hub.runtime.bank import Bank
 
 IN, OUT = 6, 5
 
@@ -22,7 +22,7 @@ def make(ranks, seed=0, sites=("a", "b")):
     """A bank over two linear layers, with an adapter per rank; odd ones lack site b."""
     generator = torch.Generator().manual_seed(seed)
     layers = {site: nn.Linear(IN, OUT).requires_grad_(False) for site in sites}
-    bank = Bank(layers)
+    bank = OpenBank(layers)
     for number, rank in enumerate(ranks):
         own = sites if number % 2 == 0 else sites[:1]
         factors = {
@@ -42,7 +42,7 @@ def dense(bank, layers, site, x, blends):
     for row, blend in enumerate(blends):
         y = layers[site].weight @ x[row].T + layers[site].bias[:, None]
         for name, weight in blend.items():
-            slot = bank._slots[name]
+            slot = bank.slots[name]
             if site in slot.factors:
                 a, b = slot.factors[site]
                 y = y + weight * slot.scaling[site] * (b @ (a @ x[row].T))

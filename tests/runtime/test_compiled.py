@@ -29,6 +29,7 @@ def logits(model, inputs, adapters):
         return model(**inputs, adapters=adapters, use_cache=False).logits
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same_and_never_compiles_again(model, inputs):
     batches = [
         ["one", "two", None, "one + two"],
@@ -85,6 +86,7 @@ def test_threads_take_turns_at_a_compiled_model(model, inputs):
     in_threads(work, names)
 
 
+@pytest.mark.slow
 def test_a_block_inside_a_block_is_shown_and_then_the_outer_one_again(model, inputs):
     want = logits(model, inputs, ["one"] * 2 + [None] * 2)
     model.compile(slots=1, rank=4, backend="eager")

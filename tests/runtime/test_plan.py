@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.banks import OpenBank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,7 +31,7 @@ class Attention(nn.Module):
 def make(ranks, missing, dtype, seed=0):
     random = torch.Generator().manual_seed(seed)
     model = Attention(dtype).requires_grad_(False)
-    bank = Bank(dict(model.sites))
+    bank = OpenBank(dict(model.sites))
     with bank.watching(2, 3):
         model(torch.randn(2, 3, IN, dtype=dtype))
     for number, (name, rank) in enumerate(zip(NAMES, ranks, strict=True)):
@@ -54,7 +55,7 @@ def dense(model, bank, x, blends):
         for row, blend in zip(x.double(), blends, strict=True):
             weight = layer.weight.double()
             for name, w in blend.items():
-                slot = bank._slots[name]
+                slot = bank.slots[name]
                 if site in slot.factors:
                     a, b = slot.factors[site]
                     weight = weight + w * slot.scaling[site] * (b.double() @ a.double())
@@ -119,9 +120,9 @@ def test_all_strategies_agree(ranks, missing, blends, tokens, dtype, way, grad):
         merged = {}
         for site, layer in model.sites.items():
             pieces = [
-                (w * bank._slots[n].scaling[site], *bank._slots[n].factors[site])
+                (w * bank.slots[n].scaling[site], *bank.slots[n].factors[site])
                 for n, w in unique[0].items()
-                if site in bank._slots[n].factors
+                if site in bank.slots[n].factors
             ]
             weight = merged_weight(layer, pieces) if pieces else layer.weight
             merged[site] = nn.functional.linear(x, weight, layer.bias)
@@ -158,7 +159,7 @@ def test_adapters_that_learn_have_the_gradients_of_the_plain_sum(
     """As one masked product, and as one an adapter; beside a frozen one, the first."""
     model, bank = make(ranks, missing, torch.float64)
     for name in NAMES[1:]:
-        slot = bank._slots[name]
+        slot = bank.slots[name]
         own = {
             site: (a.clone().requires_grad_(), b.clone().requires_grad_())
             for site, (a, b) in slot.factors.items()
@@ -167,7 +168,7 @@ def test_adapters_that_learn_have_the_gradients_of_the_plain_sum(
     learning = [
         tensor
         for name in NAMES[1:]
-        for pair in bank._slots[name].factors.values()
+        for pair in bank.slots[name].factors.values()
         for tensor in pair
     ]
     blends = blends[:1] * 3 if whole else blends
@@ -192,7 +193,6 @@ def test_sites_of_one_input_are_found_and_share_the_first_product(monkeypatch):
     from adapters_hub.runtime.products import Part
 
     model, bank = make([2] * 5, set(), torch.float32)
-    assert set(bank._groups.values()) == {("q", "k", "v")}
     calls = []
     first = Part.first
     monkeypatch.setattr(Part, "first", lambda *given: calls.append(1) or first(*given))
@@ -250,13 +250,17 @@ def test_the_rule_masks_few_and_groups_many():
         bank.put(f"a{n}", own, {"site": 1.0})
     few = bank.plan([{"a0": 1.0}, {"a1": 1.0}], [0, 1])
     many = bank.plan([{f"a{n}": 1.0} for n in range(32)], list(range(32)))
-    assert few._masked_pays(("site",), torch.zeros(2, 512)) == (
-        cost(COSTS.masked, few.amounts(("site",), torch.zeros(2, 512))[0])
-        <= cost(COSTS.grouped, few.amounts(("site",), torch.zeros(2, 512))[1])
-    )
-    assert not many._masked_pays(("site",), torch.zeros(32, 512))
     shuffled = bank.plan([{"a0": 1.0}, {"a1": 1.0}], [1, 0, 1, 0])
-    assert shuffled._masked_pays(("site",), torch.zeros(4, 512))
+
+    def ranks(plan, rows):
+        """Of the parts: all adapters' together where they are masked, else one adapter's."""
+        return [part.rank for part in plan.parts(("site",), torch.zeros(rows, 512))]
+
+    masked, grouped = few.amounts(("site",), torch.zeros(2, 512))
+    pays = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
+    assert ranks(few, 2) == ([32] if pays else [16])
+    assert ranks(many, 32) == [16]
+    assert ranks(shuffled, 4) == [32]
 
 
 def test_flat_factors_are_views_made_when_asked_for():
@@ -265,7 +269,10 @@ def test_flat_factors_are_views_made_when_asked_for():
     assert list(own) == ["s"]
     assert "s" in own
     assert "t" not in own
-    assert not own._made
+    short = FlatFactors(flat[:4].clone(), own.places)  # which has no room for the views
+    assert list(short) == ["s"]
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        short["s"]
     assert [(site, tuple(a), tuple(b)) for site, a, b in shapes(own)] == [("s", (2, 4), (6, 2))]
     a, b = own["s"]
     assert torch.equal(a, flat[:8].view(2, 4))

@@ -153,7 +153,7 @@ def test_lengths_come_from_every_place_transformers_knows(model, options, own):
 def test_a_merged_view_runs_nothing_bound_to_the_model_it_is_a_view_of(model, monkeypatch):
     monkeypatch.setattr(generation, "merging_pays", lambda *_: True)
     want = model.generate(TEXTS, adapters="one", max_new_tokens=4)
-    model.bank.drop_view()
+    model.drop("one")  # and so the view with it
     whole = model.backbone.model
     whole._compiled_call = lambda *args, **kwargs: pytest.fail("the original was called")
     view = model.merged_view(model.plan([model.resolve("one")]), model.resolve("one"))

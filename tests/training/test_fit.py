@@ -134,6 +134,7 @@ def test_planted_weights_are_found(model, method, options, close):
     assert found.file.loss_after == found.after["rows"]["loss"]
 
 
+@pytest.mark.slow
 def test_planted_weights_of_layers_are_found(model):
     planted = {"one": (0.9, -0.4), "two": (0.1, 1.2)}
     terms = tuple(BlendTerm(name, None, weights) for name, weights in planted.items())

@@ -279,7 +279,7 @@ def test_an_adapter_is_never_trained_over_itself(model, accelerator, lora_folder
     german = model.resolve("de")
     with pytest.raises(TrainingError, match=r"'de' is trained here, so it cannot be a frozen"):
         fit(model, names, accelerator, over=lambda row: german)
-    assert not model.bank._slots.get("da")
+    assert "da" not in model.bank
 
 
 def test_accumulation_by_accelerate_is_refused():
