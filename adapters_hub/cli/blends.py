@@ -56,6 +56,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
     sub.add_argument("--language", nargs="+", help="only rows in these")
     sub.add_argument("--domain", nargs="+", help="only rows of these")
+    sub.add_argument("--columns", nargs="*", metavar="NAME=COLUMN", help="such as text=review")
     sub.add_argument("--label-separator", help="what stands between the labels of one cell")
     sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
     sub.add_argument("--task", help="[that of the head, else language-modeling]")
@@ -130,10 +131,15 @@ def _fit(options: argparse.Namespace) -> int:
     from adapters_hub.data.reading import check_languages, read_data, select
     from adapters_hub.library.blend import Blend
     from adapters_hub.library.blend_file import check_target
+    from adapters_hub.tasks.registry import row_fields
     from adapters_hub.training.blend_weights import fit
+    from adapters_hub.training.conversion import converted
 
     check_target(options.output)  # now, rather than after the work
-    read = partial(read_data, label_separator=options.label_separator)
+    columns = converted("columns", options.columns, dict[str, str], "command line")
+    read = partial(
+        read_data, columns=columns, label_separator=options.label_separator, fields=row_fields()
+    )
     splits = read(options.data)
     if options.dev:
         splits["dev"] = [row for rows in read(options.dev).values() for row in rows]

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def records(file: Path) -> Iterator[tuple[int, Record]]:
             ) from None
         raise DataError(
             f"{file}: not UTF-8 text ({error.reason}, after line {number}); it may be Latin-1 or "
-            f"another 8-bit encoding; {_converted('LATIN1')}"
+            f"another 8-bit encoding; {_converted(file, 'LATIN1')}"
         ) from None
     except _damages(file) as error:
         raise DataError(f"{file}: damaged after line {number} ({error})") from None
@@ -107,14 +108,16 @@ def _encoding(start: bytes, file: Path) -> str:
         guess = "UTF-16LE" if start[1:2] == b"\0" else "UTF-16BE"
         raise DataError(
             f"{file}: not UTF-8 text (there is a NUL byte at its start); it may be {guess} without "
-            f"a byte order mark; {_converted(guess)}"
+            f"a byte order mark; {_converted(file, guess)}"
         )
     return "utf-8-sig"
 
 
-def _converted(encoding: str) -> str:
+def _converted(file: Path, encoding: str) -> str:
     """What to do with a file in another encoding than UTF-8."""
-    return f"make it UTF-8, such as by: iconv -f {encoding} -t UTF-8 OLD > NEW"
+    packed = file.name.lower().endswith(PACKED)
+    name = "UNPACKED" if packed else shlex.quote(str(file))
+    return f"make it UTF-8, such as by: iconv -f {encoding} -t UTF-8 {name} > NEW"
 
 
 def _zstd(file: Path) -> ModuleType:

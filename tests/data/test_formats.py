@@ -105,9 +105,15 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
 @pytest.mark.parametrize(
     ("encoding", "command"),
     [
-        ("latin-1", r"Latin-1.*iconv -f LATIN1 -t UTF-8 OLD > NEW"),
-        ("utf-16-le", r"UTF-16LE without a byte order mark.*iconv -f UTF-16LE -t UTF-8 OLD > NEW"),
-        ("utf-16-be", r"UTF-16BE without a byte order mark.*iconv -f UTF-16BE -t UTF-8 OLD > NEW"),
+        ("latin-1", r"Latin-1.*iconv -f LATIN1 -t UTF-8 {path} > NEW"),
+        (
+            "utf-16-le",
+            r"UTF-16LE without a byte order mark.*iconv -f UTF-16LE -t UTF-8 {path} > NEW",
+        ),
+        (
+            "utf-16-be",
+            r"UTF-16BE without a byte order mark.*iconv -f UTF-16BE -t UTF-8 {path} > NEW",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
@@ -115,7 +121,8 @@ def test_other_encodings_are_named_with_the_command_that_mends_them(
     tmp_path, name, encoding, command
 ):
     (tmp_path / name).write_bytes('{"text": "é"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=rf"{name}: not UTF-8 text.*{command}"):
+    said = command.format(path=tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: not UTF-8 text.*{said}"):
         read_data(tmp_path / name)
 
 

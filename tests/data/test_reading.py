@@ -4,7 +4,7 @@ from collections import defaultdict
 import pytest
 from helpers.data_files import RECORDS, facts, write
 
-from adapters_hub.data.reading import read_data, select, with_held_out
+from adapters_hub.data.reading import check_languages, read_data, select, with_held_out
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 
@@ -374,3 +374,11 @@ def test_texts_that_look_alike_stay_on_one_side():
             sides[row.text.rpartition(" ")[2]].add(split)
     assert all(len(side) == 1 for side in sides.values())
     assert {split for side in sides.values() for split in side} == {"train", "dev", "test"}
+
+
+def test_a_language_that_no_row_is_in_is_named_with_those_that_there_are():
+    rows = [Row("a", language="de"), Row("b", language="en"), Row("c")]
+    check_languages(rows, ["German", "en"], "my.csv")
+    message = r"my.csv: no train rows in fr, sv \(have: de, en; 1 name no language\): leave it out"
+    with pytest.raises(DataError, match=message):
+        check_languages(rows, ["French", "de", "sv"], "my.csv")

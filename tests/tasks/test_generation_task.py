@@ -441,7 +441,7 @@ def test_a_wrong_row_or_prompt_ends_the_recipe_before_training(
     common = ["--task", "generation", "--backbone", tiny("qwen3"), "--data", answers, "--cpu"]
     common += ["--library", "library", "--steps", 2, "--rank", 2]
     for flags, message in (
-        ([], r"train.jsonl:1: field 'target' is missing, the text to be written"),
+        ([], r"train.jsonl:1: field 'target' is missing .*text to be written; say .*--columns target=NAME"),
         (["--columns", "target=answer", "--prompt", "{text} {source}"],
          r"train.jsonl:1: field 'source' is missing, and the prompt"),
         (["--columns", "target=answer", "--prompt", "{text"], "prompt='{text'"),

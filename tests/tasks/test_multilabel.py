@@ -301,12 +301,11 @@ def test_the_recipe_and_the_command_from_a_separated_column(
     found = model.classify("staff rude", "hotel")[0]
     assert found["rude"] > 0.5 > found["clean"]
 
-    (tmp_path / "renamed").mkdir()
-    for path in folder.iterdir():  # the command has no --columns
-        text = path.read_text().replace("kinds", "label", 1)
-        (tmp_path / "renamed" / path.name).write_text(text)
-    arguments = ["fit", "hotel", "--data", str(tmp_path / "renamed"), "--library", str(library)]
+    arguments = ["fit", "hotel", "--data", str(folder), "--library", str(library)]
     arguments += ["--steps", "2", "-o", str(tmp_path / "x.blend.json")]
+    assert command(arguments) == 1
+    assert "say which column it is: --columns label=NAME" in capsys.readouterr().err
+    arguments += ["--columns", "label=kinds"]
     assert command([*arguments, "--label-separator", ";"]) == 0
     assert "exact_match" in capsys.readouterr().out
     assert command(arguments) == 1
