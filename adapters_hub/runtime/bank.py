@@ -4,7 +4,7 @@ Knows linear layers and slots; does not know names' meaning, files, heads or tas
 is the plan's.
 
 A forward hook at every site adds what the current plan says, and costs nothing where there is none.
-The current plan is a context variable: threads have their own, and a call that fails leaves none.
+The current plan is a context variable: one a thread, and a call that fails leaves none.
 Plans of the same atoms share their stacked factors, which live as long as one of the plans. Plans
 of training are kept like others: batches hardly ever repeat, but their frozen adapters do, and so
 are stacked once; what learns is read anew in every forward.
@@ -131,8 +131,8 @@ class Bank:
                     f"{name!r} at {site}: A {tuple(a)} and B {tuple(b)} do not fit a "
                     f"layer of {shape[0]} inputs and {shape[1]} outputs"
                 )
-        own = factors if isinstance(factors, FlatFactors) else dict(factors)
-        slot = Slot(own, dict(scaling), trained, pinned or trained)
+        kept = factors if isinstance(factors, FlatFactors) else dict(factors)
+        slot = Slot(kept, dict(scaling), trained, pinned or trained)
         with self._lock:
             self.drop(name)
             self._slots[name] = slot
@@ -311,7 +311,7 @@ class Bank:
     def checkpoint_contexts(self) -> tuple[Any, Any]:
         """For gradient checkpointing: the second forward follows the plan of the first.
 
-        The backward that runs it may run in another thread, which has no plan of its own. Give it
+        The backward that runs it may run in another thread, which follows no plan. Give it
         as ``gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": …}``.
         """
         return _Following(self), _Following(self)
@@ -367,9 +367,9 @@ class Run:
         if site not in self.plan.sites:
             return y
         units = self.plan.units(site, x)
-        own = x.reshape(-1, x.shape[-1])
-        parts = self.plan.parts(group, own)
-        hidden = [part.first(own, units, self.plan.dropout) for part in parts]
+        flat = x.reshape(-1, x.shape[-1])
+        parts = self.plan.parts(group, flat)
+        hidden = [part.first(flat, units, self.plan.dropout) for part in parts]
         if len(group) > 1 and not x.is_inference():  # which has no version to tell a change by
             self._shared = (x, group, x._version, parts, hidden, units)
         return _add(site, group, parts, hidden, units, y)
@@ -404,8 +404,8 @@ def _add(
 ) -> Tensor:
     place = group.index(site)
     out = y.reshape(-1, y.shape[-1])
-    for part, own in zip(parts, hidden, strict=True):
-        out = part.second(own[place], site, out, units)
+    for part, of_sites in zip(parts, hidden, strict=True):
+        out = part.second(of_sites[place], site, out, units)
     return out.view(y.shape)
 
 

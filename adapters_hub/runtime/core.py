@@ -176,7 +176,7 @@ class Runtime:
     ) -> Blend:
         """The blend of a blend file, for `use`, a row, `export` or `merge`.
 
-        An adapter with a weight for each layer becomes resident under a name of its own, which
+        An adapter with a weight for each layer becomes resident under another name, which
         stands for just this file's content (``hotel-de.0f3a….da``), its factors shared. Raises
         `BlendFileError`, `NotFoundError` or `BackboneMismatchError`; nothing is resident then.
         """
@@ -325,16 +325,16 @@ class Runtime:
         owners = {blend: self.head_owner(blend) for blend in set(blends)}
         for row, blend in enumerate(blends):
             rows_of.setdefault(owners[blend], []).append(row)
-        found = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
-        if len(found) == 1:
-            return [(found[0][0], None)]
+        heads = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
+        if len(heads) == 1:
+            return [(heads[0][0], None)]
         device = self.backbone.device
-        return [(head, torch.tensor(rows, device=device)) for head, rows in found]
+        return [(head, torch.tensor(rows, device=device)) for head, rows in heads]
 
     def head_owner(self, blend: Blend) -> str:
         """The one adapter of a blend that brings the head."""
-        found = {name: self.resident(name) for name in blend.terms}
-        owners = [name for name, adapter in found.items() if adapter.head]
+        adapters = {name: self.resident(name) for name in blend.terms}
+        owners = [name for name, adapter in adapters.items() if adapter.head]
         if len(owners) == 1:
             return owners[0]
         if not owners:
@@ -349,7 +349,7 @@ class Runtime:
                     "one with recipes/lora_domain.py --task classification"
                 )
             )
-        labels = {name: list(found[name].info.labels or ()) for name in owners}
+        labels = {name: list(adapters[name].info.labels or ()) for name in owners}
         differ = len({tuple(value) for value in labels.values()}) > 1
         listed = ", ".join(f"{n} {value}" if differ else n for n, value in labels.items())
         raise HeadError(
@@ -362,7 +362,7 @@ class Runtime:
     def __call__(
         self, *, adapters: Adapters = ACTIVE, languages: Languages = None, **inputs: Any
     ) -> Any:
-        """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
+        """The backbone's forward, with a blend a row: what transformers returns, unchanged.
 
         ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
         A row of ``adapters`` may be a list of blends, one a token, for packed rows; further see
@@ -390,8 +390,8 @@ class Runtime:
         """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
 
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
-        when they are wanted, without compiling again. It is compiled once each for rows with blends
-        of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
+        when they are wanted, without compiling again. It is compiled once each for a blend a row,
+        one blend for all, and none, and, as ever, for new shapes. Not for training.
         """
         self.bank.reserve_compiled_slots(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)

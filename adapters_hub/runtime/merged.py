@@ -33,9 +33,9 @@ def merging_pays(
     ``runs``: how many positions (rows × tokens) each of them has.
     """
     merge = saved = 0.0
-    for site, own in pieces.items():
+    for site, of_site in pieces.items():
         fan_in, fan_out = site_shape(sites[site])
-        work = sum(len(a) for _, a, _ in own) * (fan_in + fan_out)
+        work = sum(len(a) for _, a, _ in of_site) * (fan_in + fan_out)
         merge += fan_in * fan_out * MERGE_COST
         saved += sum(cost(COSTS.whole, (1, positions * work, work)) for positions in runs)
     return saved > merge
@@ -60,6 +60,6 @@ def merged_view(
     """
     weights = {}
     with torch.no_grad():
-        for site, own in pieces.items():
-            weights[id(sites[site])] = merged_weight(sites[site], own)
+        for site, of_site in pieces.items():
+            weights[id(sites[site])] = merged_weight(sites[site], of_site)
     return with_weights(model, weights, without_hooks=hooks)

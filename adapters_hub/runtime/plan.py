@@ -7,12 +7,12 @@ adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *par
 two batched products over all of its atoms at once:
 
 - grouped: atoms of one rank that as many rows use. Their rows are brought together, (S, k, in), and
-  each atom meets just its own rows: the multiply-adds that are needed, each factor read once.
+  each atom meets just the rows that use it: no multiply-add too many, each factor read once.
 - masked: all atoms as one of rank R = Σ rₖ over all rows, ``((x A_allᵀ) ⊙ M) B_allᵀ`` with M (rows,
   R) holding the weights, zero where a row does not use an atom: nothing is moved, for few atoms.
 
 Both agree to rounding; `_masked_pays` chooses by their cost. Sites with one input (q, k, v) share
-the first product. Adapters that learn are masked, or a part each, of their own parameters.
+the first product. Adapters that learn are masked, or a part each.
 """
 
 from collections import defaultdict

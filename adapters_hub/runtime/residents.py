@@ -219,5 +219,5 @@ class Residents:
             return
         self._host[name] = (stamp, files, data)
         self._host.move_to_end(name)
-        while sum(len(own) for _, _, own in self._host.values()) > self.host_memory:
+        while sum(len(data) for _, _, data in self._host.values()) > self.host_memory:
             self._host.popitem(last=False)
