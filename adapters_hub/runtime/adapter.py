@@ -7,10 +7,10 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,10 @@ from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
-from adapters_hub.runtime.products import FlatFactors, Place
+from adapters_hub.runtime.products import FlatFactors, Place, SiteFactors
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _STARTS = (True, "gaussian")
 _DTYPES = {
@@ -48,7 +51,7 @@ class Adapter:
     """
 
     info: AdapterInfo
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+    factors: SiteFactors
     scaling: dict[str, float]
     head: dict[str, Tensor] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Adapter:
         """A site's path in the class the adapter is saved for."""
         return site if site in self.outer else self.prefix + site
 
-    def map(self, change: Any) -> "Adapter":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Adapter":
         """The same adapter with every tensor changed, such as moved or cast."""
         return replace(
             self,
@@ -106,7 +109,7 @@ class Adapter:
         site_map = backbone.site_maps.get(files.header.layout)
         if site_map is None:
             site_map = backbone.site_maps[files.header.layout] = _map_sites(files, backbone)
-        factors: Any
+        factors: SiteFactors
         if site_map.dtype is not None:
             flat = data.view(site_map.dtype)
             if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
@@ -116,7 +119,8 @@ class Adapter:
             _check_finite(data, files)
             keys = {site: files.modules[module] for site, module in site_map.modules.items()}
             factors = {
-                site: tuple(_tensor(data, files, k) for k in pair) for site, pair in keys.items()
+                site: (_tensor(data, files, a), _tensor(data, files, b))
+                for site, (a, b) in keys.items()
             }
         scaling = {
             site: files.spec.scaling(module, site_map.ranks[site])
@@ -131,7 +135,7 @@ class Adapter:
         cls,
         info: AdapterInfo,
         backbone: Backbone,
-        lora: Any,
+        lora: "LoraConfig | None",
         *,
         prefix: str,
         sites: Sequence[str],
@@ -330,7 +334,7 @@ def _check_finite(data: Tensor, files: AdapterFiles) -> None:
 
 
 def target_sites(
-    backbone: Backbone, lora: Any, prefix: str, candidates: Sequence[str]
+    backbone: Backbone, lora: "LoraConfig", prefix: str, candidates: Sequence[str]
 ) -> list[str]:
     """The sites a `peft.LoraConfig` means, by PEFT's rules; `SettingsError` if none."""
     from peft.tuners.tuners_utils import check_target_module_exists

@@ -12,17 +12,16 @@ are stacked once; what learns is read anew in every forward.
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.backbone.backbone import site_shape
+from adapters_hub.backbone.backbone import ContextPair, site_shape
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.compiled import CompiledSlots
 from adapters_hub.runtime.plan import Plan, Slot
@@ -37,9 +36,9 @@ MEMORY = 2 << 30
 class MergedView:
     """A model with a blend in its weights, the ``bytes`` it does not share, and what it is of."""
 
-    model: Any
+    model: nn.Module
     bytes: int
-    key: tuple[Any, ...]
+    key: tuple[object, ...]
 
 
 class Bank:
@@ -64,9 +63,9 @@ class Bank:
         self._slots: OrderedDict[str, Slot] = OrderedDict()
         self._held: Counter[int] = Counter()  # slots that share their factors count once
         self._bytes = 0
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         self._view: MergedView | None = None
-        self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
+        self._stacks: WeakValueDictionary[Hashable, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.bypassed: frozenset[str] = frozenset()  # those that act without being called
@@ -308,7 +307,7 @@ class Bank:
         run = self._run.get()
         return None if run is None else run.plan
 
-    def checkpoint_contexts(self) -> tuple[Any, Any]:
+    def checkpoint_contexts(self) -> ContextPair:
         """For gradient checkpointing: the second forward follows the plan of the first.
 
         The backward that runs it may run in another thread, which follows no plan. Give it
@@ -326,11 +325,11 @@ class Bank:
         """The ids under which the sites hold the bank's hooks, and so do copies of the sites."""
         return {hook.id for hook in self._hooks}
 
-    def _hook(self, site: str) -> Any:
+    def _hook(self, site: str) -> Callable[..., Tensor | None]:
         current = self._run.get
 
         def add_delta(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+            module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor | None:
             if torch.compiler.is_compiling() and self.compiled_slots is not None:
                 return self.compiled_slots.add(site, (*inputs, *named.values())[0], output)
@@ -338,6 +337,11 @@ class Bank:
             return None if run is None else run.add(site, (*inputs, *named.values())[0], output)
 
         return add_delta
+
+
+Hidden = list[Sequence[Tensor]]
+"""What each part's first product gave for each site."""
+Shared = tuple[Tensor, Sites, int, list[Part], Hidden, int]
 
 
 class Run:
@@ -350,7 +354,7 @@ class Run:
     def __init__(self, plan: Plan, groups: Mapping[str, Sites]) -> None:
         self.plan = plan
         self._groups = groups
-        self._shared: tuple[Any, ...] | None = None  # one value, so that threads cannot tear it
+        self._shared: Shared | None = None  # one value, so that threads cannot tear it
 
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """The site's output y (…, out) for its input x (…, in), with the plan's deltas added."""
@@ -400,7 +404,7 @@ class _Watch:
 
 
 def _add(
-    site: str, group: Sites, parts: list[Part], hidden: list[Any], units: int, y: Tensor
+    site: str, group: Sites, parts: list[Part], hidden: Hidden, units: int, y: Tensor
 ) -> Tensor:
     place = group.index(site)
     out = y.reshape(-1, y.shape[-1])

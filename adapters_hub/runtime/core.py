@@ -13,10 +13,11 @@ from enum import Enum
 from typing import Any, Final, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from adapters_hub.backbone.backbone import Backbone, enable_checkpointing
+from adapters_hub.backbone.backbone import Backbone, ContextPair, enable_checkpointing
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
@@ -78,12 +79,12 @@ class Runtime:
         self.hooks: list[RemovableHandle] = []
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
         return self.backbone.tokenizer
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The backbone's configuration."""
         return self.backbone.config
 
@@ -121,7 +122,7 @@ class Runtime:
             )
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         raise BackboneError(
             "a model with its resident adapters cannot be copied: load it again with "
             "ah.load_backbone(...), or take model.merge(blend), which is a plain copy"
@@ -282,7 +283,9 @@ class Runtime:
             return known[wanted]
 
         return [
-            tuple(map(resolve, row)) if isinstance(row, list | tuple) else resolve(cast(Any, row))
+            tuple(map(resolve, row))
+            if isinstance(row, list | tuple)
+            else resolve(cast(Weights, row))
             for row in adapters
         ]
 
@@ -381,7 +384,7 @@ class Runtime:
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""
 
-        def contexts() -> tuple[Any, Any]:  # a function, which a copy of the model just refers to
+        def contexts() -> ContextPair:  # a function, which a copy of the model just refers to
             return self.bank.checkpoint_contexts()
 
         self.hooks += enable_checkpointing(self.backbone.model, contexts)
@@ -424,7 +427,7 @@ class Runtime:
             return False
         return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
 
-    def merged_view(self, plan: Plan, blend: Blend) -> Any:
+    def merged_view(self, plan: Plan, blend: Blend) -> nn.Module:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """

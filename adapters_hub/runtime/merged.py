@@ -4,7 +4,6 @@ Knows modules and factors; does not know names, rows of a mixed batch or tasks.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +40,12 @@ def merging_pays(
     return saved > merge
 
 
-def merged_weight(module: Any, pieces: Sequence[Piece]) -> Tensor:
+def merged_weight(module: nn.Module, pieces: Sequence[Piece]) -> Tensor:
     """W + Σ wᵢ·Bᵢ·Aᵢ of a site, in the precision of W, computed in float32."""
     change = delta(pieces)
     change = change.t() if isinstance(module, Conv1D) else change
-    return (module.weight.float() + change).to(module.weight.dtype)
+    weight = module.get_parameter("weight")
+    return (weight.float() + change).to(weight.dtype)
 
 
 def merged_view(
@@ -53,7 +53,7 @@ def merged_view(
     sites: Mapping[str, nn.Module],
     pieces: Mapping[str, Sequence[Piece]],
     hooks: Collection[int],
-) -> Any:
+) -> nn.Module:
     """The model with the blend in its weights: new weights at the sites, everything else shared.
 
     ``hooks``: ids of those it must not have, since they would add the deltas once more.

@@ -6,7 +6,6 @@ and which products a call takes, is the plan's.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,8 +197,6 @@ class Part:
         return add(0, rows, delta.view(len(rows), *wide.shape[1:]), alpha=alpha).view(y.shape)
 
 
-def on(value: Any, x: Tensor) -> Any:
-    """A tensor on the device and in the precision of x; a number as it is."""
-    if not isinstance(value, Tensor) or (value.dtype == x.dtype and value.device == x.device):
-        return value
-    return value.to(x.device, x.dtype)
+def on(tensor: Tensor, x: Tensor) -> Tensor:
+    """A tensor on the device and in the precision of x."""
+    return tensor.to(x.device, x.dtype)
