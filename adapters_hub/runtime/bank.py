@@ -29,7 +29,7 @@ from adapters_hub.runtime.products import FlatFactors, Part, SiteFactors, Sites,
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
-"""Bytes of adapters that stay resident, unless said otherwise."""
+"""Bytes for resident adapters and what is made of them, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -144,33 +144,34 @@ class Bank:
 
         Stacks go before adapters: they are made again in less time than a file is read.
         """
-
-        def over() -> bool:
-            return self._bytes + self.bytes_beside + needed > self.memory
-
-        while self._plans and over() and self._stacked():
-            self._plans.popitem(last=False)
-        if over():
-            self._view = None
+        self._drop_plans(needed)
+        if self._over(needed):
+            self.drop_view()
         spare = [n for n, slot in self._slots.items() if not slot.pinned and n not in keep]
         for name in spare:
-            if not over():
+            if not self._over(needed):
                 return
             self.drop(name)
             if self.evicted is not None:
                 self.evicted(name)
 
+    def _over(self, needed: int = 0) -> bool:
+        return self._bytes + self.bytes_beside + needed > self.memory
+
+    def _drop_plans(self, needed: int = 0) -> None:
+        while self._plans and self._stacked() and self._over(needed):
+            self._plans.popitem(last=False)
+
     @property
-    def view(self) -> "MergedView | None":
+    def view(self) -> MergedView | None:
         """The merged view that is kept."""
         return self._view
 
-    def keep_view(self, view: "MergedView") -> None:
+    def keep_view(self, view: MergedView) -> None:
         """Keep a merged view, the only one, until its memory is needed."""
         with self._lock:
             self._view = view
-            while self._plans and self._bytes + self.bytes_beside > self.memory:
-                self._plans.popitem(last=False)  # their stacks are made again in less time
+            self._drop_plans()
 
     def drop_view(self) -> None:
         """Let the merged view go: it may hold what has left, or its memory is needed."""
