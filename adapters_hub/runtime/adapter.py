@@ -7,10 +7,10 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,17 @@ from adapters_hub.errors import (
     SettingsError,
     UnsupportedAdapterError,
 )
-from adapters_hub.library import adapter_file as files_
+from adapters_hub.library import adapter_file
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
-from adapters_hub.runtime.products import FlatFactors, Place
+from adapters_hub.runtime.products import FlatFactors, Place, SiteFactors
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _STARTS = (True, "gaussian")
 _DTYPES = {
@@ -49,7 +52,7 @@ class Adapter:
     """
 
     info: AdapterInfo
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+    factors: SiteFactors
     scaling: dict[str, float]
     head: dict[str, Tensor] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Adapter:
         """A site's path in the class the adapter is saved for."""
         return site if site in self.outer else self.prefix + site
 
-    def map(self, change: Any) -> "Adapter":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Adapter":
         """The same adapter with every tensor changed, such as moved or cast."""
         return replace(
             self,
@@ -87,7 +90,7 @@ class Adapter:
     @classmethod
     def load(
         cls,
-        found: AdapterFiles,
+        files: AdapterFiles,
         backbone: Backbone,
         check_backbone: bool = True,
         data: Tensor | None = None,
@@ -98,41 +101,42 @@ class Adapter:
         `BackboneMismatchError` if its fingerprint is another's (unless ``check_backbone`` is False)
         or a site is missing or has another shape; `AdapterFileError` for damaged files.
         """
-        _same_backbone(found.info, backbone, check_backbone)
-        data = read_tensor_bytes(found) if data is None else data
+        _same_backbone(files.info, backbone, check_backbone)
+        data = read_tensor_bytes(files) if data is None else data
         data = data.to(backbone.device, non_blocking=True)
-        if found.head:
-            _check_head(found, backbone)
-        _check_copies(found, backbone, data)
-        site_map = backbone.site_maps.get(found.header.layout)
+        if files.head:
+            _check_head(files, backbone)
+        _check_copies(files, backbone, data)
+        site_map = backbone.site_maps.get(files.header.layout)
         if site_map is None:
-            site_map = backbone.site_maps[found.header.layout] = _map_sites(found, backbone)
-        factors: Any
+            site_map = backbone.site_maps[files.header.layout] = _map_sites(files, backbone)
+        factors: SiteFactors
         if site_map.dtype is not None:
             flat = data.view(site_map.dtype)
             if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
-                _check_finite(data, found)
+                _check_finite(data, files)
             factors = FlatFactors(flat, site_map.places)
         else:
-            _check_finite(data, found)
-            keys = {site: found.modules[module] for site, module in site_map.modules.items()}
+            _check_finite(data, files)
+            keys = {site: files.modules[module] for site, module in site_map.modules.items()}
             factors = {
-                site: tuple(_tensor(data, found, k) for k in own) for site, own in keys.items()
+                site: (_tensor(data, files, a), _tensor(data, files, b))
+                for site, (a, b) in keys.items()
             }
         scaling = {
-            site: found.spec.scaling(module, site_map.ranks[site])
+            site: files.spec.scaling(module, site_map.ranks[site])
             for site, module in site_map.modules.items()
         }
-        head = {path: _tensor(data, found, key).float() for path, key in found.head.items()}
+        head = {path: _tensor(data, files, key).float() for path, key in files.head.items()}
         outer = backbone.head_sites
-        return cls(found.info, factors, scaling, head, found.spec.config, site_map.prefix, outer)
+        return cls(files.info, factors, scaling, head, files.spec.config, site_map.prefix, outer)
 
     @classmethod
     def create(
         cls,
         info: AdapterInfo,
         backbone: Backbone,
-        lora: Any,
+        lora: "LoraConfig | None",
         *,
         prefix: str,
         sites: Sequence[str],
@@ -161,7 +165,7 @@ class Adapter:
                     f"choose one of {', '.join(map(repr, _STARTS))}"
                 )
             config = _plain(lora.to_dict())
-            files_.check_plain(config, "the LoRA configuration")
+            adapter_file.check_plain(config, "the LoRA configuration")
             for site in target_sites(backbone, lora, prefix, sites):
                 fan_in, fan_out = site_shape(backbone.sites[site])
                 rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
@@ -171,7 +175,7 @@ class Adapter:
                 else:
                     nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
                 factors[site] = (a, torch.zeros(fan_out, rank))
-                scaling[site] = files_.LoraSpec(config).scaling(prefix + site, rank)
+                scaling[site] = adapter_file.LoraSpec(config).scaling(prefix + site, rank)
         info = replace(info, rank=max((a.shape[0] for a, _ in factors.values()), default=0))
         made = cls(info, factors, scaling, dict(head or {}), config, prefix, backbone.head_sites)
         return made.map(lambda tensor: tensor.to(backbone.device))
@@ -194,10 +198,10 @@ class Adapter:
         config = self.peft_config()
         tensors = {}
         for site, (a, b) in self.factors.items():
-            stem = files_.KEY_PREFIX + self.path(site)
+            stem = adapter_file.KEY_PREFIX + self.path(site)
             tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a, b
         for path, tensor in self.head.items():
-            tensors[files_.KEY_PREFIX + path] = tensor
+            tensors[adapter_file.KEY_PREFIX + path] = tensor
         tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
@@ -209,12 +213,13 @@ class Adapter:
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
         unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
-        text = json.dumps(files_.plain_config(config), indent=2) + "\n"
+        text = json.dumps(adapter_file.plain_config(config), indent=2) + "\n"
         try:
             with new_folder(folder) as stage:
-                save_file(tensors, stage / files_.WEIGHTS_FILE, files_.metadata(unhashed, config))
-                (stage / files_.CONFIG_FILE).write_text(text, encoding="utf-8")
-                (stage / files_.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
+                header = adapter_file.metadata(unhashed, config)
+                save_file(tensors, stage / adapter_file.WEIGHTS_FILE, header)
+                (stage / adapter_file.CONFIG_FILE).write_text(text, encoding="utf-8")
+                (stage / adapter_file.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise LibraryError(f"cannot write {folder}: {error}") from error
         return folder
@@ -265,23 +270,23 @@ class _SiteMap:
     prefix: str
 
 
-def _map_sites(found: AdapterFiles, backbone: Backbone) -> _SiteMap:
+def _map_sites(files: AdapterFiles, backbone: Backbone) -> _SiteMap:
     """The map, checked: every module is there and has the shape it is for."""
-    dtypes = {_DTYPES[entry.dtype] for entry in found.header.tensors.values()}
+    dtypes = {_DTYPES[entry.dtype] for entry in files.header.tensors.values()}
     site_map = _SiteMap({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
     prefix = ""
-    for module, keys in found.modules.items():
+    for module, keys in files.modules.items():
         site = backbone.site_of(module)
         if site is None:
             raise BackboneMismatchError(
-                f"{found.info.name!r} adapts {module}, and {backbone.name} has no such linear "
+                f"{files.info.name!r} adapts {module}, and {backbone.name} has no such linear "
                 f"layer (it has {_examples(backbone.sites)})"
             )
-        a, b = (found.header.tensors[key] for key in keys)
+        a, b = (files.header.tensors[key] for key in keys)
         shape = site_shape(backbone.sites[site])
         if (a.shape[1], b.shape[0]) != shape:
             raise BackboneMismatchError(
-                f"{found.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
+                f"{files.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
                 f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
             )
         site_map.modules[site], site_map.ranks[site] = module, a.shape[0]
@@ -298,43 +303,43 @@ def _map_sites(found: AdapterFiles, backbone: Backbone) -> _SiteMap:
     return replace(site_map, prefix=prefix)
 
 
-def read_tensor_bytes(found: AdapterFiles, pinned: bool = False) -> Tensor:
+def read_tensor_bytes(files: AdapterFiles, pinned: bool = False) -> Tensor:
     """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
-    data = torch.empty(found.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
+    data = torch.empty(files.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
     if len(data):
-        tensorfile.read_into(found.weights, found.header, memoryview(data.numpy()))  # type: ignore[arg-type]
+        tensorfile.read_into(files.weights, files.header, memoryview(data.numpy()))  # type: ignore[arg-type]
     return data
 
 
-def read_factors(found: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
+def read_factors(files: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
     """A (r, in) and B (out, r) of each module that a file adapts, for whom no backbone is at hand.
 
     Raises `AdapterFileError` for numbers that are not finite.
     """
-    data = read_tensor_bytes(found)
-    _check_finite(data, found)
+    data = read_tensor_bytes(files)
+    _check_finite(data, files)
     return {
-        module: (_tensor(data, found, a), _tensor(data, found, b))
-        for module, (a, b) in found.modules.items()
+        module: (_tensor(data, files, a), _tensor(data, files, b))
+        for module, (a, b) in files.modules.items()
     }
 
 
-def _tensor(data: Tensor, found: AdapterFiles, key: str) -> Tensor:
+def _tensor(data: Tensor, files: AdapterFiles, key: str) -> Tensor:
     """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
-    entry = found.header.tensors[key]
+    entry = files.header.tensors[key]
     return data[entry.start : entry.end].clone().view(_DTYPES[entry.dtype]).view(entry.shape)
 
 
-def _check_finite(data: Tensor, found: AdapterFiles) -> None:
-    for key in found.header.tensors:
-        if not torch.isfinite(_tensor(data, found, key)).all():
-            raise AdapterFileError(f"{found.weights}: {key} holds NaN or infinity")
+def _check_finite(data: Tensor, files: AdapterFiles) -> None:
+    for key in files.header.tensors:
+        if not torch.isfinite(_tensor(data, files, key)).all():
+            raise AdapterFileError(f"{files.weights}: {key} holds NaN or infinity")
 
 
 def target_sites(
-    backbone: Backbone, lora: Any, prefix: str, candidates: Sequence[str]
+    backbone: Backbone, lora: "LoraConfig", prefix: str, candidates: Sequence[str]
 ) -> list[str]:
-    """The sites a `peft.LoraConfig` means, by PEFT's own rules; `SettingsError` if none."""
+    """The sites a `peft.LoraConfig` means, by PEFT's rules; `SettingsError` if none."""
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
@@ -361,13 +366,13 @@ def target_sites(
     return sites
 
 
-def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
+def _check_head(files: AdapterFiles, backbone: Backbone) -> None:
     """Refuse ``modules_to_save`` that is a trained copy of a part of the backbone, and no head."""
-    own = {
+    of_backbone = {
         name.removeprefix(backbone.prefix)
         for name, _ in backbone.model.named_parameters(remove_duplicate=False)
     }
-    own -= backbone.untrained
+    of_backbone -= backbone.untrained
     try:  # its prediction head may share names with the classification head, as in ModernBERT
         shell = backbone.shell("AutoModelForSequenceClassification", num_labels=2)
         head = set(shell.shapes)
@@ -376,14 +381,14 @@ def _check_head(found: AdapterFiles, backbone: Backbone) -> None:
     else:
         pooler = {name for name in head if name.startswith(f"{shell.prefix}pooler.")}
         of_class = (
-            found.info.task in (None, "classification") and found.head.keys() == head - pooler
+            files.info.task in (None, "classification") and files.head.keys() == head - pooler
         )
         if shell.untrained_pooler and of_class:
-            raise UnsupportedAdapterError(lost_pooler(found, backbone.name))
-    copied = [p for p in found.head if {p, p.partition(".")[2]} & own and p not in head]
+            raise UnsupportedAdapterError(lost_pooler(files, backbone.name))
+    copied = [p for p in files.head if {p, p.partition(".")[2]} & of_backbone and p not in head]
     if copied:
         raise UnsupportedAdapterError(
-            f"{found.weights}: modules_to_save holds {copied[0]}, a trained copy of a part of the "
+            f"{files.weights}: modules_to_save holds {copied[0]}, a trained copy of a part of the "
             f"backbone ({len(copied)} tensors in all); only a task's head can go with an adapter, "
             "since whole modules cannot be added up"
         )

@@ -4,7 +4,7 @@ Knows linear layers and slots; does not know names' meaning, files, heads or tas
 is the plan's.
 
 A forward hook at every site adds what the current plan says, and costs nothing where there is none.
-The current plan is a context variable: threads have their own, and a call that fails leaves none.
+The current plan is a context variable: one a thread, and a call that fails leaves none.
 Plans of the same atoms share their stacked factors, which live as long as one of the plans. Plans
 of training are kept like others: batches hardly ever repeat, but their frozen adapters do, and so
 are stacked once; what learns is read anew in every forward.
@@ -12,17 +12,16 @@ are stacked once; what learns is read anew in every forward.
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.backbone.backbone import site_shape
+from adapters_hub.backbone.backbone import ContextPair, site_shape
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.compiled import CompiledSlots
 from adapters_hub.runtime.plan import Plan, Slot
@@ -30,16 +29,16 @@ from adapters_hub.runtime.products import FlatFactors, Part, SiteFactors, Sites,
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
-"""Bytes of adapters that stay resident, unless said otherwise."""
+"""Bytes for resident adapters and what is made of them, unless said otherwise."""
 
 
 @dataclass(frozen=True)
 class MergedView:
     """A model with a blend in its weights, the ``bytes`` it does not share, and what it is of."""
 
-    model: Any
+    model: nn.Module
     bytes: int
-    key: tuple[Any, ...]
+    key: tuple[object, ...]
 
 
 class Bank:
@@ -64,9 +63,9 @@ class Bank:
         self._slots: OrderedDict[str, Slot] = OrderedDict()
         self._held: Counter[int] = Counter()  # slots that share their factors count once
         self._bytes = 0
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         self._view: MergedView | None = None
-        self._stacks: WeakValueDictionary[Any, Stack] = WeakValueDictionary()
+        self._stacks: WeakValueDictionary[Hashable, Stack] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.bypassed: frozenset[str] = frozenset()  # those that act without being called
@@ -131,8 +130,8 @@ class Bank:
                     f"{name!r} at {site}: A {tuple(a)} and B {tuple(b)} do not fit a "
                     f"layer of {shape[0]} inputs and {shape[1]} outputs"
                 )
-        own = factors if isinstance(factors, FlatFactors) else dict(factors)
-        slot = Slot(own, dict(scaling), trained, pinned or trained)
+        kept = factors if isinstance(factors, FlatFactors) else dict(factors)
+        slot = Slot(kept, dict(scaling), trained, pinned or trained)
         with self._lock:
             self.drop(name)
             self._slots[name] = slot
@@ -145,33 +144,34 @@ class Bank:
 
         Stacks go before adapters: they are made again in less time than a file is read.
         """
-
-        def over() -> bool:
-            return self._bytes + self.bytes_beside + needed > self.memory
-
-        while self._plans and over() and self._stacked():
-            self._plans.popitem(last=False)
-        if over():
-            self._view = None
+        self._drop_plans(needed)
+        if self._over(needed):
+            self.drop_view()
         spare = [n for n, slot in self._slots.items() if not slot.pinned and n not in keep]
         for name in spare:
-            if not over():
+            if not self._over(needed):
                 return
             self.drop(name)
             if self.evicted is not None:
                 self.evicted(name)
 
+    def _over(self, needed: int = 0) -> bool:
+        return self._bytes + self.bytes_beside + needed > self.memory
+
+    def _drop_plans(self, needed: int = 0) -> None:
+        while self._plans and self._stacked() and self._over(needed):
+            self._plans.popitem(last=False)
+
     @property
-    def view(self) -> "MergedView | None":
+    def view(self) -> MergedView | None:
         """The merged view that is kept."""
         return self._view
 
-    def keep_view(self, view: "MergedView") -> None:
+    def keep_view(self, view: MergedView) -> None:
         """Keep a merged view, the only one, until its memory is needed."""
         with self._lock:
             self._view = view
-            while self._plans and self._bytes + self.bytes_beside > self.memory:
-                self._plans.popitem(last=False)  # their stacks are made again in less time
+            self._drop_plans()
 
     def drop_view(self) -> None:
         """Let the merged view go: it may hold what has left, or its memory is needed."""
@@ -308,10 +308,10 @@ class Bank:
         run = self._run.get()
         return None if run is None else run.plan
 
-    def checkpoint_contexts(self) -> tuple[Any, Any]:
+    def checkpoint_contexts(self) -> ContextPair:
         """For gradient checkpointing: the second forward follows the plan of the first.
 
-        The backward that runs it may run in another thread, which has no plan of its own. Give it
+        The backward that runs it may run in another thread, which follows no plan. Give it
         as ``gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": …}``.
         """
         return _Following(self), _Following(self)
@@ -326,11 +326,11 @@ class Bank:
         """The ids under which the sites hold the bank's hooks, and so do copies of the sites."""
         return {hook.id for hook in self._hooks}
 
-    def _hook(self, site: str) -> Any:
+    def _hook(self, site: str) -> Callable[..., Tensor | None]:
         current = self._run.get
 
         def add_delta(
-            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+            module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor | None:
             if torch.compiler.is_compiling() and self.compiled_slots is not None:
                 return self.compiled_slots.add(site, (*inputs, *named.values())[0], output)
@@ -338,6 +338,11 @@ class Bank:
             return None if run is None else run.add(site, (*inputs, *named.values())[0], output)
 
         return add_delta
+
+
+Hidden = list[Sequence[Tensor]]
+"""What each part's first product gave for each site."""
+Shared = tuple[Tensor, Sites, int, list[Part], Hidden, int]
 
 
 class Run:
@@ -350,7 +355,7 @@ class Run:
     def __init__(self, plan: Plan, groups: Mapping[str, Sites]) -> None:
         self.plan = plan
         self._groups = groups
-        self._shared: tuple[Any, ...] | None = None  # one value, so that threads cannot tear it
+        self._shared: Shared | None = None  # one value, so that threads cannot tear it
 
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """The site's output y (…, out) for its input x (…, in), with the plan's deltas added."""
@@ -367,9 +372,9 @@ class Run:
         if site not in self.plan.sites:
             return y
         units = self.plan.units(site, x)
-        own = x.reshape(-1, x.shape[-1])
-        parts = self.plan.parts(group, own)
-        hidden = [part.first(own, units, self.plan.dropout) for part in parts]
+        flat = x.reshape(-1, x.shape[-1])
+        parts = self.plan.parts(group, flat)
+        hidden = [part.first(flat, units, self.plan.dropout) for part in parts]
         if len(group) > 1 and not x.is_inference():  # which has no version to tell a change by
             self._shared = (x, group, x._version, parts, hidden, units)
         return _add(site, group, parts, hidden, units, y)
@@ -400,12 +405,12 @@ class _Watch:
 
 
 def _add(
-    site: str, group: Sites, parts: list[Part], hidden: list[Any], units: int, y: Tensor
+    site: str, group: Sites, parts: list[Part], hidden: Hidden, units: int, y: Tensor
 ) -> Tensor:
     place = group.index(site)
     out = y.reshape(-1, y.shape[-1])
-    for part, own in zip(parts, hidden, strict=True):
-        out = part.second(own[place], site, out, units)
+    for part, of_sites in zip(parts, hidden, strict=True):
+        out = part.second(of_sites[place], site, out, units)
     return out.view(y.shape)
 
 

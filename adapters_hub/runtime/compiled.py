@@ -122,11 +122,11 @@ class CompiledSlots:
         start, end = place * self.rank, (place + 1) * self.rank
         with torch.inference_mode(False), torch.no_grad():
             for site, room in self._a.items():
-                own = (room[start:end], self._b[site][start:end])
-                for rows in own:
-                    rows.zero_()
+                a_rows, b_rows = room[start:end], self._b[site][start:end]
+                a_rows.zero_()
+                b_rows.zero_()
                 if site in atom.factors:
                     a, b = atom.factors[site]
-                    own[0][: len(a)] = a
-                    own[1][: len(a)] = b.t() * atom.scaling[site]
+                    a_rows[: len(a)] = a
+                    b_rows[: len(a)] = b.t() * atom.scaling[site]
         self._places[place] = atom

@@ -13,10 +13,11 @@ from enum import Enum
 from typing import Any, Final, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from adapters_hub.backbone.backbone import Backbone, enable_checkpointing
+from adapters_hub.backbone.backbone import Backbone, ContextPair, enable_checkpointing
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
@@ -78,12 +79,12 @@ class Runtime:
         self.hooks: list[RemovableHandle] = []
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer."""
         return self.backbone.tokenizer
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The backbone's configuration."""
         return self.backbone.config
 
@@ -121,7 +122,7 @@ class Runtime:
             )
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         raise BackboneError(
             "a model with its resident adapters cannot be copied: load it again with "
             "ah.load_backbone(...), or take model.merge(blend), which is a plain copy"
@@ -176,7 +177,7 @@ class Runtime:
     ) -> Blend:
         """The blend of a blend file, for `use`, a row, `export` or `merge`.
 
-        An adapter with a weight for each layer becomes resident under a name of its own, which
+        An adapter with a weight for each layer becomes resident under another name, which
         stands for just this file's content (``hotel-de.0f3a….da``), its factors shared. Raises
         `BlendFileError`, `NotFoundError` or `BackboneMismatchError`; nothing is resident then.
         """
@@ -282,7 +283,9 @@ class Runtime:
             return known[wanted]
 
         return [
-            tuple(map(resolve, row)) if isinstance(row, list | tuple) else resolve(cast(Any, row))
+            tuple(map(resolve, row))
+            if isinstance(row, list | tuple)
+            else resolve(cast(Weights, row))
             for row in adapters
         ]
 
@@ -325,16 +328,16 @@ class Runtime:
         owners = {blend: self.head_owner(blend) for blend in set(blends)}
         for row, blend in enumerate(blends):
             rows_of.setdefault(owners[blend], []).append(row)
-        found = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
-        if len(found) == 1:
-            return [(found[0][0], None)]
+        heads = [(self.resident(name).head, rows) for name, rows in rows_of.items()]
+        if len(heads) == 1:
+            return [(heads[0][0], None)]
         device = self.backbone.device
-        return [(head, torch.tensor(rows, device=device)) for head, rows in found]
+        return [(head, torch.tensor(rows, device=device)) for head, rows in heads]
 
     def head_owner(self, blend: Blend) -> str:
         """The one adapter of a blend that brings the head."""
-        found = {name: self.resident(name) for name in blend.terms}
-        owners = [name for name, adapter in found.items() if adapter.head]
+        adapters = {name: self.resident(name) for name in blend.terms}
+        owners = [name for name, adapter in adapters.items() if adapter.head]
         if len(owners) == 1:
             return owners[0]
         if not owners:
@@ -349,7 +352,7 @@ class Runtime:
                     "one with recipes/lora_domain.py --task classification"
                 )
             )
-        labels = {name: list(found[name].info.labels or ()) for name in owners}
+        labels = {name: list(adapters[name].info.labels or ()) for name in owners}
         differ = len({tuple(value) for value in labels.values()}) > 1
         listed = ", ".join(f"{n} {value}" if differ else n for n, value in labels.items())
         raise HeadError(
@@ -362,7 +365,7 @@ class Runtime:
     def __call__(
         self, *, adapters: Adapters = ACTIVE, languages: Languages = None, **inputs: Any
     ) -> Any:
-        """The backbone's own forward, with a blend a row: what transformers returns, unchanged.
+        """The backbone's forward, with a blend a row: what transformers returns, unchanged.
 
         ``input_ids``, ``attention_mask``, …: (rows, tokens), as the backbone's class takes them.
         A row of ``adapters`` may be a list of blends, one a token, for packed rows; further see
@@ -381,7 +384,7 @@ class Runtime:
     def enable_gradient_checkpointing(self) -> None:
         """Trade time for memory in training; the second forward follows the first one's plan."""
 
-        def contexts() -> tuple[Any, Any]:  # a function, which a copy of the model just refers to
+        def contexts() -> ContextPair:  # a function, which a copy of the model just refers to
             return self.bank.checkpoint_contexts()
 
         self.hooks += enable_checkpointing(self.backbone.model, contexts)
@@ -390,8 +393,8 @@ class Runtime:
         """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
 
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
-        when they are wanted, without compiling again. It is compiled once each for rows with blends
-        of their own, one blend for all, and none, and, as ever, for new shapes. Not for training.
+        when they are wanted, without compiling again. It is compiled once each for a blend a row,
+        one blend for all, and none, and, as ever, for new shapes. Not for training.
         """
         self.bank.reserve_compiled_slots(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
@@ -424,7 +427,7 @@ class Runtime:
             return False
         return sum(w.nbytes for w in weights) <= self.bank.memory - self.bank.bytes
 
-    def merged_view(self, plan: Plan, blend: Blend) -> Any:
+    def merged_view(self, plan: Plan, blend: Blend) -> nn.Module:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """

@@ -4,7 +4,6 @@ Knows modules and factors; does not know names, rows of a mixed batch or tasks.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +32,20 @@ def merging_pays(
     ``runs``: how many positions (rows × tokens) each of them has.
     """
     merge = saved = 0.0
-    for site, own in pieces.items():
+    for site, of_site in pieces.items():
         fan_in, fan_out = site_shape(sites[site])
-        work = sum(len(a) for _, a, _ in own) * (fan_in + fan_out)
+        work = sum(len(a) for _, a, _ in of_site) * (fan_in + fan_out)
         merge += fan_in * fan_out * MERGE_COST
         saved += sum(cost(COSTS.whole, (1, positions * work, work)) for positions in runs)
     return saved > merge
 
 
-def merged_weight(module: Any, pieces: Sequence[Piece]) -> Tensor:
+def merged_weight(module: nn.Module, pieces: Sequence[Piece]) -> Tensor:
     """W + Σ wᵢ·Bᵢ·Aᵢ of a site, in the precision of W, computed in float32."""
     change = delta(pieces)
     change = change.t() if isinstance(module, Conv1D) else change
-    return (module.weight.float() + change).to(module.weight.dtype)
+    weight = module.get_parameter("weight")
+    return (weight.float() + change).to(weight.dtype)
 
 
 def merged_view(
@@ -53,13 +53,13 @@ def merged_view(
     sites: Mapping[str, nn.Module],
     pieces: Mapping[str, Sequence[Piece]],
     hooks: Collection[int],
-) -> Any:
+) -> nn.Module:
     """The model with the blend in its weights: new weights at the sites, everything else shared.
 
     ``hooks``: ids of those it must not have, since they would add the deltas once more.
     """
     weights = {}
     with torch.no_grad():
-        for site, own in pieces.items():
-            weights[id(sites[site])] = merged_weight(sites[site], own)
+        for site, of_site in pieces.items():
+            weights[id(sites[site])] = merged_weight(sites[site], of_site)
     return with_weights(model, weights, without_hooks=hooks)

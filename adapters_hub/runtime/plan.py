@@ -7,19 +7,19 @@ adapters k of its blend. The adapters of a batch (its *atoms*) are taken in *par
 two batched products over all of its atoms at once:
 
 - grouped: atoms of one rank that as many rows use. Their rows are brought together, (S, k, in), and
-  each atom meets just its own rows: the multiply-adds that are needed, each factor read once.
+  each atom meets just the rows that use it: no multiply-add too many, each factor read once.
 - masked: all atoms as one of rank R = Σ rₖ over all rows, ``((x A_allᵀ) ⊙ M) B_allᵀ`` with M (rows,
   R) holding the weights, zero where a row does not use an atom: nothing is moved, for few atoms.
 
 Both agree to rounding; `_masked_pays` chooses by their cost. Sites with one input (q, k, v) share
-the first product. Adapters that learn are masked, or a part each, of their own parameters.
+the first product. Adapters that learn are masked, or a part each.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -61,6 +61,7 @@ class Slot:
         return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
 
 
+Made = TypeVar("Made")
 Bucket = tuple[tuple[int, ...], Tensor, bool]
 """Atoms, the rows that use them, atom after atom, and whether these lie scattered."""
 
@@ -78,7 +79,10 @@ class Plan:
     weights: Tensor
     index: Tensor | None = None
     dropout: float = 0.0
-    _stacks: Any = field(default_factory=WeakValueDictionary, repr=False)  # all plans'
+    # all plans'
+    _stacks: MutableMapping[Hashable, Stack] = field(
+        default_factory=WeakValueDictionary, repr=False
+    )
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -179,7 +183,7 @@ class Plan:
             parts.append(Part(Live([pair], site), (site,), rank, where, scale, trained=True))
         return parts
 
-    def _once(self, key: tuple[Hashable, ...], make: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
         """What ``make`` gives, worked out once a plan; in no mode, for it must serve any call."""
         if key not in self._known:
             if torch.is_inference_mode_enabled():
@@ -256,9 +260,9 @@ class Plan:
             blends = self.index.flatten()[rows].view(len(members), -1)
             columns = [self.weights[blends[i], n] * scalings[i] for i, n in enumerate(members)]
             scale = _number(torch.stack(columns)[..., None, None])
-            if isinstance(scale, Tensor) and len(members) == 1:
-                scale = scale[0]
-            return on(scale, x)
+            if isinstance(scale, float):
+                return scale
+            return on(scale[0] if len(members) == 1 else scale, x)
 
         return self._once(("scale", members, scalings, x.device, x.dtype), make)
 

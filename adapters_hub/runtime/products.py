@@ -6,7 +6,6 @@ and which products a call takes, is the plan's.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +106,7 @@ def stacked(factors: Sequence[SiteFactors], sites: Sites, x: Tensor, apart: bool
 @dataclass(frozen=True, eq=False)
 class Live:
     """A `Stack` of adapters that learn, all as one of rank R at a site: put together whenever it is
-    used, so that gradients reach their own parameters.
+    used, so that gradients reach each one's parameters.
     """
 
     factors: Sequence[tuple[Tensor, Tensor]]
@@ -121,8 +120,8 @@ class Live:
     @property
     def b(self) -> Mapping[str, Tensor]:
         """The site's (R, out)."""
-        own = [b.t() for _, b in self.factors]
-        return {self.site: torch.cat(own) if own[1:] else own[0]}
+        pieces = [b.t() for _, b in self.factors]
+        return {self.site: torch.cat(pieces) if pieces[1:] else pieces[0]}
 
 
 @dataclass(frozen=True)
@@ -147,19 +146,19 @@ class Part:
         """Hidden (S, k · tokens, r) for each site from x (units · tokens, in), and scaled, where
         ``scale`` is a tensor.
         """
-        a, own = self.stack.a, x
+        a, taken = self.stack.a, x
         if isinstance(self.rows, slice):
-            own = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
+            taken = x.view(units, -1, x.shape[-1])[self.rows].view(-1, x.shape[-1])
         elif self.rows is not None:
-            own = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
+            taken = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
         if dropout and self.trained:
-            own = functional.dropout(own, dropout)
+            taken = functional.dropout(taken, dropout)
         if a.dtype != x.dtype:
             a = a.to(x.dtype)
         if a.dim() == 2:
-            hidden = functional.linear(own, a)
+            hidden = functional.linear(taken, a)
         else:
-            hidden = torch.bmm(own.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+            hidden = torch.bmm(taken.view(len(a), -1, x.shape[-1]), a.transpose(1, 2))
         if not isinstance(self.scale, float):
             shape = (*hidden.shape[:-2], -1, len(x) // units, len(self.sites), self.rank)
             scaled = hidden.view(shape) * self.scale[..., None, :]
@@ -174,13 +173,13 @@ class Part:
         alpha = self.scale if isinstance(self.scale, float) else 1.0
         in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
         if in_place and not isinstance(self.rows, Tensor):
-            own = y
+            added_to = y
             if self.rows is not None:
-                own = y.view(units, -1, y.shape[-1])[self.rows].view(-1, y.shape[-1])
+                added_to = y.view(units, -1, y.shape[-1])[self.rows].view(-1, y.shape[-1])
             if b.dim() == 2:
-                own.addmm_(hidden, b, alpha=alpha)
+                added_to.addmm_(hidden, b, alpha=alpha)
             else:
-                own.view(len(b), -1, y.shape[-1]).baddbmm_(hidden, b, alpha=alpha)
+                added_to.view(len(b), -1, y.shape[-1]).baddbmm_(hidden, b, alpha=alpha)
             return y
         b = b.to(hidden.dtype)
         if self.rows is None and b.dim() == 2 and hidden.dtype == y.dtype:
@@ -198,8 +197,6 @@ class Part:
         return add(0, rows, delta.view(len(rows), *wide.shape[1:]), alpha=alpha).view(y.shape)
 
 
-def on(value: Any, x: Tensor) -> Any:
-    """A tensor on the device and in the precision of x; a number as it is."""
-    if not isinstance(value, Tensor) or (value.dtype == x.dtype and value.device == x.device):
-        return value
-    return value.to(x.device, x.dtype)
+def on(tensor: Tensor, x: Tensor) -> Tensor:
+    """A tensor on the device and in the precision of x."""
+    return tensor.to(x.device, x.dtype)

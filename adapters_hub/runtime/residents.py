@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,6 +27,8 @@ log = logging.getLogger(__name__)
 
 HOST_MEMORY = 8 << 30
 """Bytes kept in host memory for a backbone on another device, unless said otherwise."""
+Stamp = tuple[int, ...]
+"""The state of the files that an adapter was loaded from."""
 
 
 class Residents:
@@ -52,13 +53,13 @@ class Residents:
         self._pinned = not on_host and torch.cuda.is_available()
         self._adapters: dict[str, Adapter] = {}
         self._added: set[str] = set()  # added from memory: not in the library, so never dropped
-        self._stamps: dict[str, Any] = {}  # the state of the files an adapter was loaded from
-        self._host: OrderedDict[str, tuple[Any, AdapterFiles, torch.Tensor]] = OrderedDict()
+        self._stamps: dict[str, Stamp] = {}
+        self._host: OrderedDict[str, tuple[Stamp, AdapterFiles, torch.Tensor]] = OrderedDict()
         # term → adapter, or None of an optional one, as long as the library stays as it is
         self._names: dict[str, str | None] = {}
         self._languages: dict[str, str | None] = {}  # language → its adapter, likewise
         self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
-        self._seen: Any = None  # the state of the library's folder that these are for
+        self._seen: int | None = None  # the state of the library's folder that these are for
 
     def __getitem__(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""
@@ -214,10 +215,10 @@ class Residents:
         self._keep(name, stamp, files, data)
         return replace(adapter, info=info)
 
-    def _keep(self, name: str, stamp: Any, files: AdapterFiles, data: torch.Tensor) -> None:
+    def _keep(self, name: str, stamp: Stamp, files: AdapterFiles, data: torch.Tensor) -> None:
         if not self.host_memory:
             return
         self._host[name] = (stamp, files, data)
         self._host.move_to_end(name)
-        while sum(len(own) for _, _, own in self._host.values()) > self.host_memory:
+        while sum(len(data) for _, _, data in self._host.values()) > self.host_memory:
             self._host.popitem(last=False)
