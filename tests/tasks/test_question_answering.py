@@ -385,7 +385,8 @@ def test_pefts_logits_both_ways(tiny, load, qa_folder, lora_folder, inputs, tmp_
     torch.testing.assert_close(theirs(merged), both, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
 def test_trained_over_a_frozen_language_adapter_it_loads_in_peft(
     tiny, load, lora_folder, tmp_path, inputs, kind
 ):

@@ -478,16 +478,21 @@ def test_wrong_rows_end_the_recipe(tiny, parallel, tmp_path, monkeypatch):
         assert not list(tmp_path.glob("library/*"))
 
 
-def test_the_samples(tiny, tmp_path, monkeypatch, capsys):
-    for task, name, call in (
-        ("translation", "my-hotel-translation", "model.translate("),
+@pytest.mark.parametrize(
+    ("task", "name", "call"),
+    [
+        pytest.param(
+            "translation", "my-hotel-translation", "model.translate(", marks=pytest.mark.slow
+        ),
         ("generation", "my-hotel-answers", "model.generate([{'text': "),
-    ):
-        run(
-            "lora_domain.py", "--task", task, "--backbone", tiny("qwen3"), "--library", "library",
-            "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4, "--max-new-tokens", 2,
-            "--max-length", 1000, monkeypatch=monkeypatch, cwd=tmp_path,
-        )  # fmt: skip
-        assert call in capsys.readouterr().out
-        info = ah.Library(tmp_path / "library").get(name)
-        assert (info.task, info.domain) == (task, "hotel")
+    ],
+)
+def test_the_samples(tiny, tmp_path, monkeypatch, capsys, task, name, call):
+    run(
+        "lora_domain.py", "--task", task, "--backbone", tiny("qwen3"), "--library", "library",
+        "--cpu", "--steps", 2, "--rank", 2, "--batch-size", 4, "--max-new-tokens", 2,
+        "--max-length", 1000, monkeypatch=monkeypatch, cwd=tmp_path,
+    )  # fmt: skip
+    assert call in capsys.readouterr().out
+    info = ah.Library(tmp_path / "library").get(name)
+    assert (info.task, info.domain) == (task, "hotel")
