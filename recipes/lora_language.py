@@ -3,12 +3,14 @@
     accelerate launch recipes/lora_language.py --language da --data my/danish.jsonl
     accelerate launch recipes/lora_language.py --language da uk --steps 500     # two at once
     accelerate launch recipes/lora_language.py --language da sv --name nordic   # one for both
-    accelerate launch recipes/lora_language.py --language da --task retrieval --data my/pairs.jsonl
+    accelerate launch recipes/lora_language.py --language da --objective match --data my/pairs.jsonl
     accelerate launch --multi_gpu --num_processes 2 recipes/lora_language.py --language da --cpu
 
-The objective is the backbone's own: the next token for a decoder, masked tokens for an encoder. An
-encoder of sentences, whose checkpoint has no head for that, learns from pairs instead (--task
-retrieval): a text finds its ``positive``, such as its translation into a language it knows.
+The objective (--objective) is chosen by what the data and the backbone allow, and printed with the
+reason. match: rows are pairs, a text and its translation into a language the backbone knows
+(``positive``, or the text of the same ``id`` in --pivot's language); the text's states become those
+of its translation, so the adapter can be added to domain adapters. masked, causal: text alone, with
+the backbone's head. contrastive: a text finds its ``positive``; for retrieval, no base for others.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
 adapter learns from all, drawn with p ~ n^alpha. Where just one language is asked for, rows that
 name none are in it. Everything else is a flag: see --help.
@@ -20,7 +22,6 @@ from pathlib import Path
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.metrics.tables import table
-from adapters_hub.tasks.registry import declarations
 from adapters_hub.training.recipe import main
 from adapters_hub.training.settings import parse_settings
 
@@ -39,16 +40,13 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
-    tasks = [task.name for task in declarations() if task.trains_languages]
-    if resolved.settings.task not in tasks:
-        raise SettingsError(
-            f"task={resolved.settings.task!r}: a language adapter is trained by one of "
-            f"{', '.join(tasks)}; lora_domain.py takes the others"
-        )
     from adapters_hub.evaluation.scores import scores_by_language  # which bring in torch
+    from adapters_hub.training.objectives import with_objective
+    from adapters_hub.training.rows import read_rows
     from adapters_hub.training.run import Experiment
 
-    experiment = Experiment(resolved)
+    read = read_rows(resolved.settings)
+    experiment = Experiment(with_objective(resolved, read), rows=read)
     settings, model, tags = experiment.settings, experiment.model, experiment.languages
     experiment.require_languages()
     names = [settings.name] if settings.name else list(tags)

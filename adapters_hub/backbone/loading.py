@@ -114,6 +114,21 @@ def read_backbone(
     return backbone
 
 
+def outline(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[Kind, bool]:
+    """A backbone's kind, and whether its checkpoint has a language-model head; loads no weights."""
+    folder = checkpoint_folder(name, revision)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{name}: {error}") from error
+    auto, kind = _class_for(config)
+    return kind, auto is not transformers.AutoModel
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     """The device asked for, else a GPU if there is one; `SettingsError` if it is not there."""
     if device is None:

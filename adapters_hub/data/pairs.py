@@ -21,7 +21,7 @@ def pair_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> 
     their order that hangs on the id, so over many items every pair of languages occurs. A row with
     no other text stays as it is.
     """
-    rows = [replace(row, fields=_pair(row, columns or {})) for row in rows]
+    rows = checked_pairs(rows, columns or {})
     items: dict[str, list[Row]] = {}
     for row in rows:
         if row.key is not None and "positive" not in row.fields:
@@ -38,6 +38,11 @@ def pair_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> 
                 row = replace(row, fields={**row.fields, **pair})
         paired.append(row)
     return paired
+
+
+def checked_pairs(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows, their pairs checked where they have one. Raises `DataError`."""
+    return [replace(row, fields=_pair(row, columns)) for row in rows]
 
 
 def translations(

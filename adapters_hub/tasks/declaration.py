@@ -53,7 +53,8 @@ class Declaration:
     ``pipeline_tag`` is the Hub's, ``auto_class`` the class of transformers whose head its adapters
     bring (None: they bring none), ``peft_task_type`` PEFT's word for that class. ``fields`` are
     those of its rows that not every task has: `Row.fields` has them under these names.
-    ``trains_languages``: whether it teaches a language rather than what to do with one.
+    ``objectives``: what it is called as a way to teach a language; none where it teaches what to do
+    with one.
     """
 
     name: str
@@ -63,5 +64,5 @@ class Declaration:
     fields: tuple[str, ...] = ()
     auto_class: str | None = None
     peft_task_type: str | None = None
-    trains_languages: bool = False
+    objectives: tuple[str, ...] = ()
     sample: Sample = field(default_factory=Sample)

@@ -4,7 +4,7 @@ Knows settings, data and tasks by their interface; knows neither adapters nor ba
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,11 @@ def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(languages.canonical, settings.language)))
 
 
+def read_rows(settings: TrainingSettings) -> Splits:
+    """All rows of the data that settings name, with the fields of every task."""
+    return read_data(settings.data, settings.columns, settings.label_separator, row_fields())
+
+
 @dataclass(frozen=True)
 class RunRows:
     """The rows of a run, by its settings.
@@ -47,13 +52,9 @@ class RunRows:
 
     def read(self) -> Splits:
         """The rows of the data that the settings name; see `of`."""
-        settings = self.settings
-        fields = row_fields()
-        return self._chosen(
-            read_data(settings.data, settings.columns, settings.label_separator, fields)
-        )
+        return self._chosen(read_rows(self.settings))
 
-    def of(self, splits: dict[str, Sequence[Row]]) -> Splits:
+    def of(self, splits: Mapping[str, Sequence[Row]]) -> Splits:
         """The rows that the run takes of these, with dev and test, as the task takes them.
 
         Raises `DataError` where there are none to train on.

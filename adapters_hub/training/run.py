@@ -65,7 +65,7 @@ class Experiment:
         other_languages: bool = False,
         trained: Sequence[str] | None = None,
         model: Runtime | None = None,
-        rows: Sequence[Row] | None = None,
+        rows: Sequence[Row] | Mapping[str, Sequence[Row]] | None = None,
         command: str | None = None,
         quiet: bool = False,
     ) -> None:
@@ -97,7 +97,9 @@ class Experiment:
         self._saved: set[str] = set()
         self.task_class = task_class(settings.task)
         chosen = RunRows(settings, self.languages, trained, other_languages, self.print)
-        self.splits = chosen.read() if rows is None else chosen.of({"train": rows})
+        if rows is not None and not isinstance(rows, Mapping):
+            rows = {"train": rows}
+        self.splits = chosen.read() if rows is None else chosen.of(rows)
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "

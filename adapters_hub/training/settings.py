@@ -54,6 +54,10 @@ def _setting(default: _Value, help: str, group: str) -> _Value:
     return field(default=default, metadata=metadata)
 
 
+def _objectives() -> tuple[str, ...]:
+    return tuple(sorted(name for task in declarations() for name in task.objectives))
+
+
 _Settings = TypeVar("_Settings", bound="TrainingSettings")
 
 
@@ -115,6 +119,12 @@ class TrainingSettings:
         "float32", "number format of the saved adapter", _ADAPTER
     )
     license: str | None = _setting(None, "licence written into the model card", _ADAPTER)
+    objective: str | None = _setting(
+        None,
+        "how a language adapter is trained: " + ", ".join(_objectives()) + "; default: the one "
+        "that the data and the backbone allow",
+        _ADAPTER,
+    )
     over: tuple[str, ...] = _setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
@@ -179,6 +189,10 @@ class TrainingSettings:
                 raise SettingsError(f"{name}={value}: must be above 0")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed={self.seed}: must be between 0 and {2**32 - 1}")
+        if self.objective not in (None, *_objectives()):
+            raise SettingsError(
+                f"objective={self.objective!r}: choose one of {', '.join(_objectives())}"
+            )
         if self.label_separator == "":
             raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (32, 16, 8, 4):

@@ -25,5 +25,5 @@ DECLARATION = Declaration(
     class_name="LanguageModeling",
     pipeline_tag="text-generation",
     options=LanguageModelingOptions,
-    trains_languages=True,
+    objectives=("masked", "causal"),
 )

@@ -44,6 +44,6 @@ DECLARATION = Declaration(
     pipeline_tag="feature-extraction",
     options=RetrievalOptions,
     fields=PAIR,
-    trains_languages=True,
+    objectives=("contrastive",),
     sample=Sample(settings={"columns": {"text": "question", "positive": "text"}}),
 )

@@ -1,0 +1,34 @@
+"""What matching says of itself."""
+
+from dataclasses import dataclass
+
+from adapters_hub.data.pairs import PAIR
+from adapters_hub.errors import SettingsError
+from adapters_hub.library import languages
+from adapters_hub.tasks.declaration import Declaration, TaskOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingOptions(TaskOptions):
+    """Settings of matching."""
+
+    pivot: str = option(
+        "en", "a language the backbone knows: without positives, texts are matched to its"
+    )
+    depths: int = option(1, "how many layers are matched, evenly spaced, the last among them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "pivot", languages.canonical(self.pivot))
+        if self.depths < 1:
+            raise SettingsError(f"depths={self.depths}: must be 1 or more")
+
+
+DECLARATION = Declaration(
+    name="matching",
+    class_name="Matching",
+    pipeline_tag="feature-extraction",
+    options=MatchingOptions,
+    fields=PAIR,
+    objectives=("match",),
+)
