@@ -1,5 +1,6 @@
 """Tiny backbones of every shape, built from configurations once a run; no network, no downloads."""
 
+import gc
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -111,6 +112,12 @@ def auto_class(kind):
     if kind in ENCODERS:
         return t.AutoModelForMaskedLM
     return t.AutoModelForSeq2SeqLM if kind in (*SEQ2SEQ, "bart") else t.AutoModelForCausalLM
+
+
+def pytest_collection_finish():
+    """What the imports made stays, so collections of garbage need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

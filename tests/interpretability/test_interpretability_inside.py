@@ -147,7 +147,10 @@ def test_there_is_no_lens_without_a_norm_and_a_head(load, monkeypatch):
 # ── attribution ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "kind",
+    ["bert", "qwen3", *(pytest.param(k, marks=pytest.mark.slow) for k in ("modernbert", "gpt2"))],
+)
 def test_attributions_add_up_to_what_they_explain(kind, load):
     model = load(kind, labels=3)
     found = attribute(model, TEXT, "de + mood", steps=1024)  # random weights bend the path

@@ -174,6 +174,7 @@ def test_a_merged_view_is_made_anew_when_the_backbone_changes(model, monkeypatch
     model.generate(TEXTS, adapters="one", max_new_tokens=2)
 
 
+@pytest.mark.slow
 def test_a_model_may_be_compiled_inside_a_block(model, inputs):
     want = logits(model, inputs, "two")
     with model.adapted(4, "one"):

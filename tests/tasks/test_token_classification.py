@@ -193,7 +193,8 @@ def test_loss_is_the_sum_over_words(load, kind, token_folder):
         torch.testing.assert_close(got[number], want)
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
 def test_tags_are_learnt_over_a_language_adapter_saved_and_loaded(
     load, kind, tmp_path, tiny, inputs, lora_folder
 ):
