@@ -62,14 +62,16 @@ def check_fit(files: AdapterFiles, backbone: str) -> None:
         raise AdapterFileError(f"{files.weights}: {missing}; was it cut when it was saved?")
 
 
-def check_pooler(files: AdapterFiles, backbone: str | None) -> None:
+def check_pooler(files: AdapterFiles, task: str | None, backbone: str | None) -> None:
     """Refuse a classification head that reads a pooler which neither it nor the backbone has.
 
     PEFT saves ``classifier`` alone; where the checkpoint has no pooler, transformers made a random
     one for the training, and it is lost. Other classes than BERT's are told when they are loaded.
     """
     folder = local_folder(backbone)
-    if folder is None or set(files.head) != {"classifier.weight", "classifier.bias"}:
+    if folder is None or task not in (None, "classification"):
+        return
+    if set(files.head) != {"classifier.weight", "classifier.bias"}:
         return
     kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
     tensors = (name for file in weight_files(folder) for name in read_header(file).tensors)

@@ -264,7 +264,7 @@ class Library:
             )
         if backbone is not None and fingerprint is not None:
             check_fit(files, backbone)
-        check_pooler(files, info.backbone)
+        check_pooler(files, info.task, info.backbone)
         check_labels(files, info.labels)
         default = "-".join(part for part in (info.language, info.domain) if part)
         stem = Path(source).name.removesuffix(".safetensors")

@@ -297,9 +297,9 @@ def _map_sites(files: AdapterFiles, backbone: Backbone) -> _SiteMap:
                 (b.shape, (b.shape[1], 1), b.start // size),
             )
         if site not in backbone.head_sites:
-            usual = ("", f"{backbone.base.base_model_prefix}.")  # else an alias of the layer
             prefix = module.removesuffix(site)
-            prefix = prefix if prefix in usual else backbone.prefix
+            if not module.endswith(site) or prefix.count(".") > 1:  # another name of the layer
+                prefix = backbone.prefix
     return replace(site_map, prefix=prefix)
 
 

@@ -375,7 +375,7 @@ def test_texts_are_lines_or_rows(tmp_path):
     lines.write_text("\n\n")
     with pytest.raises(DataError, match="empty, no rows in it"):
         read_texts(lines)
-    lines.write_bytes(b"\xff\xfe\xff")
+    lines.write_bytes(b"a caf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_texts(lines)
     with pytest.raises(DataError, match="no such file"):
