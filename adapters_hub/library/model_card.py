@@ -53,9 +53,20 @@ def write_card(info: AdapterInfo) -> str:
         info.description,
         f"| | |\n| --- | --- |\n{table}",
         f"```python\n{loads}\n```",
+        _COMPANY.get(info.task or "") if info.language and not info.domain else None,
         f"Trained with:\n\n```sh\n{info.trained_with}\n```" if info.trained_with else None,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_COMPANY = {  # what a language adapter is good for beside others, by what it was trained for
+    "retrieval": "Trained to find a text's pair (contrastive). It moves the space in which domain "
+    "adapters live, so it is a base for retrieval, and not one to add to adapters of other tasks: "
+    "for these train one with `--objective match`.",
+    "matching": "Trained so that a text's states are those of its translation in the frozen "
+    "backbone (match). The space in which domain adapters live stays, so it is made to be added "
+    "to them.",
+}
 
 
 def read_front_matter(path: Path) -> Mapping[str, Any]:

@@ -178,3 +178,4 @@ def test_the_language_recipe_matches_pairs(bare_encoder, tmp_path, monkeypatch, 
     assert (info.language, info.task, info.pooling) == ("da", "matching", None)
     config = json.loads((tmp_path / "library" / "da" / "adapter_config.json").read_text())
     assert config["task_type"] == "FEATURE_EXTRACTION"
+    assert "made to be added" in (tmp_path / "library" / "da" / "README.md").read_text()
