@@ -45,6 +45,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("first", help='an adapter, such as de, or "0.5*de"')
     sub.add_argument("second")
     sub.add_argument("--texts", help="file of sentences, to measure the interference on")
+    _declare_columns(sub)
     sub.add_argument("--json", help="file to write the report to")
     sub.add_argument("--plot", help="file to draw the profile by depth into, .png or .svg")
     sub.add_argument("--backbone", help="run it, too [for --texts the one the first names]")
@@ -56,7 +57,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
     sub.add_argument("--language", nargs="+", help="only rows in these")
     sub.add_argument("--domain", nargs="+", help="only rows of these")
-    sub.add_argument("--columns", nargs="*", metavar="NAME=COLUMN", help="such as text=review")
+    _declare_columns(sub)
     sub.add_argument("--label-separator", help="what stands between the labels of one cell")
     sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
     sub.add_argument("--task", help="[that of the head, else language-modeling]")
@@ -69,6 +70,17 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--max-length", type=int, default=256, help="tokens of a row")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
+
+
+def _declare_columns(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--columns", nargs="*", metavar="NAME=COLUMN", help="such as text=review")
+
+
+def _columns(options: argparse.Namespace) -> dict[str, str]:
+    from adapters_hub.training.conversion import converted
+
+    columns: dict[str, str] = converted("columns", options.columns, dict[str, str], "command line")
+    return columns
 
 
 class _ComposeHelp(argparse.Action):
@@ -112,7 +124,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     if options.plot:
         check_plot(options.plot)  # now, rather than after the work
-    texts = look.read_texts(options.texts) if options.texts else None
+    texts = look.read_texts(options.texts, _columns(options)) if options.texts else None
     source: Library | AdaptedModel = Library(options.library)
     if texts is not None or options.backbone:
         source = load_model(options, one_term(options.first).terms[0])
@@ -133,12 +145,13 @@ def _fit(options: argparse.Namespace) -> int:
     from adapters_hub.library.blend_file import check_target
     from adapters_hub.tasks.registry import row_fields
     from adapters_hub.training.blend_weights import fit
-    from adapters_hub.training.conversion import converted
 
     check_target(options.output)  # now, rather than after the work
-    columns = converted("columns", options.columns, dict[str, str], "command line")
     read = partial(
-        read_data, columns=columns, label_separator=options.label_separator, fields=row_fields()
+        read_data,
+        columns=_columns(options),
+        label_separator=options.label_separator,
+        fields=row_fields(),
     )
     splits = read(options.data)
     if options.dev:

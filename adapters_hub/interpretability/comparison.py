@@ -250,9 +250,10 @@ def interference(
     return {site: (one, two) for site, (one, two) in sums.items()}
 
 
-def read_texts(path: str | os.PathLike[str]) -> list[str]:
+def read_texts(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> list[str]:
     """The texts of a data file or folder, such as a text file with one a line; see `read_data`."""
-    return [row.text.strip() for rows in read_data(Path(path)).values() for row in rows]
+    splits = read_data(Path(path), dict(columns or {}))
+    return [row.text.strip() for rows in splits.values() for row in rows]
 
 
 def describe(report: Comparison) -> str:

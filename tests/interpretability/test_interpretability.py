@@ -372,6 +372,8 @@ def test_texts_are_lines_or_rows(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a row"}\n')
     assert read_texts(rows) == ["a row"]
+    rows.write_text('{"review": "a row"}\n')
+    assert read_texts(rows, {"text": "review"}) == ["a row"]
     lines.write_text("\n\n")
     with pytest.raises(DataError, match="empty, no rows in it"):
         read_texts(lines)
