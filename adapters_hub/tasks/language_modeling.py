@@ -51,7 +51,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             raise BackboneError(
                 f"{backbone.name} has no language-model head in its checkpoint, so there is no "
                 "language-model objective on it; train a task, or a language on pairs of texts "
-                "(--task retrieval), or take a backbone whose checkpoint has one"
+                "(--objective match), or take a backbone whose checkpoint has one"
             )
         if backbone.kind == "encoder-decoder":
             raise BackboneError(
