@@ -27,6 +27,7 @@ def test_spearman_is_scipys():
         assert found.n == size
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_was_drawn():
     """Of 100 samples with a known ρ, some 95 intervals hold it: 6/π·asin(r/2) for a normal pair."""
     rng, r, held = np.random.default_rng(0), 0.6, 0

@@ -157,6 +157,7 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
     assert found["recovery"] == want
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(text_alone, tmp_path, monkeypatch):
     """Only the lost cell is measured, nothing is trained, and it is the same cell; a setting that
     the folder is too old to know had its default.

@@ -54,6 +54,7 @@ def test_a_compiled_model_gives_the_same_and_never_compiles_again(model, inputs)
     assert counter.frame_count == count
 
 
+@pytest.mark.slow
 def test_what_the_slots_cannot_hold_is_refused_and_the_next_call_works(model, inputs):
     want = logits(model, inputs, ["one", None, "two", None])
     model.compile(slots=2, rank=3, backend="eager")
@@ -96,6 +97,7 @@ def test_a_block_inside_a_block_is_shown_and_then_the_outer_one_again(model, inp
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_replaced_adapter_is_not_shown_from_its_old_place(model, inputs, library, lora_folder):
     model.compile(slots=2, rank=4, backend="eager")
     before = logits(model, inputs, "one")

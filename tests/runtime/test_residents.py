@@ -82,6 +82,7 @@ def test_a_thousand_loads_and_evictions_never_give_a_wrong_row_nor_leak(tiny, st
     assert used[1] - used[0] < 16 << 20
 
 
+@pytest.mark.slow
 def test_threads_that_evict_each_others_adapters_get_their_own_rows(tiny, stocked):
     library, ids, want, size = stocked
     model = make(tiny, library, 2, size)

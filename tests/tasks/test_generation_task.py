@@ -121,6 +121,7 @@ def test_what_is_trained_loads_in_plain_peft(kind, load, tiny, tmp_path):
         assert {site.split(".")[0] for site in adapter.factors} >= {"encoder", "decoder"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "mt5"])
 def test_training_lowers_bits_and_what_is_saved_writes_the_same(kind, load):
     model, task = load(kind), Generation(prompt="the {text}")

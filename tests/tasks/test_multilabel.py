@@ -94,6 +94,7 @@ def test_metrics_by_hand():
 # ── learnt, saved, loaded ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_what_is_learnt_is_kept_in_files(tiny, load, kind, tmp_path):
     model, task = load(kind), Classification(LABELS, multi_label=True)

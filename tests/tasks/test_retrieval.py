@@ -181,6 +181,7 @@ def test_the_loss_of_a_batch_is_that_of_its_outputs(load, kind):
 # ── training ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "qwen3", "mt5"])
 def test_training_lowers_the_loss_and_raises_recall(load, kind):
     model, task = load(kind), Retrieval(pooling="mean")

@@ -249,6 +249,7 @@ def test_a_decoder_that_goes_on_gives_its_first_line():
     assert finish("a\nb", ROWS[0], SimpleNamespace(kind="encoder-decoder")) == "a\nb"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("nllb", marks=pytest.mark.slow), "qwen3"])
 def test_training_brings_translations_that_survive_saving(kind, load):
     model, task = load(kind), Translation(languages=("en", "de"))

@@ -153,6 +153,7 @@ def test_planted_weights_of_layers_are_found(model):
     assert each.after["rows"]["loss"] < 0.02 * one.after["rows"]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"per": "layer"}, {"method": "lorahub", "l1": 0.0, "steps": 20}],
@@ -185,6 +186,7 @@ def test_the_seed_decides(model):
     assert fit(model, "one + two", seed=2, **options).weights != first.weights
 
 
+@pytest.mark.slow
 def test_l1_makes_weights_small(model):
     free, bound = (fit(model, "one + two", steps=40, l1=l1) for l1 in (0.0, 3.0))
     size = lambda found: sum(map(abs, found.weights.values()))
