@@ -63,9 +63,11 @@ class LibraryFolder:
             folder = os.stat(self._path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        if not os.access(self._changes, os.F_OK):  # in less time than an error takes
+            return folder.st_mtime_ns, folder.st_nlink
         try:
             changes = os.stat(self._changes)
-        except FileNotFoundError:  # nothing was ever changed here but by hand
+        except FileNotFoundError:  # gone just now
             return folder.st_mtime_ns, folder.st_nlink
         return folder.st_mtime_ns, folder.st_nlink, changes.st_ino, changes.st_size
 
