@@ -17,6 +17,7 @@ from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, Record, Task, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.matching import DECLARATION, MatchingOptions
+from adapters_hub.tasks.pooling import reader, reader_sites
 from adapters_hub.text.tokenising import encode_texts
 
 
@@ -71,17 +72,14 @@ class Matching(Task, MatchingOptions):
         return "FEATURE_EXTRACTION"
 
     def body_sites_of(self, backbone: Backbone) -> list[str]:
-        sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
-        if backbone.kind == "encoder-decoder":
-            sites = [site for site in sites if site.startswith("encoder.")]
-        return sites
+        return reader_sites(backbone)
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         """``target`` has the tokens of the translation."""
         texts = [text for row in rows for text in (row.text, _translation(row))]
         ids = encode_texts(texts, backbone, self.max_length)
         pairs = zip(ids[::2], ids[1::2], strict=True)
-        return [Example(own, row, target) for row, (own, target) in zip(rows, pairs, strict=True)]
+        return [Example(text, row, target) for row, (text, target) in zip(rows, pairs, strict=True)]
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
@@ -105,8 +103,8 @@ class Matching(Task, MatchingOptions):
         """What is matched of each text (rows, 2 · depths, width), float32."""
         names = ("input_ids", "attention_mask")
         inputs = {name: batch[prefix + name] for name in names}
-        body = backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else backbone.base
-        layers = body(**inputs, **backbone.call_options, output_hidden_states=True).hidden_states
+        outputs = reader(backbone)(**inputs, **backbone.call_options, output_hidden_states=True)
+        layers = outputs.hidden_states
         top = len(layers) - 1
         depths = min(self.depths, top)
         chosen = [layers[round(top * (number + 1) / depths)] for number in range(depths)]

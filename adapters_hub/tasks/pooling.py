@@ -6,7 +6,7 @@ Knows hidden states and how adapters say they pool; does not know training, pair
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
@@ -35,10 +35,24 @@ def default_pooling(backbone: Backbone) -> str:
     return "last" if backbone.kind == "decoder" else "mean"
 
 
+def reader(backbone: Backbone) -> nn.Module:
+    """The part that reads texts: an encoder-decoder's encoder, else all below the head."""
+    body: nn.Module = backbone.base
+    return backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else body
+
+
+def reader_sites(backbone: Backbone) -> list[str]:
+    """The sites of the `reader`, without those of a pooler."""
+    sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
+    if backbone.kind == "encoder-decoder":
+        sites = [site for site in sites if site.startswith("encoder.")]
+    return sites
+
+
 def hidden_states(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
-    """The last hidden states (rows, tokens, width); an encoder-decoder's are its encoder's."""
-    body = backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else backbone.base
-    return body(**inputs, **backbone.call_options).last_hidden_state
+    """The last hidden states of the `reader` (rows, tokens, width)."""
+    states: Tensor = reader(backbone)(**inputs, **backbone.call_options).last_hidden_state
+    return states
 
 
 def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:

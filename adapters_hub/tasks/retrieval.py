@@ -26,7 +26,12 @@ from adapters_hub.tasks.declarations.retrieval import (
     RetrievalOptions,
     checked_pooling,
 )
-from adapters_hub.tasks.pooling import default_pooling, embedding_of, unit_vectors
+from adapters_hub.tasks.pooling import (
+    default_pooling,
+    embedding_of,
+    reader_sites,
+    unit_vectors,
+)
 from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
@@ -80,10 +85,7 @@ class Retrieval(Task, RetrievalOptions):
         return "FEATURE_EXTRACTION"
 
     def body_sites_of(self, backbone: Backbone) -> list[str]:
-        sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
-        if backbone.kind == "encoder-decoder":
-            sites = [site for site in sites if site.startswith("encoder.")]
-        return sites
+        return reader_sites(backbone)
 
     def metric_name(self, backbone: Backbone) -> str:
         return "nDCG@10"
