@@ -60,12 +60,12 @@ def write_card(info: AdapterInfo) -> str:
 
 
 _COMPANY = {  # what a language adapter is good for beside others, by what it was trained for
-    "retrieval": "Trained to find a text's pair (contrastive). It moves the space in which domain "
-    "adapters live, so it is a base for retrieval, and not one to add to adapters of other tasks: "
-    "for these train one with `--objective match`.",
+    "retrieval": "Trained to find a text's pair (contrastive), for retrieval. That moves the space "
+    "in which domain adapters live: added to adapters of other tasks it may help or hurt, so "
+    "measure it there (`evaluate_matrix.py`), or train one with `--objective match`.",
     "matching": "Trained so that a text's states are those of its translation in the frozen "
-    "backbone (match). The space in which domain adapters live stays, so it is made to be added "
-    "to them.",
+    "backbone (match). The space in which domain adapters live is meant to stay, so it is made to "
+    "be added to them.",
 }
 
 

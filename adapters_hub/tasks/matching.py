@@ -14,15 +14,15 @@ from adapters_hub.data.pairs import checked_pairs
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, Task, pad
+from adapters_hub.tasks.base import Example, Record, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.matching import DECLARATION, MatchingOptions
-from adapters_hub.tasks.pooling import reader, reader_sites
+from adapters_hub.tasks.reader import ReaderTask, reader
 from adapters_hub.text.tokenising import encode_texts
 
 
 @dataclass(frozen=True)
-class Matching(Task, MatchingOptions):
+class Matching(ReaderTask, MatchingOptions):
     """Multilingual distillation (arXiv:2004.09813) of the frozen backbone into a language adapter.
 
     A row is a text and its ``positive``, the translation into a language that the backbone knows.
@@ -65,15 +65,6 @@ class Matching(Task, MatchingOptions):
             paired.append(row)
         return paired
 
-    def prefix(self, backbone: Backbone) -> str:
-        return ""  # saved for the bare model, whose states are matched
-
-    def peft_task_type(self, backbone: Backbone) -> str:
-        return "FEATURE_EXTRACTION"
-
-    def body_sites_of(self, backbone: Backbone) -> list[str]:
-        return reader_sites(backbone)
-
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
         """``target`` has the tokens of the translation."""
         texts = [text for row in rows for text in (row.text, _translation(row))]
@@ -110,10 +101,10 @@ class Matching(Task, MatchingOptions):
         chosen = [layers[round(top * (number + 1) / depths)] for number in range(depths)]
         states = torch.stack(chosen, 1).float()  # (rows, depths, tokens, width)
         mask = inputs["attention_mask"].to(states)
-        mean = torch.einsum("rdtw,rt->rdw", states, mask / mask.sum(1, keepdim=True))
-        last = backbone.kind == "decoder"
-        at = mask.sum(1).long() - 1 if last else torch.zeros(len(mask), dtype=torch.long)
-        read = states[torch.arange(len(mask)), :, at.to("cpu")]
+        weights = mask / mask.sum(1, keepdim=True)
+        mean = (states * weights[:, None, :, None]).sum(2)  # not a product, which autocast rounds
+        rows = torch.arange(len(mask), device=mask.device)
+        read = states[rows, :, mask.sum(1).long() - 1 if backbone.kind == "decoder" else rows * 0]
         return torch.cat((mean, read), 1)
 
     def records(

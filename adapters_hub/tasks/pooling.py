@@ -6,7 +6,7 @@ Knows hidden states and how adapters say they pool; does not know training, pair
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
@@ -14,6 +14,7 @@ from adapters_hub.errors import BackboneError, HeadError
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.declarations.retrieval import checked_pooling
+from adapters_hub.tasks.reader import reader
 
 _WORTH = 0.05  # the share of a batch's tokens that another forward must save
 
@@ -33,20 +34,6 @@ def default_pooling(backbone: Backbone) -> str:
     if said.pooling:
         return said.pooling
     return "last" if backbone.kind == "decoder" else "mean"
-
-
-def reader(backbone: Backbone) -> nn.Module:
-    """The part that reads texts: an encoder-decoder's encoder, else all below the head."""
-    body: nn.Module = backbone.base
-    return backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else body
-
-
-def reader_sites(backbone: Backbone) -> list[str]:
-    """The sites of the `reader`, without those of a pooler."""
-    sites = [site for site in backbone.lm_sites if not site.startswith("pooler.")]
-    if backbone.kind == "encoder-decoder":
-        sites = [site for site in sites if site.startswith("encoder.")]
-    return sites
 
 
 def hidden_states(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:

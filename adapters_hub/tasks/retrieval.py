@@ -19,7 +19,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, Task, pad
+from adapters_hub.tasks.base import Example, Record, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.retrieval import (
     DECLARATION,
@@ -29,9 +29,9 @@ from adapters_hub.tasks.declarations.retrieval import (
 from adapters_hub.tasks.pooling import (
     default_pooling,
     embedding_of,
-    reader_sites,
     unit_vectors,
 )
+from adapters_hub.tasks.reader import ReaderTask
 from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Retrieval(Task, RetrievalOptions):
+class Retrieval(ReaderTask, RetrievalOptions):
     """InfoNCE (arXiv:1807.03748) over the documents of a batch, as in DPR (arXiv:2004.04906).
 
     A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
@@ -77,15 +77,6 @@ class Retrieval(Task, RetrievalOptions):
             query_prompt=prompts.get("query", ""),
             document_prompt=prompts.get("document", ""),
         )
-
-    def prefix(self, backbone: Backbone) -> str:
-        return ""  # saved for the bare model, which is what others pool
-
-    def peft_task_type(self, backbone: Backbone) -> str:
-        return "FEATURE_EXTRACTION"
-
-    def body_sites_of(self, backbone: Backbone) -> list[str]:
-        return reader_sites(backbone)
 
     def metric_name(self, backbone: Backbone) -> str:
         return "nDCG@10"

@@ -4,7 +4,7 @@ Knows the names of objectives from what tasks declare, rows, and the outline of 
 no weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from adapters_hub.backbone.loading import outline
 from adapters_hub.data.rows import Row
@@ -60,11 +60,14 @@ def _allowed(
     splits: Mapping[str, Sequence[Row]], kind: str, predicts: str | None
 ) -> tuple[str, str]:
     """The objective of a run that names none, and the reason in words."""
-    paired = _are_pairs(splits)
-    if paired and kind != "decoder":
-        return "match", "rows are pairs: keeps the space in which domain adapters live"
+    rows = [row for split in splits.values() for row in split]
+    if kind != "decoder" and any(row.fields.get("positive") for row in rows):
+        return "match", "rows have a positive: keeps the space in which domain adapters live"
     if predicts is not None:
-        return predicts, f"the {kind}'s objective" + ("" if paired else "; rows are no pairs")
+        why = "; rows have no positive" if kind == "encoder" else ""
+        return predicts, f"the objective of {kind}s{why}"
+    if kind != "decoder" and _share_ids(rows):
+        return "match", "no head, and languages share ids: taken for translations of each other"
     raise SettingsError(
         "no objective fits: the checkpoint has no language-model head, and the rows are no pairs; "
         "give each a translation into a language that the backbone knows (a field positive, or "
@@ -72,12 +75,13 @@ def _allowed(
     )
 
 
-def _are_pairs(splits: Mapping[str, Sequence[Row]]) -> bool:
-    """Whether rows have a ``positive``, or share their ids with rows in other languages."""
+def _share_ids(rows: Iterable[Row]) -> bool:
+    """Whether rows of different languages have the same id.
+
+    Those of text files are the numbers of their lines, which need not be translations. So it is
+    asked only where nothing else could be learnt.
+    """
     languages: dict[str, str | None] = {}
-    for row in splits.get("train") or [row for rows in splits.values() for row in rows]:
-        if row.fields.get("positive"):
-            return True
-        if row.key and languages.setdefault(row.key, row.language) != row.language:
-            return True
-    return False
+    return any(
+        languages.setdefault(row.key, row.language) != row.language for row in rows if row.key
+    )

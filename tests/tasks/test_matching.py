@@ -130,7 +130,7 @@ def choose(backbone, splits, *flags):
         ("bert", TEXTS, (), "masked", "language-modeling"),
         ("qwen3", TEXTS, (), "causal", "language-modeling"),
         ("qwen3", TRANSLATIONS, (), "causal", "language-modeling"),
-        ("bert", TRANSLATIONS, (), "match", "matching"),
+        ("bert", TRANSLATIONS, (), "masked", "language-modeling"),  # ids may be lines of a file
         ("bert", EXPLICIT, (), "match", "matching"),
         ("bert", EXPLICIT, ("--objective", "masked"), "masked", "language-modeling"),
         ("bert", EXPLICIT, ("--objective", "contrastive"), "contrastive", "retrieval"),
@@ -144,8 +144,9 @@ def test_the_objective_is_what_data_and_backbone_allow(kind, splits, flags, obje
 
 
 def test_why_an_objective_was_chosen_is_said(tiny, bare_encoder):
-    assert "pairs" in choose(tiny("bert"), TRANSLATIONS)[2]
+    assert "positive" in choose(tiny("bert"), EXPLICIT)[2]
     assert choose(bare_encoder, EXPLICIT)[0] == "match"
+    assert "share ids" in choose(bare_encoder, TRANSLATIONS)[2]
     assert choose(tiny("bert"), TEXTS, "--objective", "masked")[2] == "command line"
 
 
@@ -172,7 +173,7 @@ def test_the_language_recipe_matches_pairs(bare_encoder, tmp_path, monkeypatch, 
         monkeypatch=monkeypatch, cwd=tmp_path,
     )  # fmt: skip
     out = capsys.readouterr().out
-    assert "keeps the space in which domain adapters live" in out
+    assert "taken for translations of each other" in out
     assert "mismatch" in out
     info = ah.Library(tmp_path / "library").get("da")
     assert (info.language, info.task, info.pooling) == ("da", "matching", None)
