@@ -281,7 +281,6 @@ class Library:
             }
             if info.backbone is not None:
                 config["base_model_name_or_path"] = info.backbone
-            made = replace(info, rank=files.info.rank)
             tensorfile.copy(
                 files.weights,
                 files.header,
@@ -289,7 +288,7 @@ class Library:
                 lambda content: metadata(replace(info, hash=content), config),
             )
             _write(stage / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
-            _write(stage / CARD_FILE, card.write_card(made))
+            _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
             self.folder.publish(stage, info.name, replace_existing)
         return self.get(info.name)
 
@@ -339,14 +338,14 @@ class Library:
         if not self._default:
             raise LibraryError(_BUNDLED.format(self.root))
         home = Path("adapters")
-        try:
-            with new_folder(home) as stage:
-                shutil.copytree(
-                    self.root, stage, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True
-                )
-        except OSError as error:
-            raise LibraryError(f"cannot make {home}: {error.strerror or error}") from error
-        log.warning("made %s with a copy of the adapters that ship", home.absolute())
+        if not home.exists():  # else it was made since this object was, and is somebody's library
+            hidden = shutil.ignore_patterns(".*")
+            try:
+                with new_folder(home) as stage:
+                    shutil.copytree(self.root, stage, ignore=hidden, dirs_exist_ok=True)
+            except OSError as error:
+                raise LibraryError(f"cannot make {home}: {error.strerror or error}") from error
+            log.warning("made %s with a copy of the adapters that ship", home.absolute())
         self._open(home)
 
 

@@ -56,6 +56,15 @@ def test_adding_to_the_library_that_ships_makes_one_here(shipped, source, caplog
     assert not (shipped / ".index.json").exists()
 
 
+def test_a_library_that_was_made_here_meanwhile_gets_no_copies(shipped, source):
+    library = Library()
+    Library("adapters").add(source, name="da", domain="mine")
+    before = snapshot("adapters/da")
+    library.add(source, name="sw")
+    assert snapshot("adapters/da") == before
+    assert library.names() == ["da", "sw"]
+
+
 def test_what_cannot_be_added_makes_no_folder(shipped, tmp_path):
     broken = write_peft_folder(tmp_path / "broken", config=lora_config(use_dora=True))
     with pytest.raises(ValueError, match="use_dora"):
