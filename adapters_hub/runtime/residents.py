@@ -59,9 +59,7 @@ class Residents:
         self._names: dict[str, str | None] = {}
         self._languages: dict[str, str | None] = {}  # language → its adapter, likewise
         self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
-        self._seen: tuple[int, ...] | None = (
-            None  # the state of the library's folder that these are for
-        )
+        self._seen: tuple[int, ...] | None = None  # the library's state that these are for
 
     def __getitem__(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""
