@@ -8,9 +8,10 @@ file is a whole adapter. Knows PEFT's file format; does not know libraries or ba
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, cast
 
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 from adapters_hub.library import languages
@@ -109,19 +110,21 @@ class AdapterInfo:
     hash: str | None = None
     path: str | None = None  # the folder; not stored
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain JSON values, without the path."""
         data = asdict(self)
         del data["path"]
         return data
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "AdapterInfo":
+    def from_json(cls, data: Mapping[str, object]) -> "AdapterInfo":
         """The reverse of `to_json`; fields this version does not know are left out.
 
         Raises `TypeError` for a value that is not of its field's type.
         """
-        values = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
+        values: dict[str, Any] = {
+            key: value for key, value in data.items() if key in cls.__dataclass_fields__
+        }
         if values.get("labels") is not None:
             values["labels"] = tuple(values["labels"])
         values["over"] = tuple(values.get("over") or ())
@@ -139,11 +142,26 @@ class AdapterInfo:
         return cls(**values)
 
 
+class AdapterConfig(TypedDict, total=False):
+    """What is read here of PEFT's ``adapter_config.json``, which holds more."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool
+    target_modules: object
+    modules_to_save: list[str] | None
+    task_type: str | None
+    base_model_name_or_path: str | None
+    revision: str | None
+
+
 @dataclass(frozen=True)
 class LoraSpec:
     """The part of a PEFT configuration that says what the factors mean."""
 
-    config: dict[str, Any]
+    config: AdapterConfig
 
     def scaling(self, module: str, rank: int) -> float:
         """α/r, or α/√r with rsLoRA (arXiv:2312.03732), for a module's path in the model."""
@@ -169,6 +187,14 @@ class AdapterFiles:
     """Path → key of the weights of the backbone that PEFT saves beside an adapted output layer."""
 
 
+class SplitKeys(NamedTuple):
+    """A file's keys, sorted into the three of `AdapterFiles`; not to be changed."""
+
+    modules: dict[str, tuple[str, str]]
+    head: dict[str, str]
+    copies: dict[str, str]
+
+
 def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     """Read a PEFT folder or a lone ``.safetensors`` file of ours and check all but the numbers.
 
@@ -179,13 +205,13 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     weights = _weights_file(path)
     header = tensorfile.read_header(weights)
     ours = _metadata(header, weights)
-    config = ours.get("lora") if path.is_file() else _config(path / CONFIG_FILE)
-    if not isinstance(config, dict):
+    stored = ours.get("lora") if path.is_file() else _config(path / CONFIG_FILE)
+    if not isinstance(stored, dict):
         raise AdapterFileError(
             f"{path}: a lone file needs the metadata this library writes into its header, and it "
             f"has none; give the PEFT folder with its {CONFIG_FILE} instead"
         )
-    check_plain(config, path)
+    config = check_plain(stored, path)
     modules, head, copies = split_keys(header, config, path)
     ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
     spec = LoraSpec(config)
@@ -219,18 +245,19 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     return AdapterFiles(info, spec, header, weights, modules, head, copies)
 
 
-def check_plain(config: dict[str, Any], where: str | Path) -> None:
-    """Raise `UnsupportedAdapterError` unless the configuration is that of a plain LoRA."""
+def check_plain(config: Mapping[str, object], where: str | Path) -> AdapterConfig:
+    """The configuration, if it is that of a plain LoRA; else `UnsupportedAdapterError`."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapterError(f"{where}: peft_type is {kind!r}; only LORA can be composed")
     for key, kinds in _CONFIG_TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
-    if not all(isinstance(name, str) for name in config.get("modules_to_save") or ()):
-        raise AdapterFileError(f"{where}: modules_to_save={config['modules_to_save']!r}: no names")
+    saved = config.get("modules_to_save")
+    if isinstance(saved, list | tuple) and not all(isinstance(name, str) for name in saved):
+        raise AdapterFileError(f"{where}: modules_to_save={saved!r}: no names")
     for key in ("base_model_name_or_path", "revision"):
-        if not (config.get(key) or "").isprintable():
+        if not str(config.get(key) or "").isprintable():
             raise AdapterFileError(f"{where}: {key} holds what cannot be printed")
     for key, reason in _REFUSED.items():
         if config.get(key):
@@ -246,26 +273,24 @@ def check_plain(config: dict[str, Any], where: str | Path) -> None:
             "start, so the file alone is not the delta; save it with PEFT's "
             "path_initial_model_for_weight_conversion, which stores the plain delta"
         )
+    return cast(AdapterConfig, config)
 
 
-def split_keys(
-    header: tensorfile.Header, config: dict[str, Any], where: str | Path
-) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str]]:
+def split_keys(header: tensorfile.Header, config: AdapterConfig, where: str | Path) -> SplitKeys:
     """Sort a file's tensors into LoRA pairs by module, head parameters, and copies of weights of
-    the backbone, by path; not to be changed.
+    the backbone, by path.
     """
     saved = tuple(config.get("modules_to_save") or ())
+    keys = header.layout.known.get(saved)
     try:
-        if saved not in header.layout.known:
-            header.layout.known[saved] = _split_keys(header.layout, saved)
-        return header.layout.known[saved]
+        if not isinstance(keys, SplitKeys):
+            keys = header.layout.known[saved] = _split_keys(header.layout, saved)
+        return keys
     except (AdapterFileError, UnsupportedAdapterError) as error:
         raise type(error)(f"{where}: {error}") from None
 
 
-def _split_keys(
-    layout: tensorfile.Layout, saved: tuple[str, ...]
-) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str]]:
+def _split_keys(layout: tensorfile.Layout, saved: tuple[str, ...]) -> SplitKeys:
     pairs: dict[str, dict[str, str]] = {}
     head: dict[str, str] = {}
     copies: dict[str, str] = {}
@@ -311,7 +336,7 @@ def _split_keys(
         modules[module] = (pair["A"], pair["B"])
     if not modules and not head:
         raise AdapterFileError("no LoRA factors in the file")
-    return modules, head, copies
+    return SplitKeys(modules, head, copies)
 
 
 def _wrapped(key: str) -> str:
@@ -358,7 +383,7 @@ def _weights_file(path: Path) -> Path:
     raise AdapterFileError(f"{path}: no {WEIGHTS_FILE} (there: {', '.join(present) or 'nothing'})")
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, object]:
     try:
         config = _json(tensorfile.read_small(path, _MAX_CONFIG_BYTES).decode())
     except FileNotFoundError:
@@ -374,7 +399,7 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, Any]:
+def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, object]:
     raw = header.metadata.get(METADATA_KEY)
     if raw is None:
         return {}
@@ -398,7 +423,7 @@ def _json(text: str) -> Any:
     return data
 
 
-def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
+def metadata(info: AdapterInfo, config: Mapping[str, object]) -> dict[str, str]:
     """The header's metadata for an adapter: what `read_adapter` reads back."""
     ours = {"version": FORMAT_VERSION, **info.to_json(), "lora": plain_config(config)}
     del ours["bytes"]  # of the file that this becomes a part of
@@ -408,7 +433,7 @@ def metadata(info: AdapterInfo, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def plain_config(config: dict[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, object]) -> dict[str, object]:
     """What of a PEFT configuration is stored: what says how a plain LoRA is to be read.
 
     The rest says how it was trained, or, as ``megatron_core`` and ``auto_mapping`` do, names a
@@ -418,7 +443,7 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _STORED if key in config}
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
     """The keys whose values differ, in the order of patterns too."""
     pairs = {key: (one.get(key), other.get(key)) for key in sorted(one.keys() | other)}
     return [

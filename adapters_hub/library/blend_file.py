@@ -22,7 +22,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, BlendFileError
 from adapters_hub.library import safetensors_file as tensorfile
@@ -136,7 +136,7 @@ class BlendFile:
             raise BlendFileError(f"{path}: cannot be written ({error.strerror or error})") from None
         return path
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The file's content as plain JSON values."""
         data = asdict(self)
         del data["name"]
@@ -193,7 +193,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _fields(data: Any) -> dict[str, Any]:
+def _fields(data: object) -> dict[str, Any]:
     """The dataclass's fields out of a file's JSON; unknown ones are left out."""
     if not isinstance(data, dict):
         raise BlendFileError("one JSON object is expected")
@@ -221,7 +221,7 @@ def _fields(data: Any) -> dict[str, Any]:
     return fields | {"terms": tuple(terms)}
 
 
-def _term(number: int, term: Any, layers: tuple[str, ...]) -> BlendTerm:
+def _term(number: int, term: object, layers: tuple[str, ...]) -> BlendTerm:
     """A checked term; lists of weights become tuples."""
     where = f"terms[{number}]"
     if not isinstance(term, BlendTerm):
@@ -243,7 +243,7 @@ def _term(number: int, term: Any, layers: tuple[str, ...]) -> BlendTerm:
     return BlendTerm(term.name, term.hash, tuple(weights))
 
 
-def _number(field: str, value: Any, limit: float) -> float:
+def _number(field: str, value: object, limit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BlendFileError(f"field {field!r}: {_shown(value)} is no number")
     try:
@@ -256,17 +256,17 @@ def _number(field: str, value: Any, limit: float) -> float:
     return number
 
 
-def _check_text(field: str, value: Any) -> None:
+def _check_text(field: str, value: object) -> None:
     if not isinstance(value, str) or not value or len(value) > _MAX_TEXT or not value.isprintable():
         raise BlendFileError(f"field {field!r}: {_shown(value)} is no short printable text")
 
 
-def _check_list(field: str, value: Any, limit: int) -> None:
+def _check_list(field: str, value: object, limit: int) -> None:
     if not isinstance(value, list | tuple) or len(value) > limit:
         raise BlendFileError(f"field {field!r}: {_shown(value)} is no list of at most {limit}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """What was there, short and shallow: it may be hostile."""
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
@@ -282,8 +282,8 @@ def _stem(path: Path) -> str:
     return "-".join(re.findall(r"\w+", stem))[:64].rstrip("-") or "blend"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table: dict[str, object] = {}
     for field, value in pairs:
         if field in table:
             raise ValueError(f"the field {_shown(field)} occurs twice")
@@ -291,5 +291,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _no_constant(text: str) -> Any:
+def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")

@@ -11,7 +11,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from adapters_hub.errors import BackboneError
 from adapters_hub.library import safetensors_file as tensorfile
@@ -159,7 +158,7 @@ def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     return current
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -243,17 +242,16 @@ class Library:
         info = files.info
         if METADATA_KEY not in files.header.metadata and Path(source).is_dir():
             info = with_card(info, Path(source))
-        given: dict[str, Any] = {
-            "language": languages.canonical(language) if language is not None else None,
-            "domain": domain,
-            "task": task,
-            "labels": (labels,) if isinstance(labels, str) else tuple(labels or ()) or None,
-            "problem_type": problem_type,
-            "backbone": backbone,
-            "license": license,
-        }
-        info = replace(info, **{key: value for key, value in given.items() if value is not None})
-        info = replace(info, domain=info.domain or None)
+        info = replace(
+            info,
+            language=info.language if language is None else languages.canonical(language),
+            domain=(info.domain if domain is None else domain) or None,
+            task=info.task if task is None else task,
+            labels=(labels,) if isinstance(labels, str) else tuple(labels or ()) or info.labels,
+            problem_type=info.problem_type if problem_type is None else problem_type,
+            backbone=info.backbone if backbone is None else backbone,
+            license=info.license if license is None else license,
+        )
         if info.domain is not None:
             check_name(info.domain)
         fingerprint = local_fingerprint(info.backbone)

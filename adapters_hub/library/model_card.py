@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.library.adapter_file import AdapterInfo
@@ -18,7 +17,7 @@ def write_card(info: AdapterInfo) -> str:
     import yaml
 
     tags = ["lora", "adapters_hub", *([f"domain:{info.domain}"] if info.domain else [])]
-    front: dict[str, Any] = {
+    front: dict[str, object] = {
         "library_name": "peft",
         "base_model": info.backbone,
         "language": info.language,
@@ -69,7 +68,7 @@ _COMPANY = {  # what a language adapter is good for beside others, by what it wa
 }
 
 
-def read_front_matter(path: Path) -> Mapping[str, Any]:
+def read_front_matter(path: Path) -> Mapping[str, object]:
     """The YAML front matter of a card, texts, lists and mappings; empty if there is none."""
     import yaml
 

@@ -5,14 +5,29 @@ ever, so here a match is a set of places that moves along the name: no step is m
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 from adapters_hub.errors import UnsupportedAdapterError
 
 _NAME = re.compile(r"[\w.\-/]*")  # no more than a module's name
 _CHARACTER = re.compile(r"\\[dDwWsS]|\\[^a-zA-Z0-9]|\[\^?(?:\\.|[^\]\[\\])+\]|[^\\\[\](){}|*+?^$]")
 _TIMES = re.compile(r"([*+?])\??|\{(\d)(,?)(\d?)\}\??")
+
+
+class _Step(NamedTuple):
+    """What stands at one place of a pattern, and how often (``most`` None: without end).
+
+    It is a test of a character, ``^`` or ``$``, or the alternatives of a bracket.
+    """
+
+    what: "Callable[[str], object] | str | _Alternatives"
+    least: int
+    most: int | None
+
+
+_Alternatives = list[list[_Step]]
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -38,8 +53,8 @@ def is_name(pattern: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _parse(pattern: str) -> list[Any] | None:
-    """A pattern's alternatives, each a list of (what, at least, at most); None for a mere name."""
+def _parse(pattern: str) -> _Alternatives | None:
+    """A pattern's alternatives; None for a mere name."""
     if _NAME.fullmatch(pattern):
         return None
     try:
@@ -54,26 +69,26 @@ def _parse(pattern: str) -> list[Any] | None:
     )
 
 
-def _parse_from(pattern: str, at: int) -> tuple[list[Any], int]:
+def _parse_from(pattern: str, at: int) -> tuple[_Alternatives, int]:
     """The alternatives up to a closing bracket or the end, and where that is."""
-    alternatives: list[Any] = [[]]
-    while at < len(pattern) and pattern[at] != ")":
-        what: Any = pattern[at]
-        if what == "|":
+    alternatives: _Alternatives = [[]]
+    while at < len(pattern) and (sign := pattern[at]) != ")":
+        what: Callable[[str], object] | str | _Alternatives = sign
+        if sign == "|":
             alternatives.append([])
             at += 1
             continue
-        if what == "(":
+        if sign == "(":
             what, at = _parse_from(pattern, at + (3 if pattern.startswith("(?:", at) else 1))
             if at == len(pattern):
                 raise re.error("a bracket is left open")
             at += 1
-        elif what in "^$":
+        elif sign in "^$":
             at += 1
         elif match := _CHARACTER.match(pattern, at):
             what, at = re.compile(match[0]).fullmatch, match.end()
         else:
-            raise re.error(f"{what} is not known")
+            raise re.error(f"{sign} is not known")
         least: int = 1
         most: int | None = 1
         if times := _TIMES.match(pattern, at):
@@ -81,7 +96,7 @@ def _parse_from(pattern: str, at: int) -> tuple[list[Any], int]:
                 raise re.error("only a character may be repeated")
             least, most = _least_and_most(*times.groups())
             at = times.end()
-        alternatives[-1].append((what, least, most))
+        alternatives[-1].append(_Step(what, least, most))
     return alternatives, at
 
 
@@ -91,7 +106,7 @@ def _least_and_most(sign: str, least: str, comma: str, most: str) -> tuple[int, 
     return int(least), int(most) if most else None if comma else int(least)
 
 
-def _ends(alternatives: list[Any], text: str, begins: set[int]) -> set[int]:
+def _ends(alternatives: _Alternatives, text: str, begins: set[int]) -> set[int]:
     """Where a match of one of the alternatives may end that begins at one of these places."""
     ends: set[int] = set()
     for steps in alternatives:

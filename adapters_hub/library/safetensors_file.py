@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -54,7 +54,7 @@ class Layout:
 
     tensors: dict[str, TensorEntry]
     size: int
-    known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    known: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @cached_property
     def items(self) -> int:
@@ -235,7 +235,7 @@ def _finite(dtype: str, chunk: bytes) -> bool:
 
 def _head(header: Header, metadata: dict[str, str]) -> bytes:
     """A file's first bytes: the length of the header's JSON, and the JSON, padded."""
-    table: dict[str, Any] = {"__metadata__": metadata}
+    table: dict[str, object] = {"__metadata__": metadata}
     for name, entry in header.tensors.items():
         table[name] = {
             "dtype": entry.dtype,
@@ -323,7 +323,7 @@ def _entry(name: str, value: dict[str, Any]) -> TensorEntry:
     return TensorEntry(value["dtype"], shape, begin, end)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
         raise ValueError("a name occurs twice")

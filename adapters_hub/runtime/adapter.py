@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from adapters_hub.errors import (
 )
 from adapters_hub.library import adapter_file
 from adapters_hub.library import safetensors_file as tensorfile
-from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
+from adapters_hub.library.adapter_file import AdapterConfig, AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
@@ -55,7 +55,7 @@ class Adapter:
     factors: SiteFactors
     scaling: dict[str, float]
     head: dict[str, Tensor] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
     prefix: str = ""
     outer: frozenset[str] = frozenset()
 
@@ -152,7 +152,7 @@ class Adapter:
         """
         generator = torch.Generator().manual_seed(seed)
         factors, scaling = {}, {}
-        config: dict[str, Any] = {
+        config: AdapterConfig = {
             "peft_type": "LORA",
             "r": 1,
             "lora_alpha": 1,
@@ -164,8 +164,7 @@ class Adapter:
                     f"init_lora_weights={lora.init_lora_weights!r} is not supported here; "
                     f"choose one of {', '.join(map(repr, _STARTS))}"
                 )
-            config = _plain(lora.to_dict())
-            adapter_file.check_plain(config, "the LoRA configuration")
+            config = adapter_file.check_plain(_plain(lora.to_dict()), "the LoRA configuration")
             for site in target_sites(backbone, lora, prefix, sites):
                 fan_in, fan_out = site_shape(backbone.sites[site])
                 rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
@@ -224,7 +223,7 @@ class Adapter:
             raise LibraryError(f"cannot write {folder}: {error}") from error
         return folder
 
-    def peft_config(self) -> dict[str, Any]:
+    def peft_config(self) -> dict[str, object]:
         """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks."""
         ranks = {site: a.shape[0] for site, (a, _) in self.factors.items()}
         rank = max(ranks.values(), default=1)
@@ -436,7 +435,7 @@ def _pattern(patterns: Mapping[str, int] | None, module: str, default: int) -> i
     return next(matches, default)
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
     """A LoRA configuration as JSON, without what PEFT fills in for nothing."""
     kept = {k: v for k, v in config.items() if v not in (None, {}, [], False) or k == "r"}
     text = json.dumps(kept, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
