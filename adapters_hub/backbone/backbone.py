@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,9 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from adapters_hub.backbone.quantised import WHOLE, wide_dtype
+from adapters_hub.backbone.quantised import compute_dtype
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
+from adapters_hub.library.safetensors_file import Layout
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -53,7 +54,9 @@ class Backbone:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     # what the runtime remembers of how files of one layout lie on this backbone
-    site_maps: WeakKeyDictionary[Any, Any] = field(default_factory=WeakKeyDictionary, repr=False)
+    site_maps: WeakKeyDictionary[Layout, object] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
     _shells: dict[tuple[str, tuple[tuple[str, object], ...]], TaskShell] = field(
         default_factory=dict, repr=False
     )
@@ -71,7 +74,7 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of what flows between the layers."""
-        return wide_dtype(self.device) if self.bits < 16 else WHOLE[self.bits]
+        return compute_dtype(self.bits, self.device)
 
     @property
     def prefix(self) -> str:
@@ -96,7 +99,7 @@ class Backbone:
         return sites
 
     @property
-    def call_options(self) -> dict[str, Any]:
+    def call_options(self) -> dict[str, bool]:
         """What a forward without generation asks for: no key-value cache."""
         return {"use_cache": False} if self.kind == "decoder" else {}
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from adapters_hub.backbone.backbone import Backbone, Kind, embedding_rows, find_sites
 from adapters_hub.backbone.quantised import (
     BITS,
+    compute_dtype,
     keep_4bit_differentiable,
     loading_options,
     narrow_embeddings,
@@ -70,7 +71,6 @@ def read_backbone(
     auto, kind = _class_for(config)
     has_lm_head = auto is not transformers.AutoModel
     options = loading_options(bits, device, quantised=stored is not None)
-    dtype = options["dtype"]
     if kind == "encoder" and not has_lm_head and _lacks_pooler(config, folder):
         # else the pooler would be made up, and at 8 and 4 bits not even be quantised
         options["add_pooling_layer"] = False
@@ -82,7 +82,7 @@ def read_backbone(
     untrained = {key.removeprefix(f"{model.base_model_prefix}.") for key in missing}
     attached: set[str] = set()
     if kind == "encoder":
-        attached, random = _attach_pooler(base, config, folder, device, dtype)
+        attached, random = _attach_pooler(base, config, folder, device, compute_dtype(bits, device))
         untrained |= random
     if lost := sorted(key for key in untrained if not key.startswith("pooler.")):
         raise BackboneError(
@@ -204,7 +204,7 @@ def _class_for(config: PreTrainedConfig) -> tuple[type, Kind]:
 
 
 def _load(
-    name: str, auto: Any, folder: Path, options: Mapping[str, Any]
+    name: str, auto: Any, folder: Path, options: Mapping[str, object]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the tensors that the checkpoint lacks."""
     try:

@@ -6,8 +6,6 @@ vocabulary they are most of what is left: they are stored in 16 bits and used in
 11 bits of each number, where the linear layers beside them keep 8.
 """
 
-from typing import Any
-
 import torch
 import transformers
 from torch import Tensor, nn
@@ -18,8 +16,7 @@ from adapters_hub.errors import BackboneError
 from adapters_hub.extras import require
 
 BITS = (32, 16, 8, 4)
-WHOLE = {32: torch.float32, 16: torch.bfloat16}
-"""The precisions that are not quantised."""
+_WHOLE = {32: torch.float32, 16: torch.bfloat16}  # not quantised
 _CHUNK = 8192  # tokens of the vocabulary that are widened at a time
 
 
@@ -70,8 +67,10 @@ def narrow_embeddings(model: PreTrainedModel) -> None:
         setattr(model.get_submodule(parent), name, made[id(module)])
 
 
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """The precision beside quantised weights."""
+def compute_dtype(bits: int, device: torch.device) -> torch.dtype:
+    """The precision of what flows between the layers, and of weights that are not quantised."""
+    if bits in _WHOLE:
+        return _WHOLE[bits]
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
@@ -85,7 +84,7 @@ def stored_bits(name: str, config: PreTrainedConfig, wanted: int | None) -> int 
     stored = stored or getattr(config, "compression_config", None)
     if not stored:
         return None
-    settings: dict[str, Any] = stored if isinstance(stored, dict) else stored.to_dict()
+    settings: dict[str, object] = stored if isinstance(stored, dict) else stored.to_dict()
     method = settings.get("quant_method")
     method = str(getattr(method, "value", method) or "an unnamed method")
     # Files of the first versions have no method, only what bitsandbytes was asked for.
@@ -104,16 +103,16 @@ def stored_bits(name: str, config: PreTrainedConfig, wanted: int | None) -> int 
     return bits
 
 
-def loading_options(bits: int, device: torch.device, *, quantised: bool) -> dict[str, Any]:
-    """What transformers' ``from_pretrained`` is given for a precision, ``dtype`` always.
+def loading_options(bits: int, device: torch.device, *, quantised: bool) -> dict[str, object]:
+    """What transformers' ``from_pretrained`` is given for a precision.
 
     ``quantised``: the checkpoint is, and so says itself how. Raises `MissingExtraError`.
     """
+    dtype = compute_dtype(bits, device)
     if bits >= 16:
-        return {"dtype": WHOLE[bits]}
+        return {"dtype": dtype}
     require("bitsandbytes", "bits", f"a backbone at {bits} bits")
-    dtype = wide_dtype(device)
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    options: dict[str, object] = {"dtype": dtype, "device_map": {"": device}}
     if quantised:
         return options
     if bits == 8:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters_hub.errors import BackboneError
 
@@ -21,6 +21,8 @@ _MODES = {
 }
 _SHORT = {"cls": "cls", "mean": "mean", "mean_sqrt_len_tokens": "mean", "lasttoken": "last"}
 _FOLLOWED = ("Transformer", "Pooling", "Normalize")
+
+_Container = TypeVar("_Container", dict, list)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _pooling(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return None, f"it pools by {' and '.join(chosen)}, which is none of mean, cls and last"
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read(path: Path, kind: type[_Container]) -> _Container | None:
     """The JSON of a file, which has to be of a kind; None where there is no file."""
     if not path.is_file():
         return None

@@ -150,11 +150,11 @@ class _Body(nn.Module):
         super().__init__()
         self._run = base.__call__  # not a submodule: its parameters are not the head's
         self.activation = _pooler_activation(base)
-        self.output: Any = None  # a ModelOutput of the class that the body returns
+        self.output: ModelOutput | None = None  # of the class that the body returns
         self.rows: torch.Tensor | None = None
         self.pooler: nn.Module | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+    def forward(self, *args: object, **kwargs: object) -> ModelOutput:
         """What the body gives, for ``rows`` of the batch only."""
         if self.output is None:
             self.output = self._run(*args, **kwargs)
@@ -174,10 +174,10 @@ class _Body(nn.Module):
         return (tensor if self.rows is None else tensor[self.rows]).float()
 
 
-def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> Any:
+def _bind(module: nn.Module, parameters: dict[str, torch.Tensor], path: str = "") -> nn.Module:
     """A shallow copy of a module tree that holds the given tensors as its parameters."""
     clone = copy.copy(module)
-    bound: dict[str, Any] = {
+    bound: dict[str, Any] = {  # tensors, where torch's type has parameters
         name: None if old is None else parameters[path + name]
         for name, old in module._parameters.items()
     }

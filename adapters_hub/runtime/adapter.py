@@ -108,7 +108,7 @@ class Adapter:
             _check_head(files, backbone)
         _check_copies(files, backbone, data)
         site_map = backbone.site_maps.get(files.header.layout)
-        if site_map is None:
+        if not isinstance(site_map, _SiteMap):
             site_map = backbone.site_maps[files.header.layout] = _map_sites(files, backbone)
         factors: SiteFactors
         if site_map.dtype is not None:
