@@ -6,7 +6,7 @@ A façade: the runtime does the work of names, blends and forwards, `inference` 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class AdaptedModel(Runtime):
         adapters: Adapters = ACTIVE,
         *,
         languages: Languages = None,
-        **options: Any,
+        **options: object,
     ) -> list[str]:
         """Continue each text (decoder) or answer it (encoder-decoder); transformers' options.
 
@@ -77,7 +77,7 @@ class AdaptedModel(Runtime):
         adapters: Adapters = ACTIVE,
         *,
         languages: Languages = None,
-        **options: Any,
+        **options: object,
     ) -> Iterator[str]:
         """The pieces of what `generate` gives for one text, as they are written.
 
@@ -100,7 +100,7 @@ class AdaptedModel(Runtime):
         batch_size: int = 32,
         *,
         languages: Languages = None,
-        **options: Any,
+        **options: object,
     ) -> list[str]:
         """Each text, in language ``source`` (one, or one a row), in language ``target``.
 

@@ -47,7 +47,7 @@ def generate(
     prompts: Sequence[Prompted],
     adapters: Adapters,
     languages: Languages,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> list[str]:
     """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
     check_writes(model.backbone)
@@ -60,7 +60,7 @@ def stream(
     prompt: Prompted,
     adapters: Adapters,
     languages: Languages,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> Iterator[str]:
     """What `AdaptedModel.stream` returns; what can be checked before is checked at once."""
     check_writes(model.backbone)
@@ -77,27 +77,25 @@ def prompts_of(given: Prompts) -> list[Prompted]:
     A list of messages is one conversation, as in transformers. Raises `SettingsError` for what is
     none of these, such as token ids.
     """
-    if isinstance(given, str):
-        prompts: list[Any] = [given]
-    elif isinstance(given, Mapping):
-        prompts = [[given] if is_message(given) else given]
-    else:
-        rows = rows_of(given, "texts")
-        prompts = [rows] if rows and all(map(is_message, rows)) else rows
-    for number, prompt in enumerate(prompts, 1):
-        place = f"texts, text {number}"
-        if isinstance(prompt, list | tuple) and prompt and all(map(is_message, prompt)):
-            continue
-        if not isinstance(prompt, Mapping) or "input_ids" in prompt:
-            check_text(prompt, place)
-    return prompts
+    rows: list[object] = [given] if isinstance(given, Mapping) else rows_of(given, "texts")
+    if rows and all(map(is_message, rows)):
+        rows = [rows]
+    return [_prompted(row, f"texts, text {number}") for number, row in enumerate(rows, 1)]
+
+
+def _prompted(given: object, place: str) -> Prompted:
+    if isinstance(given, list | tuple) and given and all(map(is_message, given)):
+        return given
+    if isinstance(given, Mapping) and "input_ids" not in given:
+        return given
+    return check_text(given, place)
 
 
 def continuations(
     model: Runtime,
     blends: Sequence[Blend],
     prompts: Sequence[Sequence[int]],
-    options: dict[str, Any],
+    options: dict[str, object],
     starts: Sequence[Sequence[int]] | None = None,
     new_tokens: int = _NEW_TOKENS,
 ) -> list[str]:
@@ -146,15 +144,15 @@ def _check_options(options: Mapping[str, object]) -> None:
 def _inputs(
     model: Runtime,
     prompts: Sequence[Sequence[int]],
-    options: dict[str, Any],
+    options: dict[str, object],
     starts: Sequence[Sequence[int]] | None,
     new_tokens: int,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, object], int]:
     """What transformers' ``generate`` takes, and how many tokens of what it returns were given."""
     _check_options(options)
     backbone = model.backbone
     decoder = backbone.kind == "decoder"
-    inputs: dict[str, Any] = padded(prompts, backbone, left=decoder)
+    inputs = padded(prompts, backbone, left=decoder)
     size, limit = inputs["input_ids"].shape[1], backbone.max_tokens
     options = {name: value for name, value in options.items() if value is not None}
     if starts is not None:
@@ -251,7 +249,7 @@ def _taken(value: object, order: list[int]) -> object:
     return value
 
 
-def _said(model: PreTrainedModel, options: dict[str, Any], *names: str) -> tuple[Any, ...]:
+def _said(model: PreTrainedModel, options: Mapping[str, object], *names: str) -> tuple[Any, ...]:
     """What the options say, else their ``generation_config``, else that of the model."""
     config = options.get("generation_config") or model.generation_config
     given = [options.get(name) for name in names]
@@ -261,7 +259,7 @@ def _said(model: PreTrainedModel, options: dict[str, Any], *names: str) -> tuple
     )
 
 
-def _new_tokens(model: PreTrainedModel, size: int, options: dict[str, Any]) -> int:
+def _new_tokens(model: PreTrainedModel, size: int, options: Mapping[str, object]) -> int:
     new, whole = _said(model, options, "max_new_tokens", "max_length")
     return int(new if new is not None else (whole or size) - size)
 

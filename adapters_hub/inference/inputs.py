@@ -4,7 +4,6 @@ Knows the containers that texts come in; does not know tokenizers, models or tas
 """
 
 from collections.abc import Iterable, Mapping, Set
-from typing import Any
 
 import torch
 
@@ -20,13 +19,11 @@ def texts_of(given: str | Iterable[str], what: str = "texts") -> list[str]:
     ``what`` names the argument in messages. Raises `SettingsError` for anything else, with the
     number of the first element that is no text.
     """
-    texts = rows_of(given, what)
-    for number, text in enumerate(texts, 1):
-        check_text(text, f"{what}, text {number}")
-    return texts
+    rows = rows_of(given, what)
+    return [check_text(row, f"{what}, text {number}") for number, row in enumerate(rows, 1)]
 
 
-def rows_of(given: object, what: str) -> list[Any]:
+def rows_of(given: object, what: str) -> list[object]:
     """The elements, in their order, of what a caller gives; one text is a list of itself.
 
     Raises `SettingsError` for what has no elements, or none in an order.
@@ -40,8 +37,8 @@ def rows_of(given: object, what: str) -> list[Any]:
     return list(given)
 
 
-def check_text(text: object, where: str) -> None:
-    """Raise `SettingsError` for what is no text."""
+def check_text(text: object, where: str) -> str:
+    """The text; raises `SettingsError` for what is none."""
     if not isinstance(text, str):
         raise SettingsError(f"{where}: {described(text)}; {_advice(text)}")
     if not is_text(text):
@@ -49,6 +46,7 @@ def check_text(text: object, where: str) -> None:
             f"{where}: it holds half a surrogate pair (a damaged character), which no tokenizer "
             "reads; decode its bytes anew, or take the character out"
         )
+    return text
 
 
 def each_row(given: str | Iterable[str], rows: int, what: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Texts in one language in, the same in another out."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ def translate(
     adapters: Adapters,
     languages: Languages,
     batch_size: int,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> list[str]:
     """See `AdaptedModel.translate`. Rows may go into different languages in one batch."""
     check_batch_size(batch_size)

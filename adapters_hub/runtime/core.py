@@ -363,7 +363,7 @@ class Runtime:
     # ── use ──────────────────────────────────────────────────────────────────────────────────
 
     def __call__(
-        self, *, adapters: Adapters = ACTIVE, languages: Languages = None, **inputs: Any
+        self, *, adapters: Adapters = ACTIVE, languages: Languages = None, **inputs: object
     ) -> Any:
         """The backbone's forward, with a blend a row: what transformers returns, unchanged.
 
@@ -389,7 +389,7 @@ class Runtime:
 
         self.hooks += enable_checkpointing(self.backbone.model, contexts)
 
-    def compile(self, slots: int = 8, rank: int = 16, **options: Any) -> None:
+    def compile(self, slots: int = 8, rank: int = 16, **options: object) -> None:
         """Compile the backbone's forward with ``torch.compile``, to whose options the rest goes.
 
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
