@@ -77,10 +77,9 @@ def _declare_columns(sub: argparse.ArgumentParser) -> None:
 
 
 def _columns(options: argparse.Namespace) -> dict[str, str]:
-    from adapters_hub.training.conversion import converted
+    from adapters_hub.training.conversion import named_columns
 
-    columns: dict[str, str] = converted("columns", options.columns, dict[str, str], "command line")
-    return columns
+    return named_columns("columns", options.columns, "command line")
 
 
 class _ComposeHelp(argparse.Action):

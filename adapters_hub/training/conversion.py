@@ -7,44 +7,39 @@ import argparse
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from adapters_hub.errors import SettingsError
 
 
-class Arguments(Protocol):
-    """An `argparse` parser, or a group of one."""
-
-    def add_argument(self, *name_or_flags: str, **options: Any) -> argparse.Action:
-        """As of `argparse.ArgumentParser`."""
-
-
-def add_flag(arguments: Arguments, names: list[str], hint: Any, help: str, default: object) -> None:
+def add_flag(
+    group: argparse._ArgumentGroup, names: list[str], hint: object, help: str, default: object
+) -> None:
     """A flag for a setting, called by any of ``names``, of which the first is the setting's."""
     flags = ["--" + name.replace("_", "-") for name in names]
-    options: dict[str, Any] = {"dest": names[0], "default": argparse.SUPPRESS}
-    options["help"] = f"{help} [{shown(default)}]".replace("%", "%%")
+    help = f"{help} [{shown(default)}]".replace("%", "%%")
+    add = partial(group.add_argument, *flags, dest=names[0], default=argparse.SUPPRESS, help=help)
     if hint is bool:
-        arguments.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
-        return
-    if get_origin(hint) in (tuple, dict):
-        options["nargs"] = "*"
+        add(action=argparse.BooleanOptionalAction)
+    elif get_origin(hint) is dict:
+        add(nargs="*", metavar="NAME=COLUMN")
+    elif get_origin(hint) is tuple:
+        add(nargs="*")
     elif allowed := choices(hint):
-        options["choices"] = allowed
+        add(choices=allowed)
     else:
-        options["type"] = plain_type(hint)
-    metavar = "NAME=COLUMN" if get_origin(hint) is dict else None
-    arguments.add_argument(*flags, metavar=metavar, **options)
+        add(type=plain_type(hint))
 
 
 def converted(
     name: str,
-    value: Any,
-    hint: Any,
+    value: object,
+    hint: object,
     where: str,
     is_whole: Callable[[str], bool] = lambda text: False,
-) -> Any:
+) -> object:
     """A value from YAML or flags, as the dataclass wants it; ``where`` is for messages.
 
     Texts of a tuple are split at commas, but for those of which ``is_whole`` is true.
@@ -52,18 +47,11 @@ def converted(
     if value is False and (get_origin(hint) is tuple or choices(hint)):
         value = "no"  # what YAML 1.1 makes of an unquoted no
     if get_origin(hint) is tuple:
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        texts = ["no" if item is False else str(item) for item in items]
+        texts = ["no" if item is False else str(item) for item in _items(value)]
         parts = [[text] if is_whole(text) else text.split(",") for text in texts]
         return tuple(part.strip() for some in parts for part in some if part.strip())
     if get_origin(hint) is dict:
-        if isinstance(value, Mapping):
-            return {str(k): str(v) for k, v in value.items()}
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        pairs = [str(item).partition("=") for item in items]
-        if any(not column for _, _, column in pairs):
-            raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
-        return {key: column for key, _, column in pairs}
+        return named_columns(name, value, where)
     kind = plain_type(hint)
     if value is None and is_optional(hint):
         return None
@@ -75,10 +63,20 @@ def converted(
     )
     if not fits and not choices(hint):
         raise SettingsError(f"{where}: {name}={value!r} should be of type {kind.__name__}")
-    return kind(value) if kind is float else value
+    return float(value) if kind is float and isinstance(value, int) else value
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def named_columns(name: str, value: object, where: str) -> dict[str, str]:
+    """A setting that is a mapping: one of YAML, or ``NAME=COLUMN`` any number of times."""
+    if isinstance(value, Mapping):
+        return {str(k): str(v) for k, v in value.items()}
+    pairs = [str(item).partition("=") for item in _items(value)]
+    if any(not column for _, _, column in pairs):
+        raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
+    return {key: column for key, _, column in pairs}
+
+
+def read_yaml(path: str) -> dict[str, object]:
     """A YAML file's mapping, its keys with underscores; `SettingsError` for any other file."""
     import yaml
 
@@ -98,13 +96,16 @@ def is_optional(hint: object) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
 
-def plain_type(hint: Any) -> type:
+def plain_type(hint: object) -> type:
     """The class of a type's values other than None."""
     hint = _without_none(hint)
-    return str if get_origin(hint) is Literal else hint
+    if get_origin(hint) is Literal:
+        return str
+    assert isinstance(hint, type)
+    return hint
 
 
-def choices(hint: Any) -> tuple[str, ...]:
+def choices(hint: object) -> tuple[str, ...]:
     """The values that a type lists; none where it lists none."""
     hint = _without_none(hint)
     return get_args(hint) if get_origin(hint) is Literal else ()
@@ -119,7 +120,11 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _without_none(hint: Any) -> Any:
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _without_none(hint: object) -> object:
     if not is_optional(hint):
         return hint
     return next(part for part in get_args(hint) if part is not type(None))

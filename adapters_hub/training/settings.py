@@ -66,12 +66,12 @@ def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
     initialise: Callable[..., None] = settings.__init__
 
     @functools.wraps(initialise)
-    def with_every_name(self: _Settings, *values: Any, **named: Any) -> None:
-        named = _by_our_names(named, "settings")
-        options = {name: named.pop(name) for name in [*named] if name in _task_fields()}
+    def with_every_name(self: _Settings, *values: object, **named: object) -> None:
+        ours = _by_our_names(named, "settings")
+        options = {name: ours.pop(name) for name in [*ours] if name in _task_fields()}
         if options:
-            named["options"] = {**named.get("options", {}), **options}
-        initialise(self, *values, **named)
+            ours["options"] = {**ours.get("options", {}), **options}
+        initialise(self, *values, **ours)
 
     settings.__init__ = with_every_name  # type: ignore[assignment]
     return settings
@@ -169,7 +169,7 @@ class TrainingSettings:
     run_folder: str = _setting("runs", "checkpoints and tracker logs go below it", _MACHINE)
     save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
     resume: bool = _setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """What only some tasks have, by name, where it is not the default."""
 
     def __post_init__(self) -> None:
@@ -217,13 +217,13 @@ class TrainingSettings:
         """The options of the run's task."""
         return self._options_of(declaration_of(self.task).options)
 
-    def value(self, name: str) -> Any:
+    def value(self, name: str) -> object:
         """A setting's value, or a task's option's, by name."""
         if name in _task_fields():
             return self.options.get(name, _task_fields()[name].default)
         return getattr(self, name)
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, object]:
         """Every setting, and every option of every task, by name."""
         return {name: self.value(name) for name in _hints(type(self))}
 
@@ -350,7 +350,7 @@ def _check_targets(targets: Sequence[str]) -> None:
 
 def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, Any]:
     """Values by the names that settings have here; `SettingsError` for one that is given twice."""
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for name, value in values.items():
         ours = SYNONYMS.get(name, name)
         if ours in named:
@@ -361,9 +361,9 @@ def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _task_fields() -> dict[str, "Field[Any]"]:
+def _task_fields() -> dict[str, "Field[object]"]:
     """The options that only some tasks have, by name; one of two tasks is the same in both."""
-    options: dict[str, Field[Any]] = {}
+    options: dict[str, Field[object]] = {}
     for declaration in declarations():
         for setting in fields(declaration.options):
             if setting.name != "max_length":
@@ -377,12 +377,12 @@ def _tasks_with(name: str) -> str:
     return ", ".join(have)
 
 
-def _fields(kind: type[TrainingSettings]) -> dict[str, "Field[Any]"]:
+def _fields(kind: type[TrainingSettings]) -> dict[str, "Field[object]"]:
     """A class's settings, then the options of tasks, by name."""
     return {f.name: f for f in fields(kind) if f.name != "options"} | _task_fields()
 
 
-def _hints(kind: type[TrainingSettings]) -> dict[str, Any]:
+def _hints(kind: type[TrainingSettings]) -> dict[str, object]:
     """The type of each setting and of each option, in the order of `_fields`."""
     hints = get_type_hints(kind)
     for declaration in declarations():
@@ -390,6 +390,6 @@ def _hints(kind: type[TrainingSettings]) -> dict[str, Any]:
     return {name: hints[name] for name in _fields(kind)}
 
 
-def _default(setting: "Field[Any]") -> Any:
+def _default(setting: "Field[object]") -> object:
     make = setting.default_factory
     return setting.default if make is MISSING else make()
