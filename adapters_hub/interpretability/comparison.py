@@ -54,7 +54,7 @@ class Comparison:
     total: Measures
     texts: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The report as plain JSON values."""
         return asdict(self)
 
@@ -242,8 +242,7 @@ def interference(
             batch = pad([Example(ids, Row(""))], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
-            options: dict[str, Any] = {**batch, **backbone.call_options}
-            model(adapters=first, **options)
+            model(adapters=first, languages=None, **batch, **backbone.call_options)
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,16 @@ _IRRELEVANT = {
 _REMEMBERED = ("best_score", "best_step", "waited", "stopped")
 
 
+class _State(TypedDict):
+    """What the header's JSON says of a run; ``trainees``: what is remembered of each."""
+
+    step: int
+    trainees: list[dict[str, object]]
+    history: list[dict[str, float]]
+    scaler: dict[str, object] | None
+    run: dict[str, object]
+
+
 @dataclass
 class Trainee:
     """One adapter being trained: its parameters, its optimizer, its best state on dev."""
@@ -56,7 +66,7 @@ class Trainee:
         """A trainee from a trainable adapter."""
         head_rate = settings.head_learning_rate or settings.learning_rate
         factors = [t for site in sorted(adapter.factors) for t in adapter.factors[site]]
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {
                 "params": factors,
                 "weight_decay": settings.weight_decay,
@@ -66,7 +76,7 @@ class Trainee:
         ]
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-        return cls(adapter, optimizer, [group["lr"] for group in groups])
+        return cls(adapter, optimizer, [group["lr"] for group in optimizer.param_groups])
 
     def remember(self, score: float, step: int, higher_is_better: bool) -> None:
         """Keep the parameters if the score is the best so far."""
@@ -110,7 +120,7 @@ class Checkpoint:
                 f"{folder}: cannot be written; say where checkpoints go (--run-folder)"
             )
         chosen = {k: v for k, v in settings.flat().items() if k not in _IRRELEVANT}
-        self.run = json.loads(json.dumps({**chosen, **facts}, default=list))
+        self.run: dict[str, object] = json.loads(json.dumps({**chosen, **facts}, default=list))
 
     def save(
         self,
@@ -132,7 +142,7 @@ class Checkpoint:
             for place, tensor in enumerate(trainee.best):
                 tensors[f"{number}/{place}/best"] = tensor
             facts.append({name: getattr(trainee, name) for name in _REMEMBERED})
-        state = {
+        state: _State = {
             "step": step,
             "trainees": facts,
             "history": history,
@@ -205,7 +215,7 @@ class Checkpoint:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[_State, dict[str, Tensor]]:
     """A checkpoint's facts and tensors."""
     from safetensors.torch import load_file
 

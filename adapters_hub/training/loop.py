@@ -17,11 +17,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -407,20 +407,13 @@ class _Flag:
 def _interruptible() -> Iterator[_Flag]:
     """Turn the first Ctrl-C or SIGTERM into a flag the loop looks at; a second one is immediate."""
     flag = _Flag()
-    old: dict[signal.Signals, Any] = {}
+    with ExitStack() as handlers:  # the old ones, put back by the first signal or at the end
 
-    def note(number: int, frame: object) -> None:
-        flag.is_set = True
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
+        def note(number: int, frame: object) -> None:
+            flag.is_set = True
+            handlers.close()
 
-    try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            old[signum] = signal.signal(signum, note)
-    except ValueError:
-        old.clear()  # not the main thread, which alone receives signals
-    try:
+        with suppress(ValueError):  # not the main thread, which alone receives signals
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                handlers.callback(signal.signal, signum, signal.signal(signum, note))
         yield flag
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)

@@ -6,7 +6,6 @@ Knows settings, data and tasks by their interface; knows neither adapters nor ba
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from adapters_hub.data.pairs import language_tag
 from adapters_hub.data.reading import (
@@ -48,7 +47,7 @@ class RunRows:
     languages: tuple[str, ...]
     trained: Sequence[str] | None
     other_languages: bool
-    say: Callable[..., Any]
+    say: Callable[[str], None]
 
     def read(self) -> Splits:
         """The rows of the data that the settings name; see `of`."""
