@@ -26,7 +26,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.compose.methods import METHODS
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.evaluation.report import FORMAT_VERSION
+from adapters_hub.evaluation.report import FORMAT_VERSION, CellFile
 from adapters_hub.inference.export import composed
 from adapters_hub.inference.records import collect_records
 from adapters_hub.interpretability import compare, predictors_of
@@ -177,7 +176,7 @@ class Matrix:
 
     # ── what is measured ─────────────────────────────────────────────────────────────────────
 
-    def _measure(self, cell: Cell, trained: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def _measure(self, cell: Cell, trained: Sequence[Mapping[str, str]]) -> CellFile:
         """A cell's file: every column on test, the single adapters on dev too."""
         columns = [
             self._columns(cell, names, seed)
@@ -207,7 +206,7 @@ class Matrix:
         sign = 1.0 if self.task.higher_is_better else -1.0
         drawn = self._resampled(tallies)
         best = max(singles, key=lambda name: sign * float(np.mean(on_dev[name])))
-        result: dict[str, Any] = {
+        result: CellFile = {
             "version": FORMAT_VERSION,
             "language": cell.language,
             "domain": cell.domain,
@@ -447,7 +446,7 @@ def _digest(splits: Mapping[str, Sequence[Row]]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _line(result: Mapping[str, Any]) -> str:
+def _line(result: CellFile) -> str:
     return ", ".join(f"{name} {column['mean']:.3f}" for name, column in result["columns"].items())
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT_VERSION = 1
-Cells = list[dict[str, Any]]
+CellFile = dict[str, Any]  # JSON, several levels deep; `read_cells` checks its version
+Cells = list[CellFile]
 _COLOURS = "PuOr_r"  # orange above zero, purple below: told apart by every kind of colour vision
 
 
