@@ -44,8 +44,8 @@ class AdaptedModel(Runtime):
 
     In every method ``adapters`` is one blend for all rows, or a list of one a row; None is the bare
     backbone, and not given it is the active blend (`use`). ``languages``, one for all rows or one a
-    row, adds to each row's blend the adapter of its language, as training with ``--over auto``
-    does; a language without an adapter adds nothing, which is logged once.
+    row, adds to each row's blend the adapter of its language, at the weight that the adapters'
+    cards say (else 1); a language without an adapter adds nothing, which is logged once.
 
     Texts are one text, or a list, tuple, array or Series of them. The result is a list with one
     element a text: of one where one text is given, empty where none is. Raises `SettingsError` for
@@ -327,8 +327,10 @@ def load(
 ) -> AdaptedModel:
     """The backbone that a language's and a domain's adapters name, with both active.
 
-    A language without an adapter falls back to the closest one within a stated distance, with a
-    logged warning. What is no language is a blend: an adapter's name, or ``"de + hotel"``.
+    The language adapter has the weight that the cards say was best for the two, which is logged
+    where it is not 1; 0 where adding it hurts. A language without an adapter falls back to the
+    closest one within a stated distance, with a logged warning. What is no language is a blend,
+    taken as it is written: an adapter's name, or ``"de + hotel"``.
     ``revision`` overrides the one that the adapters pin; other options are `load_backbone`'s.
     Raises `NotFoundError`, `AmbiguousTermError`, or `BackboneMismatchError` if the adapters name
     two backbones, or two revisions of one.
@@ -353,8 +355,7 @@ def load(
                 raise
             names[term] = None
     active = asked.rename(names)
-    if not set(of_domain.terms) <= set(active.terms):  # one adapter may be of both
-        active = active + of_domain
+    together = not set(of_domain.terms) <= set(active.terms)  # one adapter may be of both
     name, pinned = _backbone_of(infos, language or domain or "", revision)
     model = load_backbone(
         name,
@@ -367,6 +368,10 @@ def load(
         memory=memory,
         host_memory=host_memory,
     )
+    if together:
+        if str(asked).startswith("lang:") and len(active.terms) == 1:  # not a blend with weights
+            active = active * model.residents.weight_beside(active.terms[0], of_domain)
+        active = active + of_domain
     model.residents.load(set(active.terms))
     model.active = active
     return model

@@ -77,10 +77,11 @@ def run() -> None:
     experiment.print("the domain adapter:")
     fresh = experiment.new_adapter(name, domain=experiment.domain(name))
     (adapter,), progress = experiment.train([fresh])
+    adapter = model.add(experiment.with_pair_weights(adapter))
     alone = model.resolve(name)
     columns[name] = lambda row: alone
     if over:
-        columns[f"language + {name}"] = lambda row: experiment.language_blend(row) + alone
+        columns[f"language + {name}"] = lambda row: experiment.in_use(row, alone)
 
     saved = experiment.save(adapter)  # before anything else can fail
     if test := experiment.examples["test"]:

@@ -6,9 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters_hub.cli.base import DeclareCommand, load_model
+from adapters_hub.errors import SettingsError
 from adapters_hub.library.library import Library
 
 if TYPE_CHECKING:
+    from adapters_hub.data.rows import Row
+    from adapters_hub.library.blend import Blend
     from adapters_hub.model import AdaptedModel
 
 OPTIONS: dict[str, type] = {  # of methods of composition: what is not given keeps its default
@@ -52,7 +55,15 @@ def declare(command: DeclareCommand) -> None:
 
     sub = command("fit", _fit, "find a blend's weights on a few rows, and write a blend file")
     sub.add_argument("blend", help='such as "de + hotel"; the weights in it are the start')
-    sub.add_argument("-o", "--output", required=True, help="file to write, NAME.blend.json")
+    output = sub.add_mutually_exclusive_group(required=True)
+    output.add_argument("-o", "--output", help="file to write, NAME.blend.json")
+    output.add_argument(
+        "--store",
+        action="store_true",
+        help="find the first adapter's weight beside the second, from 0 to 1, by the least loss on "
+        "all train and dev rows, and write it into the second's files: loading them by language "
+        "and domain uses it",
+    )
     sub.add_argument("--data", required=True, help="file or folder; test rows only measure")
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
     sub.add_argument("--language", nargs="+", help="only rows in these")
@@ -145,7 +156,8 @@ def _fit(options: argparse.Namespace) -> int:
     from adapters_hub.tasks.registry import row_fields
     from adapters_hub.training.blend_weights import fit
 
-    check_target(options.output)  # now, rather than after the work
+    if not options.store:
+        check_target(options.output)  # now, rather than after the work
     read = partial(
         read_data,
         columns=_columns(options),
@@ -161,8 +173,11 @@ def _fit(options: argparse.Namespace) -> int:
     if options.rows is not None and options.rows < len(rows):
         rows = random.Random(options.seed).sample(rows, max(0, options.rows))
     blend = Blend.parse(options.blend)
+    model = load_model(options, *blend.terms[:1])
+    if options.store:
+        return _store(model, blend, [*rows, *splits.get("dev", [])], options)
     fitted = fit(
-        load_model(options, *blend.terms[:1]),
+        model,
         blend,
         rows,
         dev=splits.get("dev", []),
@@ -177,4 +192,22 @@ def _fit(options: argparse.Namespace) -> int:
         for metric, value in scores.items():
             print(f"{split}\t{metric}\t{value:.4f} -> {fitted.after[split][metric]:.4f}")
     print(f"wrote {path}")
+    return 0
+
+
+def _store(
+    model: "AdaptedModel", blend: "Blend", rows: "Sequence[Row]", options: argparse.Namespace
+) -> int:
+    """Measure a language adapter's weight beside another adapter, and keep it with that one."""
+    from adapters_hub.training.blend_weights import task_for
+    from adapters_hub.training.pair_weights import measure_pair
+
+    wanted = model.resolve(blend)
+    if len(wanted.terms) != 2:
+        raise SettingsError(f"--store takes a language and another adapter, not {options.blend!r}")
+    task = task_for(options.task, model, wanted, options.max_length)
+    language, other = wanted.terms
+    measured = measure_pair(model, language, other, task, task.prepare(rows, {}, task))
+    info = model.library.keep_pair_weight(other, language, measured)
+    print(f"{language} beside {other}: {measured}\nwrote {info.path}")
     return 0

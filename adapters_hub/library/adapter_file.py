@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 from adapters_hub.library import languages
 from adapters_hub.library import safetensors_file as tensorfile
+from adapters_hub.library.pair_weight import PairWeight
 from adapters_hub.library.peft_patterns import is_name, matches
 
 CONFIG_FILE = "adapter_config.json"
@@ -99,6 +100,7 @@ class AdapterInfo:
     revision: str | None = None  # of a hub id: the branch, tag or commit it was trained on
     fingerprint: str | None = None
     over: tuple[str, ...] = ()  # frozen adapters it was trained over
+    pair_weights: dict[str, PairWeight] = field(default_factory=dict)  # by language adapter
     license: str | None = None
     description: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -139,6 +141,8 @@ class AdapterInfo:
         for value in values["metrics"].values():
             if not isinstance(value, int | float) or not -_MOST < value < _MOST:
                 raise TypeError("a metric is not a number, or too large for one")
+        pairs = dict(values.get("pair_weights") or {}).items()
+        values["pair_weights"] = {name: PairWeight.from_json(pair) for name, pair in pairs}
         return cls(**values)
 
 

@@ -52,6 +52,7 @@ from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.folder import LibraryFolder, check_name
 from adapters_hub.library.index import Index, stamp
 from adapters_hub.library.lookup import Resolution
+from adapters_hub.library.pair_weight import PairWeight
 
 log = logging.getLogger(__name__)
 
@@ -272,11 +273,24 @@ class Library:
             fingerprint=info.fingerprint or fingerprint,
         )
         warn_of_tokenizer(Path(source))
+        return self._put(files, info, replace_existing)
+
+    def keep_pair_weight(self, name: str, language: str, measured: PairWeight) -> AdapterInfo:
+        """Write what was measured of a language adapter beside another into that one's files.
+
+        ``language`` is the language adapter's name. Loading by language and domain uses it.
+        """
+        files, info = self.read(name), self.get(name)
+        pairs = {**info.pair_weights, self.get(language).name: measured}
+        return self._put(files, replace(info, pair_weights=pairs), replace_existing=True)
+
+    def _put(self, files: AdapterFiles, info: AdapterInfo, replace_existing: bool) -> AdapterInfo:
+        """Write an adapter's checked files with what is known of it under its name."""
         self._leave_bundled()
         with self.folder.locked(), self.folder.staging() as stage:
-            config = {
-                k: v for k, v in files.spec.config.items() if k != "revision" or v is not None
-            }
+            config = files.spec.config.copy()
+            if config.get("revision", "") is None:
+                del config["revision"]
             if info.backbone is not None:
                 config["base_model_name_or_path"] = info.backbone
             tensorfile.copy(

@@ -43,6 +43,11 @@ def write_card(info: AdapterInfo) -> str:
         **{metric: f"{value:.4g}" for metric, value in info.metrics.items()},
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value)
+    pairs = "\n".join(
+        f"| {name} | {pair.weight:g} | {pair.metric} | {pair.alone:.4g} | {pair.together:.4g} | "
+        f"{pair.rows} |"
+        for name, pair in sorted(info.pair_weights.items())
+    )
     backbone = json.dumps(info.backbone or "…", ensure_ascii=False)
     loads = f"import adapters_hub as ah\n\nmodel = ah.load_backbone({backbone})\n"
     loads += f'model.use("{info.name}")'
@@ -52,11 +57,18 @@ def write_card(info: AdapterInfo) -> str:
         info.description,
         f"| | |\n| --- | --- |\n{table}",
         f"```python\n{loads}\n```",
+        f"{_PAIRS}\n{pairs}" if pairs else None,
         _COMPANY.get(info.task or "") if info.language and not info.domain else None,
         f"Trained with:\n\n```sh\n{info.trained_with}\n```" if info.trained_with else None,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
+
+_PAIRS = (
+    "Language adapters beside this one, at the weight with the least loss on dev rows (0: adding "
+    "hurts), which loading by language and domain uses:\n\n"
+    "| adapter | weight | | alone | together | rows |\n| --- | ---: | --- | ---: | ---: | ---: |"
+)
 
 _COMPANY = {  # what a language adapter is good for beside others, by what it was trained for
     "retrieval": "Trained to find a text's pair (contrastive), for retrieval. That moves the space "

@@ -236,8 +236,9 @@ class Runtime:
 
         That is one blend for all rows (None is bare), or a list of one a row; not given, it is the
         active one. ``languages`` (one for all rows, or one a row) adds to each row's blend the
-        adapter of its language, if there is one and it is not in it. Raises `SettingsError` for a
-        list of another length, and for a blend a token.
+        adapter of its language, if there is one and it is not in it, at the weight of
+        `library.composition.weight_beside`. Raises `SettingsError` for a list of another length,
+        and for a blend a token.
         """
         resolved = self._rows(rows, adapters, languages)
         blends = [row for row in resolved if isinstance(row, Blend)]
@@ -258,12 +259,13 @@ class Runtime:
             )
         with self.residents.lock:
             named = {tag: self.residents.language_adapter(tag) for tag in set(tags) if tag}
-        return [
-            tuple(with_adapter(blend, named.get(tag or "")) for blend in row)
-            if isinstance(row, tuple)
-            else with_adapter(row, named.get(tag or ""))
-            for row, tag in zip(resolved, tags, strict=True)
-        ]
+            add = self.residents.with_language
+            return [
+                tuple(add(blend, named.get(tag or "")) for blend in row)
+                if isinstance(row, tuple)
+                else add(row, named.get(tag or ""))
+                for row, tag in zip(resolved, tags, strict=True)
+            ]
 
     def _resolved(self, rows: int, adapters: Adapters) -> list[BlendsOfRow]:
         """One resolved blend a row, or a tuple of one a token."""
@@ -446,10 +448,3 @@ class Runtime:
     def _weights(self, plan: Plan) -> list[Tensor]:
         """The backbone's weights that a plan adds to."""
         return [self.backbone.sites[site].get_parameter("weight") for site in sorted(plan.sites)]
-
-
-def with_adapter(blend: Blend, name: str | None) -> Blend:
-    """A resolved blend and one adapter more, if it is not in it."""
-    if name is None or name in blend.terms:
-        return blend
-    return blend + Blend(((name, 1.0),), exact=True)

@@ -1,9 +1,10 @@
 """Which adapters are in memory: loaded by exact name, in tiers, as the library has them now.
 
-Knows the bank, the library and files; does not know blends, plans or tasks. Adapters in use are in
-the bank, beside the backbone. Those that leave it, least recently used first, may stay as bytes in
-host memory (``host_memory`` bytes; worth it where the backbone is on another device), and beyond
-that are read from their files again. Those added from memory have no file, and so never leave.
+Knows the bank, the library, files, and blends as values; does not know plans or tasks. Adapters in
+use are in the bank, beside the backbone. Those that leave it, least recently used first, may stay
+as bytes in host memory (``host_memory`` bytes; worth it where the backbone is elsewhere), and
+beyond that are read from their files again. Those added from memory have no file, and so never
+leave.
 """
 
 import logging
@@ -19,6 +20,8 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
+from adapters_hub.library.blend import Blend
+from adapters_hub.library.composition import weight_beside
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.adapter import Adapter, read_tensor_bytes
 from adapters_hub.runtime.bank import Bank
@@ -58,6 +61,8 @@ class Residents:
         # term → adapter, or None of an optional one, as long as the library stays as it is
         self._names: dict[str, str | None] = {}
         self._languages: dict[str, str | None] = {}  # language → its adapter, likewise
+        # (language adapter, terms beside it) → its weight, likewise
+        self._weights: dict[tuple[str, tuple[str, ...]], float] = {}
         self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
         self._seen: tuple[int, ...] | None = None  # the library's state that these are for
 
@@ -105,6 +110,7 @@ class Residents:
             )
             self._adapters[adapter.name] = adapter
             self._added.add(adapter.name)
+            self._weights.clear()
 
     def drop(self, name: str) -> None:
         """Forget an adapter; it is loaded again from the library when it is next used."""
@@ -154,6 +160,33 @@ class Residents:
                 self._languages[language] = None if info is None else info.name
             return self._languages[language]
 
+    def with_language(self, blend: Blend, name: str | None) -> Blend:
+        """A resolved blend and a language adapter more, if there is one and it is not in it."""
+        if name is None or name in blend.terms:
+            return blend
+        return blend + Blend(((name, self.weight_beside(name, blend)),), exact=True)
+
+    def weight_beside(self, name: str, blend: Blend) -> float:
+        """The weight of a language adapter beside a resolved blend, by what the cards say.
+
+        One that is not 1 is logged once, with the reason.
+        """
+        with self.lock:
+            self._look()
+            key = (name, blend.terms)
+            if key not in self._weights:
+                chosen = weight_beside(self._info(name), [self._info(t) for t in blend.terms])
+                if chosen.weight != 1:
+                    log.warning("%s has weight %.3g: %s", name, chosen.weight, chosen.reason)
+                self._weights[key] = chosen.weight
+            return self._weights[key]
+
+    def _info(self, name: str) -> AdapterInfo:
+        """What is known of an adapter, from memory or the library."""
+        if name in self._added:
+            return self._adapters[name].info
+        return self._infos.get(name) or self.library.get(name)
+
     def of_language(self, tag: str) -> AdapterInfo | None:
         """The adapter for a language alone, of this tag or the closest; None if there is none.
 
@@ -196,6 +229,7 @@ class Residents:
         if (state := self.library.state()) != self._seen:
             self._names.clear()
             self._languages.clear()
+            self._weights.clear()
             self._infos = {info.name: info for info in self.library.list()}
             self._seen = state
             for name in [*self._adapters]:

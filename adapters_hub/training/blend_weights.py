@@ -99,7 +99,7 @@ def fit(
     wanted = model.resolve(blend)
     if not wanted:
         raise BlendError("an empty blend has no weights to find")
-    task = task if isinstance(task, Task) else _task(task, model, wanted, max_length)
+    task = task if isinstance(task, Task) else task_for(task, model, wanted, max_length)
     splits: dict[str, list[Example]] = {}
     for split, given in (("rows", rows), ("dev", dev), ("held_out", held_out)):
         if split == "rows" or given:
@@ -291,7 +291,7 @@ def _by_search(best: _Best, steps: int) -> None:
         raise TrainingError("the loss is not finite at any weights in the search's bounds")
 
 
-def _task(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Task:
+def task_for(name: str | None, model: Runtime, blend: Blend, max_length: int) -> Task:
     """The task of a name, else that of the head which the blend brings, else the default."""
     if name is None:
         headed = any(model.resident(term).head for term in blend.terms)

@@ -23,6 +23,9 @@ from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.registry import row_fields
 from adapters_hub.training.settings import TrainingSettings
 
+OTHERS = "dev of others"
+"""The split of dev rows in languages that were not asked for."""
+
 
 def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
     """The languages asked for, as canonical tags, each once."""
@@ -40,7 +43,7 @@ class RunRows:
 
     ``languages`` are those asked for, as tags, of which ``trained`` must have train rows (None:
     all of them) and the others rows in some split; ``other_languages`` keeps test rows in those
-    that were not asked for; ``say`` prints a line.
+    that were not asked for, and their dev rows as a split of their own; ``say`` prints a line.
     """
 
     settings: TrainingSettings
@@ -78,6 +81,8 @@ class RunRows:
             )
         read = with_held_out(read)
         splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
+        if self.other_languages and self.languages and not task.across:
+            splits[OTHERS] = [r for r in splits["dev"] if r.language not in (*self.languages, None)]
         self._say_without_language(splits)
         if len(self.languages) == 1:  # the one asked for is what rows that name none are in
             (tag,) = self.languages
@@ -87,7 +92,7 @@ class RunRows:
             splits = {name: self._prepared(rows) for name, rows in splits.items()}
         self._check_languages(splits)
         for name in splits:
-            if name != "test" or not self.other_languages or task.across:
+            if name not in ("test", OTHERS) or not self.other_languages or task.across:
                 splits[name] = select(splits[name], self.languages or None)
         if not splits["train"]:
             raise DataError(f"{settings.data}: no train rows in any language")

@@ -9,7 +9,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -41,7 +41,8 @@ from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.accelerator import make_accelerator, set_threads
 from adapters_hub.training.loop import Progress, train_adapters
-from adapters_hub.training.rows import RunRows, fixed_share, languages_of, with_owners
+from adapters_hub.training.pair_weights import measure_pair
+from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Experiment:
         if rows is not None and not isinstance(rows, Mapping):
             rows = {"train": rows}
         self.splits = chosen.read() if rows is None else chosen.of(rows)
+        self._others = self.splits.pop(OTHERS, [])
         if self.task_class.couples and settings.batch_size < 2:
             raise SettingsError(
                 f"batch_size={settings.batch_size}: a row of {settings.task} learns from the "
@@ -121,7 +123,8 @@ class Experiment:
                 k: v if isinstance(v, int | float) else str(v) for k, v in settings.flat().items()
             }
             self.accelerator.init_trackers("adapters_hub", config=flat)
-        self._over = self._language_adapters()
+        every = {tag for split in self.splits.values() for tag in self._tags(split)}
+        self._over = self._language_adapters(every)
 
     # ── what is trained ──────────────────────────────────────────────────────────────────────
 
@@ -252,6 +255,31 @@ class Experiment:
         """The data's languages for which a frozen language adapter is used."""
         return sorted(self._over)
 
+    def with_pair_weights(self, adapter: Adapter) -> Adapter:
+        """A trained domain adapter that knows its weights beside the library's language adapters.
+
+        Measured are those of the languages that have dev rows, unless it was trained over language
+        adapters, which it expects at weight 1.
+        """
+        if adapter.info.over or self.task.across:
+            return adapter
+        rows: dict[str, list[Row]] = {}
+        for row in (*self.splits["dev"], *self._others):
+            if row.language:
+                rows.setdefault(row.language, []).append(row)
+        pairs = {}
+        for tag, info in self._language_adapters(rows).items():
+            if info.language == tag in rows and info.name != adapter.name:
+                pair = measure_pair(self.model, info.name, adapter.name, self.task, rows[tag])
+                self.print(f"{info.name} beside {adapter.name}: {pair}")
+                pairs[info.name] = pair
+        return replace(adapter, info=replace(adapter.info, pair_weights=pairs))
+
+    def in_use(self, row: Row, blend: Blend) -> Blend:
+        """A blend and the adapter of a row's language, at the weight that users get."""
+        info = self._over.get(row.language or "")
+        return self.model.residents.with_language(blend, info.name if info else None)
+
     # ── what comes out ───────────────────────────────────────────────────────────────────────
 
     def check_can_train(self, name: str) -> None:
@@ -343,12 +371,11 @@ class Experiment:
         texts = (text for row in rows for text in self.task.rows(Example([], row)))
         return {text.language for text in texts if text.language}
 
-    def _language_adapters(self) -> dict[str, AdapterInfo]:
-        """The frozen adapter for each language of the data, as ``--over`` says."""
+    def _language_adapters(self, tags: Iterable[str]) -> dict[str, AdapterInfo]:
+        """The frozen adapter for each of these languages, as ``--over`` says."""
         asked = self.settings.over
         if asked in (("none",), ()):
             return {}
-        tags = {tag for rows in self.splits.values() for tag in self._tags(rows)}
         auto = asked == ("auto",)
         below = {}
         for tag in sorted(tags if auto else {languages.canonical(tag) for tag in asked}):
