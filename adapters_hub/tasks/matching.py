@@ -1,8 +1,9 @@
 """Matching: a text's states under an adapter become those of its translation without it."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,19 @@ from adapters_hub.tasks.base import Example, Record, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.matching import DECLARATION, MatchingOptions
 from adapters_hub.tasks.reader import ReaderTask, reader
-from adapters_hub.text.tokenising import encode_texts
+from adapters_hub.text.alignment import WordAligner
+from adapters_hub.text.tokenising import encode_texts, tokens_of_words
+from adapters_hub.text.words import split_words
+
+log = logging.getLogger(__name__)
+_LEAST = 1e-9  # what is divided by
+
+
+class _Translation(NamedTuple):
+    """A translation's tokens, and how sure each token of the text means each of them."""
+
+    ids: list[int]
+    aligned: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,9 @@ class Matching(ReaderTask, MatchingOptions):
     The bare backbone reads the translation; its states are the target of the text's states under
     the adapter. Compared are the mean over tokens and the one token that heads read (the first of
     an encoder, the last of a decoder), at the last layer and at ``depths`` - 1 layers below. The
-    loss of a row is the mean over these of ‖state - target‖² / ‖target‖².
+    loss of a row is the mean over these of ‖state - target‖² / ‖target‖², and ``words`` times the
+    same of tokens at the last layer, whose target is the mean of the tokens that they mean: by an
+    alignment of words that is learnt from the train rows (`WordAligner`).
 
     So the space in which domain adapters were trained stays where it is, and they can be added.
     The metric is the same number on other rows. There is no head.
@@ -40,6 +55,7 @@ class Matching(ReaderTask, MatchingOptions):
     declaration: ClassVar[Declaration] = DECLARATION
     name: ClassVar[str] = DECLARATION.name
     across: ClassVar[bool] = True
+    aligner: WordAligner | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def prepare(
@@ -65,33 +81,91 @@ class Matching(ReaderTask, MatchingOptions):
             paired.append(row)
         return paired
 
+    @classmethod
+    def from_rows(
+        cls,
+        options: TaskOptions,
+        splits: Mapping[str, Sequence[Row]],
+        columns: Mapping[str, str],
+    ) -> Self:
+        """The task that has learnt from the train rows which words mean each other."""
+        task = cls(**vars(options))
+        if not task.words:
+            return task
+        texts = ((row.text, _translation(row)) for row in splits.get("train", ()))
+        words = ((split_words(text), split_words(translation)) for text, translation in texts)
+        return replace(task, aligner=WordAligner.learn(words))
+
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
-        """``target`` has the tokens of the translation."""
+        """``target`` has the tokens of the translation, and whose states each token's should be."""
         texts = [text for row in rows for text in (row.text, _translation(row))]
         ids = encode_texts(texts, backbone, self.max_length)
-        pairs = zip(ids[::2], ids[1::2], strict=True)
-        return [Example(text, row, target) for row, (text, target) in zip(rows, pairs, strict=True)]
+        aligned = self._aligned(texts, backbone)
+        return [
+            Example(ids[2 * number], row, _Translation(ids[2 * number + 1], aligned[number]))
+            for number, row in enumerate(rows)
+        ]
+
+    def _aligned(self, texts: Sequence[str], backbone: Backbone) -> list[Tensor | None]:
+        """For each text and its translation, in turn, how sure a token means one of those there.
+
+        (tokens, tokens of the translation): a word's weights are spread evenly over its tokens.
+        """
+        if self.aligner is None or not self.words:
+            return [None] * (len(texts) // 2)
+        if not backbone.tokenizer.is_fast:
+            log.warning(
+                "the tokenizer of %s does not say where its tokens are, so only whole "
+                "texts are matched, not words",
+                backbone.name,
+            )
+            return [None] * (len(texts) // 2)
+        words = [split_words(text) for text in texts]
+        pairs = list(zip(texts, words, strict=True))
+        owners = [torch.tensor(o) for o in tokens_of_words(pairs, backbone, self.max_length)]
+        aligned: list[Tensor | None] = []
+        for number in range(0, len(texts), 2):
+            weights = torch.from_numpy(self.aligner.weights(*words[number : number + 2])).float()
+            sides = [_shares(owners[number + side], weights.shape[side]) for side in (0, 1)]
+            aligned.append(sides[0] @ weights @ sides[1].T)
+        return aligned
 
     def collate(
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
-        targets = padded([example.target for example in examples], backbone)
-        return {
-            **pad(examples, backbone),
-            **{f"target_{name}": tensor for name, tensor in targets.items()},
-        }
+        """``aligned`` (rows, tokens, tokens of the translation) where words are matched."""
+        targets: list[_Translation] = [example.target for example in examples]
+        batch = pad(examples, backbone)
+        translations = padded([target.ids for target in targets], backbone)
+        batch |= {f"target_{name}": tensor for name, tensor in translations.items()}
+        if any(target.aligned is not None for target in targets):
+            shape = (*batch["input_ids"].shape, translations["input_ids"].shape[1])
+            aligned = torch.zeros(shape)
+            for number, target in enumerate(targets):
+                if target.aligned is not None:
+                    ours, theirs = target.aligned.shape
+                    aligned[number, :ours, :theirs] = target.aligned
+            batch["aligned"] = aligned.to(backbone.device)
+        return batch
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]))
 
     def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         with torch.no_grad(), model.bank.using(None):
-            targets = self._states(model.backbone, batch, "target_")
-        states = self._states(model.backbone, batch)
-        return ((states - targets).square().sum(-1) / targets.square().sum(-1)).mean(-1)
+            targets, theirs = self._states(model.backbone, batch, "target_")
+        states, ours = self._states(model.backbone, batch)
+        loss = _apart(states, targets).mean(-1)
+        if "aligned" in batch:
+            loss = loss + self.words * _words_apart(ours, theirs, batch["aligned"])
+        return loss
 
-    def _states(self, backbone: Backbone, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
-        """What is matched of each text (rows, 2 · depths, width), float32."""
+    def _states(
+        self, backbone: Backbone, batch: dict[str, Tensor], prefix: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """What is matched of whole texts (rows, 2 · depths, width), and of tokens (rows, tokens,
+        width), float32.
+        """
         names = ("input_ids", "attention_mask")
         inputs = {name: batch[prefix + name] for name in names}
         outputs = reader(backbone)(**inputs, **backbone.call_options, output_hidden_states=True)
@@ -105,7 +179,7 @@ class Matching(ReaderTask, MatchingOptions):
         mean = (states * weights[:, None, :, None]).sum(2)  # not a product, which autocast rounds
         rows = torch.arange(len(mask), device=mask.device)
         read = states[rows, :, mask.sum(1).long() - 1 if backbone.kind == "decoder" else rows * 0]
-        return torch.cat((mean, read), 1)
+        return torch.cat((mean, read), 1), states[:, -1]
 
     def records(
         self,
@@ -127,6 +201,28 @@ class Matching(ReaderTask, MatchingOptions):
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
+
+
+def _apart(states: Tensor, targets: Tensor) -> Tensor:
+    """‖state - target‖² / ‖target‖² (…) of states (…, width)."""
+    return (states - targets).square().sum(-1) / targets.square().sum(-1).clamp_min(_LEAST)
+
+
+def _words_apart(states: Tensor, translations: Tensor, aligned: Tensor) -> Tensor:
+    """(rows,): how far tokens are from the mean of those that they mean, the sure ones most.
+
+    A row in which nothing is aligned has 0.
+    """
+    sure = aligned.sum(-1)  # (rows, tokens)
+    with torch.autocast(states.device.type, enabled=False):
+        targets = aligned @ translations / sure.clamp_min(_LEAST)[..., None]
+    return (_apart(states, targets) * sure).sum(1) / sure.sum(1).clamp_min(_LEAST)
+
+
+def _shares(owners: Tensor, words: int) -> Tensor:
+    """(tokens, words): 1 / the word's number of tokens, for the tokens of each word."""
+    member = (owners[:, None] == torch.arange(words)[None, :]).float()
+    return member / member.sum(0).clamp_min(1)
 
 
 def _translation(row: Row) -> str:

@@ -30,6 +30,46 @@ def encode_texts(
     return [ids or filler(backbone.tokenizer) for ids in encoded]
 
 
+def tokens_of_words(
+    texts: Sequence[tuple[str, Sequence[str]]], backbone: Backbone, max_length: int = NO_LIMIT
+) -> list[list[int]]:
+    """For each token of each text the number of the word that it begins in; -1 of none.
+
+    ``texts`` are texts with their words in order; the tokens are those of `encode_texts`. Needs a
+    tokenizer that gives offsets (``is_fast``).
+    """
+    if not texts:
+        return []
+    encoded = backbone.tokenizer(
+        [text for text, _ in texts],
+        truncation=True,
+        max_length=text_limit(backbone, max_length),
+        split_special_tokens=backbone.kind == "encoder-decoder",
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    numbers = []
+    for number, (text, words) in enumerate(texts):
+        owner: list[int] = [-1] * len(text)
+        at = 0
+        for word, letters in enumerate(words):
+            at = text.index(letters, at)
+            owner[at : at + len(letters)] = [word] * len(letters)
+            at += len(letters)
+        numbers.append(
+            [
+                -1 if special else next((w for w in owner[start:end] if w >= 0), -1)
+                for (start, end), special in zip(
+                    encoded["offset_mapping"][number],
+                    encoded["special_tokens_mask"][number],
+                    strict=True,
+                )
+            ]
+            or [-1]
+        )
+    return numbers
+
+
 def text_limit(backbone: Backbone, max_length: int) -> int:
     """At how many tokens a text is cut: ``max_length``, or the backbone's limit if it is less.
 

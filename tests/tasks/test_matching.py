@@ -14,6 +14,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.inference.records import collect_records
 from adapters_hub.tasks.matching import Matching
+from adapters_hub.text.words import split_words
 from adapters_hub.training.objectives import with_objective
 from adapters_hub.training.settings import parse_settings
 
@@ -51,6 +52,59 @@ def test_the_loss_is_that_of_a_plain_computation(kind, depths, load):
             for ours, theirs in zip(*sides, strict=True)
         ]
         assert loss.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "qwen3"])
+def test_words_are_matched_to_the_words_that_they_mean(kind, load):
+    model = load(kind)
+    task = Matching.from_rows(Matching(words=0.5), {"train": PAIRS}, {})
+    plain = Matching(words=0.0)
+    model.add(moved(new(model, "de", plain)))
+    backbone, tokenizer = model.backbone, model.backbone.tokenizer
+    got = losses(model, task, PAIRS[:4], "de") - losses(model, plain, PAIRS[:4], "de")
+    assert got.min() > 0
+    for row, loss in zip(PAIRS[:4], got, strict=True):
+        sides = []
+        for text, blend in ((row.text, "de"), (row.fields["positive"], None)):
+            encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+            with torch.no_grad(), model.adapted(1, blend):
+                states = backbone.base(encoded["input_ids"]).last_hidden_state[0]
+            words, tokens, at = split_words(text), [], 0
+            for word in words:
+                start = text.index(word, at)
+                at = start + len(word)
+                offsets = encoded["offset_mapping"][0].tolist()
+                begins = [
+                    next((c for c in range(a, b) if not text[c].isspace()), -1) for a, b in offsets
+                ]
+                tokens.append([n for n, place in enumerate(begins) if start <= place < at])
+            sides.append((words, tokens, states))
+        (words, ours, states), (others, theirs, targets) = sides
+        weights = task.aligner.weights(words, others)
+        total = sure = 0.0
+        for w, tokens in enumerate(ours):
+            means = [targets[theirs[o]].mean(0) * weights[w, o] for o in range(len(others))]
+            target = sum(means) / max(weights[w].sum(), 1e-9)
+            for token in tokens:
+                share = weights[w].sum() / len(tokens)
+                apart = (states[token] - target).square().sum() / target.square().sum()
+                total, sure = total + share * apart, sure + share
+        assert loss.item() == pytest.approx(0.5 * float(total / sure), rel=1e-3)
+
+
+def test_without_an_alignment_only_texts_are_matched(load, monkeypatch, caplog):
+    model, plain = load("bert"), Matching(words=0.0)
+    model.add(moved(new(model, "de", plain)))
+    task = Matching.from_rows(Matching(), {"train": PAIRS}, {})
+    unknown = [pair("zzz", "qqq")]
+    torch.testing.assert_close(
+        losses(model, task, unknown, "de"), losses(model, plain, unknown, "de")
+    )
+    monkeypatch.setattr(type(model.backbone.tokenizer), "is_fast", False)
+    torch.testing.assert_close(
+        losses(model, task, PAIRS[:3], "de"), losses(model, plain, PAIRS[:3], "de")
+    )
+    assert "only whole texts are matched, not words" in caplog.text
 
 
 def test_a_copy_is_matched_from_the_start(load):

@@ -45,10 +45,8 @@ def test_the_weight_is_the_one_with_the_least_loss(model):
     best = min(losses, key=losses.get)
     measured = measure_pair(model, "de", "hotel", Classification(LABELS), ROWS)
     assert measured.weight == best
-    assert measured.rows == len(ROWS) and measured.hash == model.library["de"].hash
-    records = [max(p, key=p.get) for p in model.classify([r.text for r in ROWS], "hotel")]
-    right = sum(label == row.label for label, row in zip(records, ROWS, strict=True))
-    assert (measured.alone == 1.0) == (right == len(ROWS))
+    assert measured.rows == len(ROWS)
+    assert measured.hash == model.library["de"].hash
 
 
 def test_an_adapter_that_only_hurts_has_weight_0(model):

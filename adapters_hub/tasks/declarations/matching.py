@@ -1,5 +1,6 @@
 """What matching says of itself."""
 
+import math
 from dataclasses import dataclass
 
 from adapters_hub.data.pairs import PAIR
@@ -16,12 +17,17 @@ class MatchingOptions(TaskOptions):
         "en", "a language the backbone knows: without positives, texts are matched to its"
     )
     depths: int = option(1, "how many layers are matched, evenly spaced, the last among them")
+    words: float = option(
+        1.0, "weight of words that mean each other (by IBM model 1), beside whole texts; 0: none"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "pivot", languages.canonical(self.pivot))
         if self.depths < 1:
             raise SettingsError(f"depths={self.depths}: must be 1 or more")
+        if not 0 <= self.words < math.inf:
+            raise SettingsError(f"words={self.words}: must be finite and not negative")
 
 
 DECLARATION = Declaration(
