@@ -11,6 +11,8 @@ Columns of a cell, all with one head each:
   adapter, and that head.
 - ``domain``: the task's adapter alone. ``source kept``: over the source language's adapter.
 - each method asked for, such as ``sum``: the cell's language adapter and the task's, composed.
+  ``fitted`` is the sum with the language adapter at the weight that has the least loss on the
+  cell's dev rows, as loading by language and domain uses it.
 - ``oracle``: an adapter trained in the cell itself, over the cell's language adapter.
 - controls: ``wrong language`` (another language's adapter instead), ``random`` (one of random
   factors whose delta has the norm of the language adapter's at every layer), ``apart`` and ``apart
@@ -45,6 +47,7 @@ from adapters_hub.library.languages import canonical
 from adapters_hub.metrics.bootstrap import Estimate, Resampled
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.base import Example
+from adapters_hub.training.pair_weights import best_weight
 from adapters_hub.training.run import Experiment
 from adapters_hub.training.settings import MatrixSettings, Resolved
 
@@ -52,6 +55,8 @@ _CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
          "name", "save_every", "library", "data", "license", "save_precision"}  # fmt: skip
 """Settings that may differ between a run and its continuation."""
+FITTED = "fitted"
+"""The method that is the sum at a weight fitted on dev rows."""
 _ONLY_THERE = ("there", "source there")
 
 
@@ -85,8 +90,9 @@ class Matrix:
         settings = resolved.settings
         if not isinstance(settings, MatrixSettings):
             raise TypeError(f"a matrix has MatrixSettings, not {type(settings).__name__}")
-        if unknown := set(settings.methods) - METHODS.keys():
-            raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(METHODS)}")
+        known = [FITTED, *METHODS]
+        if unknown := {*settings.methods} - {*known}:
+            raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(known)}")
         self.source = canonical(settings.source)
         self.experiment = experiment = Experiment(resolved, trained=[self.source])
         assert isinstance(experiment.settings, MatrixSettings)
@@ -297,6 +303,9 @@ class Matrix:
         """Language and task by one method; the order of terms is the method's."""
         if method == "sum":
             return language + task
+        if method == FITTED:
+            dev = self._examples("dev", cell)
+            return language * best_weight(self.model, language, task, self.task, dev) + task
         if method == "subtract" and language == source:
             return task  # an analogy from a language to itself changes nothing
         blend = task + language - source if method == "subtract" else task + language

@@ -34,7 +34,7 @@ def measure_pair(
         raise DataError(f"no rows to measure {language} beside {domain} on")
     alone = Blend(((domain, 1.0),), exact=True)
     added = Blend(((language, 1.0),), exact=True)
-    best = min(WEIGHTS, key=lambda weight: _loss(model, alone + added * weight, task, examples))
+    best = best_weight(model, added, alone, task, examples)
 
     def score(blend: Blend) -> float:
         return task.metrics(collect_records(model, task, examples, lambda row: blend))[task.metric]
@@ -49,6 +49,13 @@ def measure_pair(
         together=score(alone + added * best),
         rows=len(rows),
     )
+
+
+def best_weight(
+    model: Runtime, added: Blend, alone: Blend, task: Task, examples: Sequence[Example]
+) -> float:
+    """The weight of one resolved blend, added to another, with the least loss on examples."""
+    return min(WEIGHTS, key=lambda weight: _loss(model, alone + added * weight, task, examples))
 
 
 @torch.no_grad()

@@ -243,7 +243,9 @@ class MatrixSettings(TrainingSettings):
     """A run's settings, and what a matrix by language and domain needs beside them."""
 
     source: str = _setting("en", "the language that the task's adapter is trained in", "matrix")
-    methods: tuple[str, ...] = _setting(("sum",), "how language and domain are composed", "matrix")
+    methods: tuple[str, ...] = _setting(
+        ("sum",), "how language and domain are composed: fitted, or one of `compose`'s", "matrix"
+    )
     seeds: int = _setting(3, "trainings of everything, from --seed on", "matrix")
     rows: int = _setting(200, "dev and test rows of a cell at most; 0: all", "matrix")
     resamples: int = _setting(2000, "bootstrap samples of an interval", "matrix")

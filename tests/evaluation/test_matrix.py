@@ -21,6 +21,7 @@ from adapters_hub.inference.records import collect_records
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks import make_task
+from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.settings import MatrixSettings, parse_settings
 
 
@@ -63,7 +64,7 @@ def arguments(tiny, reviews, library, results):
         "--backbone", tiny("qwen3"), "--data", reviews, "--library", library.root, "--cpu",
         "--task", "classification", "--language", "en", "de", "da", "--steps", 3, "--rank", 2,
         "--batch-size", 4, "--seeds", 2, "--rows", 8, "--methods", "sum", "svd", "subtract",
-        "--resamples", 200, "--results", results,
+        "fitted", "--resamples", 200, "--results", results,
     ]  # fmt: skip
 
 
@@ -103,8 +104,8 @@ def test_every_cell_has_every_column(finished):
         ("phone", "en"), ("phone", "da"), ("phone", "de"),
     ]  # fmt: skip
     every = {
-        "bare", "language", "domain", "sum", "svd", "subtract", "wrong language", "random",
-        "apart", "apart + language", "oracle",
+        "bare", "language", "domain", "sum", "svd", "subtract", "fitted", "wrong language",
+        "random", "apart", "apart + language", "oracle",
     }  # fmt: skip
     for cell in cells:
         source = cell["language"] == "en"
@@ -138,6 +139,12 @@ def test_a_cell_is_what_the_kept_adapters_give(finished, tiny, reviews, library)
         "apart + language": "de + phone.apart.0", "oracle": "de + phone.de.0",
         "subtract": "phone.task.0 + de - en",
     }  # fmt: skip
+    dev = [
+        row for row in read_data(reviews)["dev"] if (row.language, row.domain) == ("de", "phone")
+    ]
+    weight = measure_pair(model, "de", "phone.task.0", task, dev).weight
+    blends["fitted"] = f"{weight}*de + phone.task.0" if weight else "phone.task.0"
+    assert cell["columns"]["fitted"]["blend"] == str(model.resolve(blends["fitted"]))
     examples = task.encode(rows, model.backbone)
     for column, text in blends.items():
         blend = model.resolve(text)
