@@ -12,6 +12,9 @@ from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.registry import declaration_of, declarations
 from adapters_hub.training.settings import Resolved
 
+# 300 steps of pairs bring the states nearer and the sum with a domain adapter no further.
+_DEFAULTS = {"match": {"steps": 150}}
+
 
 def objectives() -> dict[str, str]:
     """The name of each objective → the task that trains it."""
@@ -51,8 +54,14 @@ def with_objective(resolved: Resolved, splits: Mapping[str, Sequence[Row]]) -> R
             f"is {predicts!r}"
         )
     task = objectives()[chosen]
-    settings = settings.changed(objective=chosen, task=task)
-    shown = {"objective": why or origins["objective"], "task": f"objective {chosen}"}
+    defaults = {
+        name: value
+        for name, value in _DEFAULTS.get(chosen, {}).items()
+        if origins[name] in ("default", "recipe")
+    }
+    settings = settings.changed(objective=chosen, task=task, **defaults)
+    shown = {"objective": why or origins["objective"]}
+    shown |= dict.fromkeys(("task", *defaults), f"objective {chosen}")
     return Resolved(settings, {**origins, **{k: v for k, v in shown.items() if v}})
 
 

@@ -204,6 +204,18 @@ def test_why_an_objective_was_chosen_is_said(tiny, bare_encoder):
     assert choose(tiny("bert"), TEXTS, "--objective", "masked")[2] == "command line"
 
 
+def test_an_objective_brings_its_number_of_steps(tiny):
+    def steps(*flags):
+        recipe = {"task": "language-modeling", "steps": 300}
+        resolved = parse_settings(["--backbone", str(tiny("bert")), *flags], recipe)
+        chosen = with_objective(resolved, EXPLICIT)
+        return chosen.settings.steps, chosen.origins["steps"]
+
+    assert steps() == (150, "objective match")
+    assert steps("--steps", "300") == (300, "command line")
+    assert steps("--objective", "masked") == (300, "recipe")
+
+
 def test_objectives_that_do_not_go_together(tiny, bare_encoder):
     with pytest.raises(SettingsError, match="no objective fits"):
         choose(bare_encoder, TEXTS)
