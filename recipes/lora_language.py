@@ -9,9 +9,10 @@
 The objective (--objective) is chosen by what the data and the backbone allow, and printed with the
 reason. match: rows are pairs, a text and its translation into a language the backbone knows
 (``positive``, or the text of the same ``id`` in --pivot's language); the text's states become those
-of its translation, so the adapter can be added to domain adapters. masked, causal: text alone, with
-the backbone's head. contrastive: a text finds its ``positive``, for retrieval; measure it before
-you add it to other tasks. Ids that are shared count as translations only without a head.
+of its translation, and its words' those of the words they mean, so the adapter can be added to
+domain adapters. masked, causal: text alone, with the backbone's head. contrastive: a text finds
+its ``positive``, for retrieval; measure it before you add it to other tasks. Ids that are shared
+count as translations only without a head.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
 adapter learns from all, drawn with p ~ n^alpha. Where just one language is asked for, rows that
 name none are in it. Everything else is a flag: see --help.
