@@ -273,21 +273,26 @@ class Library:
             fingerprint=info.fingerprint or fingerprint,
         )
         warn_of_tokenizer(Path(source))
-        return self._put(files, info, replace_existing)
+        self._leave_bundled()
+        with self.folder.locked():
+            self._publish(files, info, replace_existing)
+        return self.get(info.name)
 
     def keep_pair_weight(self, name: str, language: str, measured: PairWeight) -> AdapterInfo:
         """Write what was measured of a language adapter beside another into that one's files.
 
         ``language`` is the language adapter's name. Loading by language and domain uses it.
         """
-        files, info = self.read(name), self.get(name)
-        pairs = {**info.pair_weights, self.get(language).name: measured}
-        return self._put(files, replace(info, pair_weights=pairs), replace_existing=True)
-
-    def _put(self, files: AdapterFiles, info: AdapterInfo, replace_existing: bool) -> AdapterInfo:
-        """Write an adapter's checked files with what is known of it under its name."""
         self._leave_bundled()
-        with self.folder.locked(), self.folder.staging() as stage:
+        with self.folder.locked():  # so that nobody replaces it between reading and writing
+            files, info = self.read(name), self.get(name)
+            pairs = {**info.pair_weights, self.get(language).name: measured}
+            self._publish(files, replace(info, pair_weights=pairs), replace_existing=True)
+        return self.get(name)
+
+    def _publish(self, files: AdapterFiles, info: AdapterInfo, replace_existing: bool) -> None:
+        """Under the lock: write an adapter's checked files, with what is known of it."""
+        with self.folder.staging() as stage:
             config = files.spec.config.copy()
             if config.get("revision", "") is None:
                 del config["revision"]
@@ -302,7 +307,6 @@ class Library:
             _write(stage / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
             _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
             self.folder.publish(stage, info.name, replace_existing)
-        return self.get(info.name)
 
     def remove(self, name: str) -> None:
         """Delete an adapter, sound or damaged; `NotFoundError` if there is none of this name."""

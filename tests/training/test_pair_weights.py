@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TEXTS
+from helpers import in_threads
 
 import adapters_hub as ah
 from adapters_hub.cli import main
@@ -87,6 +88,19 @@ def test_what_is_kept_is_used_by_load_and_by_languages(model, caplog):
     mixed = loaded.classify(texts, ["0.5*de + hotel", "hotel", "0.5*de + hotel"])
     assert by_language == mixed
     assert loaded.classify(texts, "de + hotel") != loaded.classify(texts)  # as it is written
+
+
+def test_pairs_that_are_kept_at_once_are_all_kept(model):
+    pairs = {f"l{n}": replace(PAIR, weight=n / 4) for n in range(4)}
+    for name in pairs:
+        model.library.add(model.library.root / "de", name=name)
+
+    def keep(name):
+        ah.Library(model.library.root).keep_pair_weight("hotel", name, pairs[name])
+
+    in_threads(keep, list(pairs))
+    assert model.library["hotel"].pair_weights == pairs
+    assert model.library.verify("hotel") == []
 
 
 def test_weight_0_leaves_the_language_adapter_out(model):
