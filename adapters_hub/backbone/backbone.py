@@ -252,9 +252,8 @@ class Backbone:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = ids
-        whole = copy.copy(self.model)(
-            **inputs, **self.lm_options
-        ).logits.float()  # not a compiled one
+        model = copy.copy(self.model)  # which is not a compiled one
+        whole = model(**inputs, **self.lm_options).logits.float()
         split = self.head_logits(self.hidden_states(inputs).flatten(0, 1)).view(whole.shape)
         apart = (split - whole).abs().max() <= 0.02 * whole.abs().max()  # rounding of 16 bits
         if not apart:

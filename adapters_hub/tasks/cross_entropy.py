@@ -30,10 +30,10 @@ def blocked_cross_entropy(
 ) -> Tensor:
     """The nats (n,) of each target (n,), float32, given hidden states (n, width) before the head.
 
-    ``logits_of`` must treat each position by itself. Without ``head_learns`` nothing but ``hidden``
-    gets a gradient, which is computed at once, so that no logits are made twice; with it each
-    block's logits are made again in the backward, where the gradients of the factors in the head
-    are known to be wanted at which weight.
+    ``logits_of`` must treat each position by itself. Without ``head_learns`` only ``hidden`` gets a
+    gradient, computed right behind the logits. With it each block's logits are made again in the
+    backward: what a factor in the head gets is a sum over positions, whose weights in the loss are
+    known only there.
     """
     spans = _spans(len(hidden), vocabulary)
     if head_learns and torch.is_grad_enabled() and spans:
@@ -73,10 +73,12 @@ class _OnePass(torch.autograd.Function):
             for at in spans:
                 nats[at] = _nats(logits_of, hidden[at], targets[at], at)
             return nats
-        gradient = torch.empty_like(hidden)
+        wide = torch.promote_types(hidden.dtype, torch.float32)  # its scale is still to come
+        gradient = torch.empty_like(hidden, dtype=wide)
         for at in spans:
             nats[at], gradient[at] = _nats_and_gradient(logits_of, hidden[at], targets[at], at)
         ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
         return nats
 
     @staticmethod
@@ -84,7 +86,7 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of ``hidden`` for the weight of each position (n,)."""
         (gradient,) = ctx.saved_tensors
-        return (gradient * weights[:, None]).to(gradient.dtype), None, None, None
+        return (gradient * weights[:, None]).to(ctx.dtype), None, None, None
 
 
 def _nats_and_gradient(
@@ -101,4 +103,6 @@ def _nats_and_gradient(
     if logits.dtype == torch.float16:  # of 250,000 probabilities most are below what it holds
         residual *= _FLOAT16_SCALE
     (gradient,) = torch.autograd.grad(logits, hidden, residual.to(logits.dtype))
-    return nats, gradient / _FLOAT16_SCALE if logits.dtype == torch.float16 else gradient
+    if logits.dtype == torch.float16:
+        gradient = gradient.float() / _FLOAT16_SCALE
+    return nats, gradient
