@@ -149,13 +149,13 @@ def peaks(options: argparse.Namespace) -> dict[str, float]:
 
 def memory(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, Any]]:
     """Rows of the table, and the data."""
-    found = {}
+    measured = {}
     for side in SIDES:
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
         command += ["--backbone", options.backbone]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found[side] = json.loads(printed.splitlines()[-1])
-    ours, theirs = found.values()
+        measured[side] = json.loads(printed.splitlines()[-1])
+    ours, theirs = measured.values()
     shown = [
         [
             f"{key}, MiB",
@@ -165,7 +165,7 @@ def memory(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, Any]
         ]
         for key in ours
     ]
-    return shown, {"memory": found}
+    return shown, {"memory": measured}
 
 
 def seconds(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, Any]]:

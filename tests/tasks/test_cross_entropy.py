@@ -198,11 +198,12 @@ def test_a_blend_a_token_holds_on_the_head_too(load):
 
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("kind", ["untied", "gemma2", "bert"])
-def test_autocast(kind, head, load):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(kind, head, dtype, load):
     model = load(kind)
     task, batch = batch_of(model)
     one = learner(model, "one", head=head)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         compare(model, task, batch, [one], ["one", "one", None, "one"], atol=0.05, rtol=0.05)
 
 
