@@ -6,7 +6,8 @@ mode.
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +19,15 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.backbone.quantised import compute_dtype
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
 from adapters_hub.library.safetensors_file import Layout
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -102,6 +106,11 @@ class Backbone:
     def call_options(self) -> dict[str, bool]:
         """What a forward without generation asks for: no key-value cache."""
         return {"use_cache": False} if self.kind == "decoder" else {}
+
+    @property
+    def lm_options(self) -> dict[str, bool]:
+        """The same of ``model``, whose decoder of two parts has a cache too."""
+        return {} if self.kind == "encoder" else {"use_cache": False}
 
     @property
     def pad_token_id(self) -> int:
@@ -196,22 +205,60 @@ class Backbone:
             for of_site, weight in zip(parameters, kept, strict=True):
                 of_site["weight"] = weight
 
-    def lm_logits(self, inputs: dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-        """Language-model logits (n, vocabulary) at the n chosen positions, ``at`` (rows, tokens).
-
-        Only these go through the head, which for masked targets saves most of its cost.
+    def hidden_states(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The last hidden states (rows, tokens, width) below the head, of the decoder if there are
+        two parts.
         """
-        hidden = self.base(**inputs, **self.call_options).last_hidden_state[at]
-        return self.head_logits(hidden, inputs["input_ids"])
+        hidden: torch.Tensor = self.base(**inputs, **self.lm_options).last_hidden_state
+        return hidden
 
-    def head_logits(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def head_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Language-model logits (n, vocabulary) of last hidden states (n, width).
 
-        ``input_ids`` (rows, tokens) are only there because the class wants some.
+        The class of ``model`` makes them, whatever it does above its body, scales and caps
+        included. Sites of the head get each state as a row of its own.
         """
+        ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+        inputs: dict[str, object] = {"input_ids": ids, **self.lm_options}
+        if self.kind == "encoder-decoder":
+            known = BaseModelOutput(last_hidden_state=hidden[:, None])
+            inputs |= {"decoder_input_ids": ids, "encoder_outputs": known}
         head: nn.Module = copy.copy(self.model)
-        head._modules = {**self.model._modules, self.prefix[:-1]: KnownBody(hidden[None])}
-        return head(input_ids=input_ids, **self.call_options).logits[0]
+        # T5's holds its two parts itself, of which the second is below the head
+        head._modules = {
+            **self.model._modules,
+            self.prefix[:-1] or "decoder": KnownBody(hidden[:, None]),
+        }
+        logits: torch.Tensor = head(**inputs).logits[:, 0]
+        return logits
+
+    def splits_head(self) -> bool:
+        """Whether `head_logits` of `hidden_states` are the model's logits, as far as a probe tells.
+
+        Ask where no plan is followed, and once: it takes a forward.
+        """
+        if not self.has_lm_head:
+            return False
+        for tokens in (5, 64):  # some architectures need more than a few
+            try:
+                return self._splits(2, tokens)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+                log.debug("the head of %s, with %d tokens: %r", self.name, tokens, error)
+        return False
+
+    @torch.no_grad()
+    def _splits(self, rows: int, tokens: int) -> bool:
+        ids = torch.arange(rows * tokens, device=self.device).view(rows, tokens) % self.vocabulary
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.kind == "encoder-decoder":
+            inputs["decoder_input_ids"] = ids
+        model = copy.copy(self.model)  # which is not a compiled one
+        whole = model(**inputs, **self.lm_options).logits.float()
+        split = self.head_logits(self.hidden_states(inputs).flatten(0, 1)).view(whole.shape)
+        apart = (split - whole).abs().max() <= 0.02 * whole.abs().max()  # rounding of 16 bits
+        if not apart:
+            log.debug("the head of %s does more than with its last hidden states", self.name)
+        return bool(apart)
 
     def shell(self, auto_class: str, **changes: object) -> TaskShell:
         """A transformers task class (``AutoModelForSequenceClassification``, …) around ``base``.

@@ -5,13 +5,14 @@ Knows transformers' classes; does not know adapters, tasks or how a backbone was
 
 import copy
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 
 from adapters_hub.errors import BackboneError
 
@@ -137,7 +138,21 @@ class KnownBody(nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> ModelOutput:
         """The hidden states it was made with, whatever is asked."""
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+        return _HiddenStates(last_hidden_state=self.hidden)
+
+
+@dataclass
+class _HiddenStates(ModelOutput):
+    """A body's output with nothing but its last hidden states.
+
+    Caches, routers' logits and whatever else a class passes on are None.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Body(nn.Module):

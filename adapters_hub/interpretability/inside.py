@@ -172,7 +172,7 @@ def logit_lens(
         both = []
         for plan, seen, guesses in zip(plans, states, best, strict=True):
             with model.bank.using(plan):
-                logits = backbone.head_logits(norm(seen[layer])[0], batch["input_ids"])
+                logits = backbone.head_logits(norm(seen[layer])[0])
             both.append(logits.double().log_softmax(-1))
             guesses.append(_likeliest(both[-1], backbone.tokenizer, top))
         one, two = both

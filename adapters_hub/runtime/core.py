@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final, Self, cast
 
 import torch
@@ -145,6 +146,12 @@ class Runtime:
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 log.warning("a probe of %s with %d tokens: %s", self.backbone.name, tokens, error)
         self.bank.distrust()
+
+    @cached_property
+    def splits_head(self) -> bool:
+        """Whether the language-model head can be given the body's last hidden states in pieces."""
+        with self.bank.using(None):
+            return self.backbone.splits_head()
 
     # ── adapters ─────────────────────────────────────────────────────────────────────────────
 

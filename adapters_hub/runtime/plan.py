@@ -95,11 +95,18 @@ class Plan:
         """The number of rows of the batch, or None where any will do."""
         return None if self.index is None else self.index.shape[0]
 
-    def of(self, rows: Tensor) -> "Plan":
+    def of(self, rows: Tensor | slice) -> "Plan":
         """The plan of a batch of some of these rows, given by their places (k,)."""
         if self.index is None:
             return self
         return Plan(self.atoms, self.weights, self.index[rows], self.dropout, self._stacks)
+
+    def at(self, rows: Tensor, tokens: Tensor) -> "Plan":
+        """The plan in which each position (n,), given by row and token, is a row of its own."""
+        if self.index is None:
+            return self
+        index = self.index[rows] if self.index.dim() == 1 else self.index[rows, tokens]
+        return Plan(self.atoms, self.weights, index, self.dropout, self._stacks)
 
     def units(self, site: str, x: Tensor) -> int:
         """The rows, or tokens, of the plan that x (…, in) divides into.

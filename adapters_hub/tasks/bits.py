@@ -17,6 +17,7 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import DataError
 from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, Record, Task, per_row
+from adapters_hub.tasks.cross_entropy import blocked_cross_entropy
 
 IGNORED = -100
 _INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
@@ -91,20 +92,38 @@ def target_nats(model: Runtime, batch: dict[str, Tensor]) -> Tensor:
     """Each row's nats summed over its targets (rows,), under the current plan.
 
     ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those
-    that predict them. Only the positions with a target go through the vocabulary-sized head.
+    that predict them. Only positions with a target have logits, and only a block of them at a time.
     """
-    labels = batch["labels"]
+    backbone, labels = model.backbone, batch["labels"]
     inputs = {key: value for key, value in batch.items() if key in _INPUTS}
-    if model.backbone.kind == "decoder":
+    if backbone.kind == "decoder":
         labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    at = labels != IGNORED
-    plan, outer = model.bank.current(), model.backbone.head_sites
-    adapted = plan is not None and any(outer & atom.factors.keys() for atom in plan.atoms)
-    if model.backbone.kind == "encoder-decoder":  # whose targets are nearly all positions
-        logits = model.backbone.model(**inputs, use_cache=False).logits[at]
-    elif adapted:
-        logits = model.backbone.model(**inputs).logits[at]  # an adapted head must see all rows
+    rows, tokens = (labels != IGNORED).nonzero(as_tuple=True)
+    targets = labels[rows, tokens]
+    if model.splits_head:
+        hidden = backbone.hidden_states(inputs)[rows, tokens]
+        nats = _head_nats(model, hidden, targets, rows, tokens)
     else:
-        logits = model.backbone.lm_logits(inputs, at)
-    nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
-    return per_row(nats, at.nonzero()[:, 0], len(labels))
+        logits = backbone.model(**inputs, **backbone.lm_options).logits[rows, tokens]
+        nats = functional.cross_entropy(logits.float(), targets, reduction="none")
+    return per_row(nats, rows, len(labels))
+
+
+def _head_nats(
+    model: Runtime, hidden: Tensor, targets: Tensor, rows: Tensor, tokens: Tensor
+) -> Tensor:
+    """The nats (n,) of hidden states (n, width), each under the plan of its row or token."""
+    backbone, plan = model.backbone, model.bank.current()
+    if plan is not None:
+        acts = backbone.head_sites & plan.sites
+        plan = plan.at(rows.cpu(), tokens.cpu()) if acts else None
+
+    def logits_of(hidden: Tensor, at: slice) -> Tensor:
+        with model.bank.using(plan and plan.of(at)):
+            return backbone.head_logits(hidden)
+
+    atoms = () if plan is None else plan.atoms
+    learns = any(atom.trained and backbone.head_sites & atom.factors.keys() for atom in atoms)
+    return blocked_cross_entropy(
+        logits_of, hidden, targets, backbone.vocabulary, head_learns=learns
+    )
