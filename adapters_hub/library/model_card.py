@@ -72,8 +72,9 @@ _PAIRS = (
 
 _COMPANY = {  # what a language adapter is good for beside others, by what it was trained for
     "retrieval": "Trained to find a text's pair (contrastive), for retrieval. That moves the space "
-    "in which domain adapters live: added to adapters of other tasks it may help or hurt, so "
-    "measure it there (`evaluate_matrix.py`), or train one with `--objective match`.",
+    "in which domain adapters live: added to adapters of other tasks it may help or hurt. So "
+    "loading by language and domain leaves it out until a weight is measured "
+    "(`adapters-hub fit --store`); or train one with `--objective match`.",
     "matching": "Trained so that a text's states are those of its translation in the frozen "
     "backbone (match). The space in which domain adapters live is meant to stay, so it is made to "
     "be added to them.",

@@ -105,6 +105,30 @@ def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypa
     assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
 
 
+def test_the_domain_recipe_measures_language_adapters_it_was_not_trained_over(
+    tiny, feedback, tmp_path, lora_folder, monkeypatch, capsys
+):
+    backbone, library = str(tiny("bert")), ah.Library(tmp_path / "library")
+    for tag in ("de", "fr"):  # no row is French, and Danish has no adapter
+        library.add(lora_folder("bert", tag), language=tag, backbone=backbone)
+    given = ["--backbone", backbone, "--data", feedback, "--library", library.root, "--cpu",
+             "--task", "classification", "--language", "en", "--domain", "hotel", "--rank", 2,
+             "--batch-size", 4]  # fmt: skip
+    run("lora_domain.py", *given, "--steps", 4, monkeypatch=monkeypatch, cwd=tmp_path)
+    (name, measured), *others = library["hotel"].pair_weights.items()
+    assert (name, others) == ("de", [])
+    assert measured.rows == 4
+    assert measured.hash == library["de"].hash
+    assert f"de beside hotel: {measured}" in capsys.readouterr().out
+
+    run("lora_domain.py", *given, "--steps", 2, "--over", "none", "--name", "bare",
+        monkeypatch=monkeypatch, cwd=tmp_path)  # fmt: skip
+    assert library["bare"].pair_weights == {}
+    run("lora_domain.py", *given, "--steps", 2, "--language", "de", "--name", "over",
+        monkeypatch=monkeypatch, cwd=tmp_path)  # fmt: skip
+    assert (library["over"].over, library["over"].pair_weights) == (("de",), {})
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(tiny, feedback, tmp_path, lora_folder):
     factors = []
