@@ -160,4 +160,4 @@ def test_the_settings_say_the_precision_of_a_backbone_by_name(fresh, tiny, tmp_p
     assert loaded[0].config._attn_implementation == "eager"
     assert info.fingerprint == fresh("bert").backbone.fingerprint
     with pytest.raises(SettingsError, match="both say the precision"):
-        ah.train(str(tiny("bert")), ROWS, domain="bank", bits=32, **{**FEW, **how})
+        ah.train(str(tiny("bert")), ROWS, domain="hotel", name="two", bits=32, **FEW, **how)
