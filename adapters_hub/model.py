@@ -10,8 +10,12 @@ from typing import overload
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adapters_hub.backbone.checkpoint import Checkpoint
+from adapters_hub.backbone.loaded import name_of, take_model
 from adapters_hub.backbone.loading import read_backbone
+from adapters_hub.backbone.options import DeviceMap, Dtype, Options
 from adapters_hub.errors import BackboneMismatchError, LanguageError, NotFoundError, SettingsError
 from adapters_hub.inference.answer import answer
 from adapters_hub.inference.classify import (
@@ -284,27 +288,49 @@ class AdaptedModel(Runtime):
 
 
 def load_backbone(
-    name: str = "starter",
+    model_or_id: str | os.PathLike[str] | PreTrainedModel = "starter",
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     library: Library | str | os.PathLike[str] | None = None,
     bits: int | None = None,
+    dtype: Dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    attn_implementation: str | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str = "",
     trust_remote_code: bool = False,
     check_backbone: bool = True,
     memory: int = MEMORY,
     host_memory: int | None = None,
 ) -> AdaptedModel:
-    """A backbone with no adapter active: ``starter``, a folder, or a hub id.
+    """A backbone with no adapter active: ``starter``, a folder, a hub id, or a loaded model.
 
-    ``bits``: 32 (where none are given), 16 (bfloat16), or 8 and 4 by bitsandbytes; a checkpoint
-    that is stored in 8 or 4 bits has these. ``revision``: a hub id's branch, tag or commit.
-    Further see `AdaptedModel`. Raises `BackboneError`, or `SettingsError` for ``bits`` or a
-    ``device`` that cannot be.
+    ``bits``: 32 (where neither these nor a dtype are given), 16 (bfloat16), or 8 and 4 by
+    bitsandbytes; a checkpoint that is stored in 8 or 4 bits has these. ``dtype`` is transformers':
+    ``"auto"`` keeps the checkpoint's, ``torch.bfloat16``, ``"float16"``, …; beside 8 or 4 bits it
+    is of what is not quantised. ``device_map``, ``attn_implementation``, ``revision``, ``token``,
+    ``subfolder`` and ``trust_remote_code`` are transformers' too.
+
+    A loaded model is not copied and keeps its precision, place and attention. It is frozen and put
+    into eval mode, gets a padding token where it has none, and hooks that do nothing outside of
+    calls of what is returned. Its tokenizer is ``tokenizer``, else that of its checkpoint; so is
+    the fingerprint, as long as it has the checkpoint's weights. One that was made from a
+    configuration is named after its class, and knows only adapters that were trained on its
+    weights.
+
+    Further see `AdaptedModel`. Raises `BackboneError`, also for a model that is compiled, offloaded
+    or holds PEFT's adapters, or `SettingsError` for options that cannot be or contradict each
+    other, options of loading for a loaded model, and one without a tokenizer.
     """
-    backbone = read_backbone(
-        name, bits=bits, device=device, revision=revision, trust_remote_code=trust_remote_code
-    )
+    options = Options(bits, dtype, device, device_map, attn_implementation)
+    name = name_of(model_or_id)
+    checkpoint = Checkpoint(name, revision, token, subfolder, trust_remote_code)
+    if isinstance(model_or_id, str | os.PathLike):
+        backbone = read_backbone(checkpoint, options, tokenizer)
+    else:
+        backbone = take_model(model_or_id, checkpoint, options, tokenizer)
     if not isinstance(library, Library):
         library = Library(library)
     return AdaptedModel(
@@ -316,10 +342,16 @@ def load(
     language: str | None = None,
     domain: str | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     library: Library | str | os.PathLike[str] | None = None,
     bits: int | None = None,
+    dtype: Dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    attn_implementation: str | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str = "",
     trust_remote_code: bool = False,
     check_backbone: bool = True,
     memory: int = MEMORY,
@@ -359,10 +391,16 @@ def load(
     name, pinned = _backbone_of(infos, language or domain or "", revision)
     model = load_backbone(
         name,
+        tokenizer=tokenizer,
         library=library,
         bits=bits,
+        dtype=dtype,
         device=device,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
         revision=pinned,
+        token=token,
+        subfolder=subfolder,
         trust_remote_code=trust_remote_code,
         check_backbone=check_backbone,
         memory=memory,

@@ -55,6 +55,7 @@ def adapted(model: Any, library: Path, **options: Any) -> AdaptedModel:
         tokenizer=None,
         kind="decoder",
         bits=32,
+        dtype=model.dtype,
         fingerprint="qwen",
         has_lm_head=True,
     )

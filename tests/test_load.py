@@ -53,6 +53,12 @@ def test_both_take_the_same_keywords():
     assert keywords[0] == keywords[1]
 
 
+def test_load_gives_the_keywords_of_loading_through(library):
+    model = ah.load("de", library=library, dtype="bfloat16", attn_implementation="eager")
+    assert (str(model.dtype), model.config._attn_implementation) == ("torch.bfloat16", "eager")
+    assert dict(model.active.weights) == {"german": 1.0}
+
+
 # ── revisions ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -22,7 +22,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
-from adapters_hub.backbone.quantised import compute_dtype
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
 from adapters_hub.library.safetensors_file import Layout
@@ -39,17 +38,19 @@ class Backbone:
     ``model`` is the language-model class where the checkpoint has a language-model head, else the
     bare model; ``base`` is the part below every head. ``sites`` maps each linear layer's path to
     the layer; paths are relative to ``base``, so they are the same whatever head is on top.
-    ``bits`` are those of its linear layers' weights; ``embedding`` is what the checkpoint's folder
-    says about its use for sentence embeddings.
+    ``bits`` are those of its linear layers' weights, ``dtype`` is the precision of what flows
+    between the layers; ``embedding`` is what the checkpoint's folder says about its use for
+    sentence embeddings. A model that was made from a configuration has no ``folder``.
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     model: PreTrainedModel
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     kind: Kind
     bits: int
+    dtype: torch.dtype
     fingerprint: str
     has_lm_head: bool
     revision: str | None = None  # of a hub id: the one asked for
@@ -74,11 +75,6 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the embeddings are, and so where inputs go."""
         return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of what flows between the layers."""
-        return compute_dtype(self.bits, self.device)
 
     @property
     def prefix(self) -> str:

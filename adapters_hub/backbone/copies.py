@@ -39,6 +39,14 @@ def remove_hooks(model: nn.Module, ids: Collection[int]) -> None:
                 del hooks[number]
 
 
+def with_children(module: PreTrainedModel, **children: nn.Module) -> PreTrainedModel:
+    """A module that shares everything with another, but may have other children."""
+    clone = copy.copy(module)
+    vars(clone).pop("forward", None)  # accelerate's runs the module that this is a copy of
+    clone._modules = {**module._modules, **children}
+    return clone
+
+
 def with_weights(
     model: nn.Module, weights: Mapping[int, Tensor], *, without_hooks: Collection[int]
 ) -> nn.Module:

@@ -1,19 +1,17 @@
 """What is of 8 and 4 bits: bitsandbytes' layers, and the embeddings beside them.
 
-Knows bitsandbytes' settings and torch modules; does not know architectures or adapters.
+Knows bitsandbytes' layers and torch modules; does not know architectures or adapters.
 Quantisation leaves embeddings and the output layer whole, and in a small model with a large
 vocabulary they are most of what is left: they are stored in 16 bits and used in 32. Float16 keeps
 11 bits of each number, where the linear layers beside them keep 8.
 """
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adapters_hub.errors import BackboneError
-from adapters_hub.extras import require
 
 BITS = (32, 16, 8, 4)
 _WHOLE = {32: torch.float32, 16: torch.bfloat16}  # not quantised
@@ -101,27 +99,6 @@ def stored_bits(name: str, config: PreTrainedConfig, wanted: int | None) -> int 
             f"leave bits out, or take the checkpoint it was made from for bits={wanted}"
         )
     return bits
-
-
-def loading_options(bits: int, device: torch.device, *, quantised: bool) -> dict[str, object]:
-    """What transformers' ``from_pretrained`` is given for a precision.
-
-    ``quantised``: the checkpoint is, and so says itself how. Raises `MissingExtraError`.
-    """
-    dtype = compute_dtype(bits, device)
-    if bits >= 16:
-        return {"dtype": dtype}
-    require("bitsandbytes", "bits", f"a backbone at {bits} bits")
-    options: dict[str, object] = {"dtype": dtype, "device_map": {"": device}}
-    if quantised:
-        return options
-    if bits == 8:
-        asked = transformers.BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        asked = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    return {**options, "quantization_config": asked}
 
 
 def keep_4bit_differentiable(model: nn.Module) -> None:

@@ -8,8 +8,9 @@ however it is cut into shards, and takes well under a second for tens of gigabyt
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 from adapters_hub.errors import BackboneError
@@ -20,10 +21,24 @@ _STRUCTURE = (
     "hidden_size", "d_model", "n_head", "n_layer", "n_embd", "num_heads", "vocab_size",
 )  # fmt: skip
 _SAMPLES = 64  # tensors sampled in the first version
-_MOST_SAMPLES = 8192  # tensors sampled
+MOST_SAMPLES = 8192
+"""Tensors sampled."""
 _VERSION = "-v2-"
 _FIRST: dict[str, str] = {}  # fingerprint → the same backbone's of the first version
-_VALUES = 32  # consecutive values from each
+VALUES = 32
+"""Consecutive values from the middle of each."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a fingerprint looks at in one tensor.
+
+    ``values`` reads up to `VALUES` of it as bfloat16, if it is ``floating``.
+    """
+
+    shape: Sequence[int]
+    floating: bool
+    values: Callable[[], bytes]
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -127,27 +142,35 @@ def belongs(stored: str | None, current: str | None) -> bool:
     return old.rpartition("-")[0] == new.partition(_VERSION)[0]
 
 
-@lru_cache(maxsize=64)
-def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    config = _json(folder / "config.json")
-    tensors: dict[str, tuple[str, tensorfile.Header, tensorfile.TensorEntry]] = {}
-    for file, _, _ in state[:-1]:  # the last one is the configuration
+def sampled_tensors(folder: str | Path) -> dict[str, Sampled]:
+    """What a fingerprint looks at in a checkpoint folder, by the tensors' names there.
+
+    Raises `BackboneError` if the folder has no ``config.json`` or no safetensors weights.
+    """
+    tensors: dict[str, Sampled] = {}
+    for file in weight_files(Path(folder)):
         header = tensorfile.read_header(file)
-        tensors |= {name: (file, header, entry) for name, entry in header.tensors.items()}
+        for name, entry in header.tensors.items():
+            floating = entry.dtype in ("F32", "F16", "BF16")
+            values = partial(_sample, str(file), header, entry)
+            tensors[name] = Sampled(entry.shape, floating, values)
+    return tensors
+
+
+def fingerprint_of(config: Mapping[str, object], tensors: Mapping[str, Sampled]) -> str:
+    """The fingerprint of a checkpoint with this ``config.json`` and these tensors."""
     digest = hashlib.sha256(json.dumps([config.get(key) for key in _STRUCTURE]).encode())
     for name in sorted(tensors):
-        digest.update(json.dumps([name, tensors[name][2].shape]).encode())
-    floating = [
-        name for name in sorted(tensors) if tensors[name][2].dtype in ("F32", "F16", "BF16")
-    ]
+        digest.update(json.dumps([name, tensors[name].shape]).encode())
+    floating = [name for name in sorted(tensors) if tensors[name].floating]
     first = digest.copy()
     for name in floating[:: max(1, len(floating) // _SAMPLES)]:
-        first.update(_sample(*tensors[name]))
+        first.update(tensors[name].values())
     digest.update(b"2")
     # by digests of names, so that what is left out of a huge one follows no pattern of layers
     floating.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    for name in sorted(floating[:_MOST_SAMPLES]):
-        digest.update(_sample(*tensors[name]))
+    for name in sorted(floating[:MOST_SAMPLES]):
+        digest.update(tensors[name].values())
     layers = next(
         (config[k] for k in ("num_hidden_layers", "num_layers", "n_layer") if k in config), "?"
     )
@@ -156,6 +179,11 @@ def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     current = f"{stem}{_VERSION}{digest.hexdigest()[:16]}"
     _FIRST[current] = f"{stem}-{first.hexdigest()[:16]}"
     return current
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    return fingerprint_of(_json(folder / "config.json"), sampled_tensors(folder))
 
 
 def _json(path: Path) -> dict[str, object]:
@@ -174,10 +202,10 @@ def _sample(file: str, header: tensorfile.Header, entry: tensorfile.TensorEntry)
 
     size = 4 if entry.dtype == "F32" else 2
     count = (entry.end - entry.start) // size
-    first = max(0, count // 2 - _VALUES // 2)
+    first = max(0, count // 2 - VALUES // 2)
     with open(file, "rb") as stream:
         stream.seek(header.data_start + entry.start + first * size)
-        raw = stream.read(min(_VALUES, count) * size)
+        raw = stream.read(min(VALUES, count) * size)
     if entry.dtype == "BF16":
         return raw
     values = np.frombuffer(raw, "<f4" if size == 4 else "<f2").astype("<f4")

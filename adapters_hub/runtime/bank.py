@@ -89,6 +89,11 @@ class Bank:
         return self._bytes
 
     @property
+    def learning(self) -> list[str]:
+        """The resident adapters that are being trained."""
+        return [name for name, slot in self._slots.items() if slot.trained]
+
+    @property
     def bytes_beside(self) -> int:
         """What plans stacked of the adapters, and the merged view."""
         view = self._view
@@ -316,6 +321,11 @@ class Bank:
         """
         return _Following(self), _Following(self)
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other bank acts at the sites."""
+        return len(self.hook_ids()) == len(self._hooks)
+
     def detach(self) -> None:
         """Take the hooks off the backbone, which is then as if there had never been a bank."""
         for hook in self._hooks:
@@ -323,8 +333,16 @@ class Bank:
         self._hooks.clear()
 
     def hook_ids(self) -> set[int]:
-        """The ids under which the sites hold the bank's hooks, and so do copies of the sites."""
-        return {hook.id for hook in self._hooks}
+        """The ids under which the sites hold the hooks of banks, and so do copies of the sites.
+
+        Other banks' too: a model that the user brought may have several, each for its calls alone.
+        """
+        return {
+            number
+            for module in self.sites.values()
+            for number, hook in module._forward_hooks.items()
+            if hook.__module__ == __name__
+        }
 
     def _hook(self, site: str) -> Callable[..., Tensor | None]:
         current = self._run.get

@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 from typing import Any, Final, Self, cast
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone, ContextPair, enable_checkpointing
+from adapters_hub.backbone.options import Dtype
+from adapters_hub.backbone.placement import destination, move
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
@@ -59,7 +62,8 @@ class Runtime:
     and those that one call needs, stay whatever it is), then in ``host_memory`` bytes where the
     backbone is on another device. One that is replaced in or removed from the library is
     noticed when it is next used; a file changed in place is not. ``check_backbone=False`` accepts
-    adapters that carry another backbone's fingerprint where the shapes fit. One model a backbone.
+    adapters that carry another backbone's fingerprint where the shapes fit. Several may stand on
+    one backbone: each adds what its calls ask for, and leaves nothing on it when it is gone.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Runtime:
         self.library = Library() if library is None else library
         self.residents = Residents(backbone, self.library, memory, host_memory, check_backbone)
         self.bank = self.residents.bank
+        finalize(self, self.bank.detach).atexit = False
         self._watch()
         self.active = Blend()
         self.hooks: list[RemovableHandle] = []
@@ -95,6 +100,11 @@ class Runtime:
         return self.backbone.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what flows between the backbone's layers."""
+        return self.backbone.dtype
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """The labels of the active blend's head; None if it names none. `HeadError` without one."""
         return self.resident(self.head_owner(self.active)).info.labels
@@ -112,15 +122,27 @@ class Runtime:
             )
         return self
 
-    def to(self, device: str | torch.device) -> Self:
-        """The model, if it is there already; `BackboneError` says how to load it elsewhere."""
-        wanted = torch.device(device)
-        here = self.device
-        if wanted.type != here.type or wanted.index not in (None, here.index):
+    def to(
+        self, device: str | int | torch.device | Dtype | None = None, dtype: Dtype | None = None
+    ) -> Self:
+        """Move the backbone and the resident adapters to a device, or cast the backbone, in place.
+
+        As in transformers: ``to("cuda")``, ``to(torch.bfloat16)``, ``to("cuda", torch.float16)``.
+        Adapters keep the precision they have, and are added in the backbone's. No call may be
+        under way. Raises `SettingsError` for a device or precision that is none, `BackboneError`
+        for a model that is compiled, split over devices or being trained on, and for another
+        precision of quantised weights.
+        """
+        wanted = destination(self.backbone, device, dtype)
+        if wanted is None:
+            return self
+        if self.bank.learning or self.bank.compiled_slots is not None:
+            why = f"trains {self.bank.learning[0]!r}" if self.bank.learning else "is compiled"
             raise BackboneError(
-                f"the model is on {here}, with its adapters: load it where it is to be used, "
-                f"ah.load_backbone({self.backbone.name!r}, device={str(device)!r})"
+                f"the model {why}, so its weights stay where and as they are; load another one"
             )
+        move(self.backbone, *wanted)
+        self.residents.follow_backbone()
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -403,8 +425,14 @@ class Runtime:
 
         A batch may then use ``slots`` adapters of at most ``rank``; other adapters are copied in
         when they are wanted, without compiling again. It is compiled once each for a blend a row,
-        one blend for all, and none, and, as ever, for new shapes. Not for training.
+        one blend for all, and none, and, as ever, for new shapes. Not for training. Raises
+        `BackboneError` where two models share the backbone.
         """
+        if not self.bank.alone:
+            raise BackboneError(
+                "two models share this backbone, and what is compiled for one would not see the "
+                "adapters of the other; let go of one, or load a backbone for each"
+            )
         self.bank.reserve_compiled_slots(slots, rank, self.backbone.device, self.backbone.dtype)
         self.backbone.model.compile(**options)
 

@@ -153,8 +153,7 @@ class Part:
             taken = x.view(units, -1, x.shape[-1]).index_select(0, self.rows).view(-1, x.shape[-1])
         if dropout and self.trained:
             taken = functional.dropout(taken, dropout)
-        if a.dtype != x.dtype:
-            a = a.to(x.dtype)
+        a = on(a, x)
         if a.dim() == 2:
             hidden = functional.linear(taken, a)
         else:
@@ -169,7 +168,7 @@ class Part:
 
     def second(self, hidden: Tensor, site: str, y: Tensor, units: int) -> Tensor:
         """Y (units · tokens, out) with the part's delta added; in place without gradients."""
-        b = self.stack.b[site]
+        b = self.stack.b[site].to(hidden.device)  # one that learns may be elsewhere
         alpha = self.scale if isinstance(self.scale, float) else 1.0
         in_place = not torch.is_grad_enabled() and hidden.dtype == b.dtype == y.dtype
         if in_place and not isinstance(self.rows, Tensor):

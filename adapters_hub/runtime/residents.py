@@ -50,10 +50,7 @@ class Residents:
         self.check_backbone = check_backbone
         self.lock = threading.RLock()
         self.bank = Bank(backbone.sites, memory, evicted=self._evicted)
-        on_host = backbone.device.type == "cpu"
-        default = 0 if on_host else HOST_MEMORY
-        self.host_memory = default if host_memory is None else host_memory
-        self._pinned = not on_host and torch.cuda.is_available()
+        self._wanted_host_memory = host_memory
         self._adapters: dict[str, Adapter] = {}
         self._added: set[str] = set()  # added from memory: not in the library, so never dropped
         self._stamps: dict[str, Stamp] = {}
@@ -65,6 +62,21 @@ class Residents:
         self._weights: dict[tuple[str, tuple[str, ...]], float] = {}
         self._infos: dict[str, AdapterInfo] = {}  # the library's, likewise
         self._seen: tuple[int, ...] | None = None  # the library's state that these are for
+
+    @property
+    def _on_host(self) -> bool:
+        return self.backbone.device.type == "cpu"
+
+    @property
+    def _pinned(self) -> bool:
+        return not self._on_host and torch.cuda.is_available()
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes kept in host memory of adapters that left the bank."""
+        if self._wanted_host_memory is not None:
+            return self._wanted_host_memory
+        return 0 if self._on_host else HOST_MEMORY
 
     def __getitem__(self, name: str) -> Adapter:
         """The adapter of exactly this name, loaded if it is not resident."""
@@ -119,6 +131,21 @@ class Residents:
             self._adapters.pop(name, None)
             self._added.discard(name)
             self._host.pop(name, None)
+
+    def follow_backbone(self) -> None:
+        """Bring the adapters to where the backbone was moved.
+
+        Those of the library are loaded again when they are next used.
+        """
+        device = self.backbone.device
+        with self.lock:
+            self._host.clear()
+            for name in self.bank.names():
+                adapter = self._adapters[name]
+                if name in self._added:
+                    self.add(adapter.map(lambda tensor: tensor.to(device)))
+                else:
+                    self.drop(name)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 

@@ -6,7 +6,7 @@ no weights.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from adapters_hub.backbone.loading import outline
+from adapters_hub.backbone.checkpoint import Checkpoint, outline
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.registry import declaration_of, declarations
@@ -28,9 +28,10 @@ def with_objective(resolved: Resolved, splits: Mapping[str, Sequence[Row]]) -> R
     objective that a task or the backbone does not go with.
     """
     settings, origins = resolved.settings, resolved.origins
-    kind, has_head = outline(
+    checkpoint = Checkpoint(
         settings.backbone, settings.revision, trust_remote_code=settings.trust_remote_code
     )
+    kind, has_head = outline(checkpoint)
     predicts = {"encoder": "masked", "decoder": "causal"}.get(kind) if has_head else None
     given = settings.objective
     if origins["task"] in ("default", "recipe"):

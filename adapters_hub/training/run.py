@@ -112,6 +112,8 @@ class Experiment:
             settings.backbone,
             library=self.library,
             bits=settings.bits,
+            dtype=settings.dtype,
+            attn_implementation=settings.attn_implementation,
             revision=settings.revision,
             device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,

@@ -90,7 +90,15 @@ class TrainingSettings:
     revision: str | None = _setting(
         None, "the backbone's branch, tag or commit, where it is a hub id", _MODEL
     )
-    bits: int = _setting(32, "precision of the backbone: 32, 16, 8 or 4", _MODEL)
+    bits: int | None = _setting(
+        None, "precision of the backbone: 32, 16, 8 or 4; default: 32, or the stored one", _MODEL
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _setting(
+        None, "the same as transformers has it; 'auto': the checkpoint's", _MODEL
+    )
+    attn_implementation: str | None = _setting(
+        None, "transformers' attention: eager, sdpa, flash_attention_2, …", _MODEL
+    )
     trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
     task: str = _setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
     data: str = _setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
@@ -195,7 +203,7 @@ class TrainingSettings:
             )
         if self.label_separator == "":
             raise SettingsError("label_separator='': nothing can stand between labels")
-        if self.bits not in (32, 16, 8, 4):
+        if self.bits not in (None, 32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
         _check_targets(self.targets)
         for name, hint in _hints(type(self)).items():

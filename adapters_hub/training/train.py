@@ -13,6 +13,9 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.training.run import Experiment
 from adapters_hub.training.settings import Resolved, TrainingSettings
 
+_OF_MODEL = {"backbone", "revision", "library", "bits", "dtype", "attn_implementation"}
+"""Settings that a loaded model has already."""
+
 
 def train(
     model: Runtime | str,
@@ -46,7 +49,7 @@ def train(
     call = "adapters_hub.train(…, " + ", ".join(f"{k}={v!r}" for k, v in given.items()) + ")"
     if isinstance(model, str):
         given["backbone"] = model
-    elif clash := sorted({"backbone", "revision", "library", "bits"} & given.keys()):
+    elif clash := sorted(_OF_MODEL & given.keys()):
         raise SettingsError(f"{clash[0]}: set by the model that was given; leave it out")
     chosen = TrainingSettings(**given)
     origins = {name: "call" if name in given else "default" for name in chosen.flat()}

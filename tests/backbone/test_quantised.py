@@ -129,9 +129,10 @@ def test_a_quantised_layer_that_is_read_and_not_called_is_refused(bits, reads, t
     from bitsandbytes.functional import dequantize_4bit
 
     from adapters_hub.backbone.loading import read_backbone
+    from adapters_hub.backbone.options import Options
     from adapters_hub.model import AdaptedModel
 
-    backbone = read_backbone(str(tiny("qwen3")), bits=bits)
+    backbone = read_backbone(str(tiny("qwen3")), Options(bits=bits))
     mlp = backbone.base.layers[0].mlp
 
     def forward(x):

@@ -46,6 +46,9 @@ def test_nothing_given_is_the_defaults():
         (["--over", "none"], "over", ("none",)),
         (["--columns", "text=review", "label=a=b"], "columns", {"text": "review", "label": "a=b"}),
         (["--data", "100%"], "data", "100%"),
+        (["--bits", "8"], "bits", 8),
+        (["--dtype", "auto"], "dtype", "auto"),
+        (["--attn-implementation", "eager"], "attn_implementation", "eager"),
     ],
 )
 def test_flags(arguments, name, value):
@@ -185,6 +188,7 @@ def test_columns_need_a_column():
         {"learning_rate": float("nan")},
         {"learning_rate": float("inf")},
         {"bits": 5},
+        {"dtype": "int8"},
         {"schedule": "quadratic"},
         {"mixed_precision": "fp8"},
     ],

@@ -75,6 +75,8 @@ def test_what_cannot_be_trained_is_said_before(fresh, tmp_path):
     model = fresh("bert")
     with pytest.raises(SettingsError, match="bits: set by the model that was given"):
         ah.train(model, ROWS, domain="hotel", bits=8)
+    with pytest.raises(SettingsError, match="dtype: set by the model that was given"):
+        ah.train(model, ROWS, domain="hotel", dtype="bfloat16")
     with pytest.raises(SettingsError, match="say which domain"):
         ah.train(model, [Row("a", "x"), Row("b", "y")])
     with pytest.raises(DataError, match="field 'label' is missing"):
@@ -123,3 +125,39 @@ def test_a_row_of_an_undetermined_language_goes_without_one(fresh, caplog):
     wrong = [*ROWS, Row("slow", "bad", language="hotel", where="mine:3")]
     with pytest.raises(DataError, match=r"mine:3: field 'language': 'hotel' is not a language"):
         ah.train(fresh("bert"), wrong, domain="hotel", name="two", **FEW)
+
+
+def test_a_transformers_model_trains_the_adapter_that_its_checkpoint_does(fresh, tiny, tmp_path):
+    import transformers
+
+    few = {**FEW, "steps": 5}
+    given = transformers.AutoModelForMaskedLM.from_pretrained(tiny("bert"))
+    model = ah.load_backbone(given, library=tmp_path / "given")
+    info = ah.train(model, ROWS, domain="hotel", **few)
+    want = ah.train(fresh("bert"), ROWS, domain="hotel", **few)
+    assert (info.backbone, info.fingerprint) == (want.backbone, want.fingerprint)
+    one, two = (load_file(f"{i.path}/adapter_model.safetensors") for i in (info, want))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key])
+
+
+def test_the_settings_say_the_precision_of_a_backbone_by_name(fresh, tiny, tmp_path, monkeypatch):
+    from adapters_hub.training import run
+
+    loaded = []
+    load = run.load_backbone
+    monkeypatch.setattr(
+        run, "load_backbone", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0]
+    )
+    how = {
+        "dtype": "bfloat16",
+        "attn_implementation": "eager",
+        "library": str(tmp_path / "library"),
+    }
+    info = ah.train(str(tiny("bert")), ROWS, domain="hotel", **{**FEW, "steps": 2}, **how)
+    assert (loaded[0].dtype, loaded[0].backbone.bits) == (torch.bfloat16, 16)
+    assert loaded[0].config._attn_implementation == "eager"
+    assert info.fingerprint == fresh("bert").backbone.fingerprint
+    with pytest.raises(SettingsError, match="both say the precision"):
+        ah.train(str(tiny("bert")), ROWS, domain="hotel", name="two", bits=32, **FEW, **how)
