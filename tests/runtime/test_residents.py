@@ -78,7 +78,7 @@ def test_a_thousand_loads_and_evictions_never_give_a_wrong_row_nor_leak(tiny, st
                 used.append(process.memory_info().rss)
     assert len(model.bank) <= 2
     assert adapters_in_memory() - others <= 2
-    assert len(model.bank._stacks) <= 8 * 64
+    assert model.bank.bytes_beside <= 2 * size
     assert used[1] - used[0] < 16 << 20
 
 
