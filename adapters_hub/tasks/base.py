@@ -130,6 +130,10 @@ class Task(TaskOptions, ABC):
             seed=seed,
         )
 
+    def finished(self, adapter: Adapter) -> Adapter:
+        """A trained adapter as it is kept."""
+        return adapter
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The label names a trained adapter stores, in the order of its logits."""

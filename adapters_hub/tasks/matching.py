@@ -14,6 +14,7 @@ from adapters_hub.backbone.padding import padded
 from adapters_hub.data.pairs import checked_pairs
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
+from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, Record, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
@@ -80,6 +81,15 @@ class Matching(ReaderTask, MatchingOptions):
                 row = replace(row, fields={**row.fields, **pair})
             paired.append(row)
         return paired
+
+    def finished(self, adapter: Adapter) -> Adapter:
+        """With ``strength`` times its delta.
+
+        What was learnt from one kind of text pulls others to it; less of it keeps more of what the
+        backbone knows, and is better beside domain adapters.
+        """
+        scaling = {site: self.strength * value for site, value in adapter.scaling.items()}
+        return replace(adapter, scaling=scaling)
 
     @classmethod
     def from_rows(

@@ -132,6 +132,31 @@ def test_training_brings_the_states_to_the_translations(load):
     assert (near * target).sum() > (far * target).sum()
 
 
+def test_half_of_what_was_learnt_is_kept(tiny, tmp_path, monkeypatch, fresh_accelerate):
+    monkeypatch.chdir(tmp_path)
+    kept = {}
+    for strength in (1.0, 0.5):
+        model = ah.load_backbone(str(tiny("bert")), library=tmp_path / f"library{strength}")
+        info = ah.train(
+            model, PAIRS, task="matching", name="en", language="en", steps=3, batch_size=8,
+            strength=strength, rank=2, over=("none",), cpu=True,
+        )  # fmt: skip
+        assert info.task == "matching"
+        ids = torch.tensor([[3, 4, 5]])
+        with torch.no_grad():
+            resident = model(input_ids=ids, adapters="en").logits
+            model.drop("en")
+            torch.testing.assert_close(model(input_ids=ids, adapters="en").logits, resident)
+        pieces = model.pieces(model.resolve("en"))
+        kept[strength] = {site: s * (b @ a) for site, [(s, a, b)] in pieces.items()}
+    for site, whole in kept[1.0].items():
+        assert whole.norm() > 0
+        torch.testing.assert_close(kept[0.5][site], 0.5 * whole)
+    for wrong in (0.0, 1.5, -1.0):
+        with pytest.raises(SettingsError, match="must be above 0 and at most 1"):
+            Matching(strength=wrong)
+
+
 def test_texts_are_matched_to_those_of_the_pivot():
     rows = [
         Row("hus", key="1", language="da"),

@@ -20,6 +20,9 @@ class MatchingOptions(TaskOptions):
     words: float = option(
         1.0, "weight of words that mean each other (by IBM model 1), beside whole texts; 0: none"
     )
+    strength: float = option(
+        0.5, "how much of the delta is kept, WiSE-FT (arXiv:2109.01903): for texts unlike these"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -28,6 +31,8 @@ class MatchingOptions(TaskOptions):
             raise SettingsError(f"depths={self.depths}: must be 1 or more")
         if not 0 <= self.words < math.inf:
             raise SettingsError(f"words={self.words}: must be finite and not negative")
+        if not 0 < self.strength <= 1:
+            raise SettingsError(f"strength={self.strength}: must be above 0 and at most 1")
 
 
 DECLARATION = Declaration(
