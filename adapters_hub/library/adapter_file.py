@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 from adapters_hub.library import languages
 from adapters_hub.library import safetensors_file as tensorfile
-from adapters_hub.library.pair_weight import PairWeight
+from adapters_hub.library.pair_weight import PairWeight, is_number
 from adapters_hub.library.peft_patterns import is_name, matches
 
 CONFIG_FILE = "adapter_config.json"
@@ -68,7 +68,6 @@ _ONE_LINE = (
     "backbone", "task", "license", "problem_type", "pipeline_tag", "pooling", "fingerprint",
     "revision",
 )  # fmt: skip
-_MOST = 1e300  # of a metric: what is written in digits may be more than a float holds
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "task_type": str, "base_model_name_or_path": str, "bias": str,
@@ -139,7 +138,7 @@ class AdapterInfo:
             raise TypeError("a field of one line holds what cannot be printed")
         values["metrics"] = dict(values.get("metrics") or {})
         for value in values["metrics"].values():
-            if not isinstance(value, int | float) or not -_MOST < value < _MOST:
+            if not is_number(value):
                 raise TypeError("a metric is not a number, or too large for one")
         pairs = dict(values.get("pair_weights") or {}).items()
         values["pair_weights"] = {name: PairWeight.from_json(pair) for name, pair in pairs}

@@ -5,6 +5,11 @@ from dataclasses import dataclass, fields
 _MOST = 1e300  # what is written in digits may be more than a float holds
 
 
+def is_number(value: object) -> bool:
+    """Whether a value that was read is a number that a float holds."""
+    return isinstance(value, int | float) and -_MOST < value < _MOST
+
+
 @dataclass(frozen=True)
 class PairWeight:
     """The weight at which a language adapter was best beside a domain adapter, on dev rows.
@@ -36,6 +41,6 @@ class PairWeight:
         numbers = (pair.weight, pair.alone, pair.together, pair.rows)
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise TypeError("a field of a pair that must be text is not")
-        if not all(isinstance(n, int | float) and -_MOST < n < _MOST for n in numbers):
+        if not all(map(is_number, numbers)):
             raise TypeError("a field of a pair is not a number, or too large for one")
         return pair

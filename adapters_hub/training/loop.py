@@ -124,7 +124,8 @@ def train_adapters(
                     raise KeyboardInterrupt(f"interrupted after step {done}{saved}")
         for trainee in trainees:
             trainee.restore_best()
-        finished = [model.add(adapter.map(lambda t: t.detach())) for adapter in live]
+        still = [adapter.map(lambda t: t.detach()) for adapter in live]
+        finished = [model.add(task.finished(adapter)) for adapter in still]
     accelerator.wait_for_everyone()
     if checkpoint and accelerator.is_main_process:
         checkpoint.remove()

@@ -222,7 +222,7 @@ class Experiment:
             seed=settings.seed,
         )
         below = self.language_blend if over else lambda row: Blend()
-        trained, progress = train_adapters(
+        return train_adapters(
             self.model,
             self.task,
             adapters,
@@ -236,7 +236,6 @@ class Experiment:
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
         )
-        return [self.model.add(self.task.finished(adapter)) for adapter in trained], progress
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:

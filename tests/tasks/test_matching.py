@@ -116,7 +116,7 @@ def test_a_copy_is_matched_from_the_start(load):
 
 
 def test_training_brings_the_states_to_the_translations(load):
-    model, task = load("bert"), Matching()
+    model, task = load("bert"), Matching(strength=1.0)
     with torch.no_grad():
         bare = losses(model, task, PAIRS, None).mean()
     examples, _ = learn_task(model, task, PAIRS, steps=30, name="de")

@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 from conftest import TEXTS
 from helpers import in_threads
 
@@ -190,5 +189,5 @@ def test_the_command_stores_what_it_measured(model, tmp_path, capsys):
     assert f"de beside hotel: {kept}" in said
     assert main(["fit", "de", *command[2:]]) == 1
     assert "--store takes a language and another adapter" in capsys.readouterr().err
-    with torch.inference_mode(), pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):
         main([*command, "-o", str(tmp_path / "x.blend.json")])
