@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
+from adapters_hub.backbone.packing import Packing, packing_of
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
 from adapters_hub.library.safetensors_file import Layout
@@ -65,6 +66,7 @@ class Backbone:
     _shells: dict[tuple[str, tuple[tuple[str, object], ...]], TaskShell] = field(
         default_factory=dict, repr=False
     )
+    _packings: dict[int, Packing | None] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -255,6 +257,12 @@ class Backbone:
         if not apart:
             log.debug("the head of %s does more than with its last hidden states", self.name)
         return bool(apart)
+
+    def packing(self, tokens: int) -> Packing | None:
+        """How documents in rows of so many tokens are kept apart; see `packing_of`."""
+        if tokens not in self._packings:
+            self._packings[tokens] = packing_of(self, tokens)
+        return self._packings[tokens]
 
     def shell(self, auto_class: str, **changes: object) -> TaskShell:
         """A transformers task class (``AutoModelForSequenceClassification``, …) around ``base``.

@@ -28,43 +28,75 @@ def plan_batches(
     pooled: bool = True,
     seed: int = 0,
 ) -> list[list[int]]:
-    """``steps`` lists of ``batch_size`` example indices.
+    """``steps`` lists of ``batch_size`` example indices; see `draw_batches`.
 
     ``groups`` says what each example is drawn as, such as its language, ``within`` what it is drawn
-    as inside that, such as its domain. A group of n examples is drawn with probability ∝ n^alpha
-    (arXiv:1901.07291: 1 is proportional, 0 uniform), then a part of it of m examples with
-    probability ∝ m^alpha; so what a language gets does not depend on how many domains it is cut
-    into. Each part's examples come in a fresh shuffle each time round.
+    as inside that, such as its domain.
+    """
+    return draw_batches(
+        members_of(groups, within),
+        lengths,
+        batch_size=batch_size,
+        steps=steps,
+        alpha=alpha,
+        pooled=pooled,
+        seed=seed,
+    ).tolist()
+
+
+def members_of(
+    groups: Sequence[Hashable], within: Sequence[Hashable] | None = None
+) -> dict[tuple[Hashable, Hashable], np.ndarray]:
+    """The example indices of each (group, part), for `draw_batches`."""
+    members: dict[tuple[Hashable, Hashable], list[int]] = {}
+    for number, part in enumerate(zip(groups, within or [None] * len(groups), strict=True)):
+        members.setdefault(part, []).append(number)
+    return {part: np.array(examples) for part, examples in members.items()}
+
+
+def draw_batches(
+    members: Mapping[tuple[Hashable, Hashable], np.ndarray],
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    steps: int,
+    alpha: float = 0.3,
+    pooled: bool = True,
+    seed: int = 0,
+) -> np.ndarray:
+    """Batches of example indices (steps, batch_size), of the ``members`` of each (group, part).
+
+    A group of n examples is drawn with probability ∝ n^alpha (arXiv:1901.07291: 1 is proportional,
+    0 uniform), then a part of it of m examples with probability ∝ m^alpha; so what a language gets
+    does not depend on how many domains it is cut into. Each part's examples come in a fresh shuffle
+    each time round.
 
     Where ``pooled``, rows of some batches are brought together, sorted by length and cut again, so
     that a batch needs little padding; the batches' order is shuffled. Not where rows are compared
     with those of their batch: what they would learn is to tell apart texts of one length.
     """
     rng = np.random.default_rng(seed)
-    parts = list(zip(groups, within or [None] * len(groups), strict=True))
-    members: dict[tuple[Hashable, Hashable], list[int]] = {}
-    for number, part in enumerate(parts):
-        members.setdefault(part, []).append(number)
     names = sorted(members, key=repr)
     chances = _chances({name: len(members[name]) for name in names}, alpha)
     drawn = rng.choice(len(names), size=steps * batch_size, p=chances)
     order = np.empty(len(drawn), dtype=np.int64)
     for number, name in enumerate(names):
         places = np.flatnonzero(drawn == number)
-        examples = np.array(members[name])
+        examples = members[name]
         rounds = -(-len(places) // len(examples))
         shuffled = [rng.permutation(examples) for _ in range(rounds)] or [examples]
         order[places] = np.concatenate(shuffled)[: len(places)]
     sizes = np.asarray(lengths)
-    pool = batch_size * int(np.clip(len(lengths) // (2 * batch_size), 1, _MOST_POOLED))
+    count = sum(map(len, members.values()))
+    pool = batch_size * int(np.clip(count // (2 * batch_size), 1, _MOST_POOLED))
     pool = pool if pooled else batch_size
-    batches: list[list[int]] = []
+    batches = []
     for start in range(0, len(order), pool):
         rows = order[start : start + pool]
         rows = rows[np.argsort(sizes[rows], kind="stable")]
         cut = rows.reshape(-1, batch_size)
-        batches += cut[rng.permutation(len(cut))].tolist()
-    return batches
+        batches.append(cut[rng.permutation(len(cut))])
+    return np.concatenate(batches)
 
 
 def _chances(sizes: Mapping[tuple[Hashable, Hashable], int], alpha: float) -> np.ndarray:

@@ -233,11 +233,13 @@ def _json(line: str, file: Path, number: int) -> Record:
     return record
 
 
-def _parquet(file: Path) -> list[Record]:
+def _parquet(file: Path) -> Iterator[Record]:
     arrow = require("pyarrow", "data", f"{file}: Parquet")
     parquet = require("pyarrow.parquet", "data", f"{file}: Parquet")
     try:
-        return parquet.read_table(file).to_pylist()
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: not Parquet ({error})") from None
 

@@ -51,31 +51,56 @@ def read_data(
     number, so files of one folder are parallel line by line; in a folder only those are read whose
     name says a language (``de.txt``). Hidden files are left out. Raises `DataError`.
     """
+    splits: Splits = {}
+    for split, row in stream_data(source, columns, label_separator, fields, whole=True):
+        splits.setdefault(split, []).append(row)
+    return splits
+
+
+def stream_data(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    label_separator: str | None = None,
+    fields: Iterable[str] = (),
+    *,
+    whole: bool = False,
+) -> Iterator[tuple[str, Row]]:
+    """The rows of `read_data`, one at a time, each with its split.
+
+    A Hub data set is streamed, not downloaded, unless the ``whole`` of it is wanted.
+    """
     make = RowMaker(columns or {}, fields, label_separator)
     path = Path(source)
-    splits: Splits = {}
     if not path.exists():
-        for split, table in _hub(str(source)):
-            rows = [make.row(r, None, f"{source}[{split}]:{n}") for n, r in enumerate(table, 1)]
-            splits.setdefault(_SPLITS.get(split, split), []).extend(rows)
+        for split, table in _hub(str(source), whole):
+            for number, record in enumerate(table, 1):
+                yield (
+                    _SPLITS.get(split, split),
+                    make.row(record, None, f"{source}[{split}]:{number}"),
+                )
         make.check(str(source))
-        return splits
-    files = [path] if path.is_file() else _files(path)
-    if not files:
-        raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-    for file in files:
+        return
+    for file in data_files(path):
         split, language = _said_by(file, path)
-        numbered = list(records(file))
-        if not numbered:
+        line = 0
+        # files of other folders have other lines
+        parallel = suffix_of(file) == ".txt" and path.is_dir()
+        folder = file.parent.relative_to(path).as_posix() if parallel else ""
+        for line, record in records(file):
+            if parallel:
+                record = {**record, "id": f"{folder}:{line}"}
+            yield split, make.row(record, language, f"{file}:{line}")
+        if not line:
             raise DataError(f"{file}: empty, no rows in it")
-        if suffix_of(file) == ".txt" and path.is_dir():  # other folders have other lines
-            folder = file.parent.relative_to(path).as_posix()
-            numbered = [(n, {**record, "id": f"{folder}:{n}"}) for n, record in numbered]
-        splits.setdefault(split, []).extend(
-            make.row(record, language, f"{file}:{line}") for line, record in numbered
-        )
     make.check(str(path))
-    return splits
+
+
+def data_files(source: Path) -> list[Path]:
+    """The files that the rows of a file or folder come from; `DataError` where there are none."""
+    files = [source] if source.is_file() else _files(source)
+    if not files:
+        raise DataError(f"{source}: no {', '.join(SUFFIXES)} file in this folder")
+    return files
 
 
 def select(
@@ -206,12 +231,12 @@ def _name_parts(name: str) -> list[str]:
     return [part for part in re.split(r"[._\-]", name.lower()) if part]
 
 
-def _hub(name: str) -> Iterator[tuple[str, Iterable[Record]]]:
+def _hub(name: str, whole: bool) -> Iterator[tuple[str, Iterable[Record]]]:
     if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or Path(name).suffix in SUFFIXES:
         raise DataError(f"{name}: no such file or folder")
     datasets = require("datasets", "data", f"{name}: no such file or folder; a Hub data set")
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, streaming=not whole)
     except Exception as error:  # the library raises many kinds, all of which mean this
         raise DataError(
             f"{name}: no such file or folder, and not to be had as a Hub data set "
@@ -220,7 +245,7 @@ def _hub(name: str) -> Iterator[tuple[str, Iterable[Record]]]:
     for split, table in loaded.items():
         parts = {
             column: getattr(feature, "feature", feature)  # of a list, what is in it
-            for column, feature in table.features.items()
+            for column, feature in (table.features or {}).items()  # a streamed one may not know
         }
         names = {c: p.names for c, p in parts.items() if isinstance(p, datasets.ClassLabel)}
         yield split, (_with_class_names(record, names) for record in table)

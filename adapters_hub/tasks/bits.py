@@ -20,7 +20,7 @@ from adapters_hub.tasks.base import Example, Record, Task, per_row
 from adapters_hub.tasks.cross_entropy import blocked_cross_entropy
 
 IGNORED = -100
-_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids")
+_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 
 
 @dataclass(frozen=True)

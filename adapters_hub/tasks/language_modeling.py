@@ -1,5 +1,6 @@
 """The language-model objective: causal for decoders, masked for encoders (arXiv:1810.04805)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +19,13 @@ from adapters_hub.tasks.declarations.language_modeling import (
     LanguageModelingOptions,
 )
 from adapters_hub.text.tokenising import surroundings
+
+
+@dataclass(frozen=True)
+class Packed(Example):
+    """Several documents in one row of tokens; ``documents`` are their lengths, in order."""
+
+    documents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             raise BackboneError(f"{backbone.name}: the tokenizer has no mask token")
         if not rows:
             return []  # which tokenizers do not take
-        limit = min(self.max_length, backbone.max_tokens or self.max_length)
+        limit = self.row_limit(backbone)
         end = [tokenizer.eos_token_id] if backbone.kind == "decoder" else []
         end = [] if end == [None] else end
         before, after = surroundings(tokenizer)
@@ -92,11 +100,22 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
         self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        labels[:, 0] = IGNORED
+        if any(isinstance(example, Packed) for example in examples):
+            documents = [_documents(example, labels.shape[1]) for example in examples]
+            for row, lengths in enumerate(documents):  # nothing comes before a first token
+                labels[row, list(itertools.accumulate(lengths[:-1]))] = IGNORED
+            if packing := backbone.packing(self.row_limit(backbone)):
+                del batch["attention_mask"]
+                batch |= packing.inputs(documents, backbone.dtype, backbone.device)
         if backbone.kind == "decoder":
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-            labels[:, 0] = IGNORED
             return {**batch, "labels": labels}
         return {**batch, **self._mask(batch, examples, backbone, seed)}
+
+    def row_limit(self, backbone: Backbone) -> int:
+        """The most tokens of a row."""
+        return min(self.max_length, backbone.max_tokens or self.max_length)
 
     def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
         masked = backbone.kind == "encoder"
@@ -129,3 +148,10 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             kept = ids[row, chosen]
             ids[row, chosen] = torch.where(draw < 0.8, mask, torch.where(draw < 0.9, random, kept))
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
+
+
+def _documents(example: Example, tokens: int) -> tuple[int, ...]:
+    """The lengths of an example's documents; what pads its row to so many tokens is one more."""
+    size = len(example.input_ids)
+    lengths = example.documents if isinstance(example, Packed) else (size,)
+    return (*lengths, tokens - size) if tokens > size else lengths

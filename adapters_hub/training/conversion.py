@@ -21,7 +21,7 @@ def add_flag(
     flags = ["--" + name.replace("_", "-") for name in names]
     help = f"{help} [{shown(default)}]".replace("%", "%%")
     add = partial(group.add_argument, *flags, dest=names[0], default=argparse.SUPPRESS, help=help)
-    if hint is bool:
+    if _without_none(hint) is bool:
         add(action=argparse.BooleanOptionalAction)
     elif get_origin(hint) is dict:
         add(nargs="*", metavar="NAME=COLUMN")

@@ -61,8 +61,8 @@ def train_adapters(
     task: Task,
     adapters: Sequence[Adapter],
     examples: Sequence[Example],
-    owners: Sequence[int],
-    batches: Sequence[Sequence[int]],
+    owners: Sequence[int] | np.ndarray,
+    batches: Sequence[Sequence[int]] | np.ndarray,
     settings: TrainingSettings,
     accelerator: "Accelerator",
     *,
@@ -70,23 +70,28 @@ def train_adapters(
     dev: Sequence[Example] = (),
     dev_owners: Sequence[int] = (),
     folder: Path | None = None,
+    known_by: Sequence[tuple[Example, int]] | None = None,
 ) -> tuple[list[Adapter], Progress]:
     """Train adapters on batches of example indices; returns them as they were best on dev.
 
     ``owners`` says which adapter each example trains, ``over`` which frozen, resolved blend its
-    row sees below that. ``folder`` takes checkpoints. Raises `SettingsError` or `DataError` before
-    it starts, `TrainingError` for a loss that is not finite; on Ctrl-C (and SIGTERM) saves a
-    checkpoint and raises `KeyboardInterrupt`. A run that does not end leaves no adapter behind.
+    row sees below that. ``folder`` takes checkpoints, which belong to these examples, or to those
+    that a corpus on disk is ``known_by``, each with its owner. Raises `SettingsError` or
+    `DataError` before it starts, `TrainingError` for a loss that is not finite; on Ctrl-C (and
+    SIGTERM) saves a checkpoint and raises `KeyboardInterrupt`. A run that does not end leaves no
+    adapter behind.
     """
     check_accelerator(accelerator)
     names = [adapter.name for adapter in adapters]
     if len(set(names)) < len(names):
         raise SettingsError(f"no two adapters may have the same name, and there are {names}")
-    task.check([*examples, *dev])
+    task.check(examples)
+    task.check(dev)
     checkpoint = None
     if folder is not None:
-        seen = [*zip(examples, owners, strict=True), *zip(dev, dev_owners, strict=True)]
-        checkpoint = Checkpoint(folder, settings, _facts(model, task, seen, batches, over))
+        seen = zip(examples, owners, strict=True) if known_by is None else known_by
+        every = [*seen, *zip(dev, dev_owners, strict=True)]
+        checkpoint = Checkpoint(folder, settings, _facts(model, task, every, batches, over))
     history: list[dict[str, float]] = []
     done, loss = 0, math.nan
     look_every = settings.eval_every or max(1, len(batches) // 10)
@@ -152,7 +157,7 @@ class _Run:
         number: int,
         batch: Sequence[int],
         examples: Sequence[Example],
-        owners: Sequence[int],
+        owners: Sequence[int] | np.ndarray,
         rate: float,
         interrupted: "_Flag",
     ) -> tuple[float | None, bool]:
@@ -332,7 +337,7 @@ def _facts(
     model: Runtime,
     task: Task,
     seen: Sequence[tuple[Example, int]],
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]] | np.ndarray,
     over: Callable[[Row], Blend],
 ) -> dict[str, object]:
     """What a run trains on besides its settings, as short JSON: a checkpoint belongs to just that.
@@ -348,7 +353,7 @@ def _facts(
         facts = (owner, weights, example.target, len(example.input_ids))
         examples.update(repr(facts).encode())
         examples.update(np.asarray(example.input_ids, dtype=np.int64).tobytes())
-    order = hashlib.sha256(json.dumps([list(batch) for batch in batches]).encode())
+    order = hashlib.sha256(json.dumps([[int(i) for i in batch] for batch in batches]).encode())
     return {
         "backbone": model.backbone.fingerprint,
         "examples": examples.hexdigest(),

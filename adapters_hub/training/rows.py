@@ -21,6 +21,7 @@ from adapters_hub.library import languages
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.registry import row_fields
+from adapters_hub.training.corpus import count_texts, packs, surveyed
 from adapters_hub.training.settings import TrainingSettings
 
 OTHERS = "dev of others"
@@ -33,7 +34,12 @@ def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
 
 
 def read_rows(settings: TrainingSettings) -> Splits:
-    """All rows of the data that settings name, with the fields of every task."""
+    """All rows of the data that settings name, with the fields of every task.
+
+    Of a run that packs its texts the train rows only stand for them; see `surveyed`.
+    """
+    if packs(settings):
+        return surveyed(settings)
     return read_data(settings.data, settings.columns, settings.label_separator, row_fields())
 
 
@@ -79,7 +85,8 @@ class RunRows:
                 f"{settings.data}: no train rows; by the names of its files, all are for "
                 + " and ".join(name for name, rows in read.items() if rows)
             )
-        read = with_held_out(read)
+        if not packs(settings):
+            read = with_held_out(read)
         splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
         if self.other_languages and self.languages and not task.across:
             splits[OTHERS] = [r for r in splits["dev"] if r.language not in (*self.languages, None)]
@@ -111,11 +118,11 @@ class RunRows:
     def _say_without_language(self, splits: Splits) -> None:
         """Print how many rows name no language, if one was asked for."""
         for split, rows in splits.items():
-            count = sum(row.language is None for row in rows)
+            count = count_texts(row for row in rows if row.language is None)
             if count and self.languages:
                 (taken, *others) = self.languages
                 how = "they fit any, and see no language adapter" if others else f"taken as {taken}"
-                self.say(f"{count} of {len(rows)} {split} rows name no language: {how}")
+                self.say(f"{count} of {count_texts(rows)} {split} rows name no language: {how}")
 
     def _prepared(self, rows: Sequence[Row]) -> list[Row]:
         settings = self.settings

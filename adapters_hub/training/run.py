@@ -15,10 +15,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from adapters_hub.data.batches import plan_batches
+from adapters_hub.data.batches import draw_batches, members_of
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
@@ -39,7 +40,9 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
+from adapters_hub.tasks.language_modeling import LanguageModeling
 from adapters_hub.training.accelerator import make_accelerator, set_threads
+from adapters_hub.training.corpus import PackedCorpus, count_texts, packed_corpus, packs
 from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
@@ -203,18 +206,30 @@ class Experiment:
         a row.
         """
         settings = self.settings.changed(**changes)
-        examples, owners = with_owners(self.examples["train"], owner)
+        train = self.examples["train"]
+        examples: Sequence[Example]
+        owners: Sequence[int] | np.ndarray
+        known_by = None
+        if isinstance(train, PackedCorpus):
+            examples, (owners, members) = train, train.owned(owner)
+            lengths, known_by = train.rows.lengths, train.known_by(owner)
+        else:
+            examples, owners = with_owners(train, owner)
+            lengths = np.array([len(example.input_ids) for example in examples])
+            members = members_of(
+                [
+                    (number, self.task.language(example.row))
+                    for number, example in zip(owners, examples, strict=True)
+                ],
+                [example.row.domain for example in examples],
+            )
         dev, dev_owners = with_owners(self.examples["dev"], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
-        batches = plan_batches(
-            [len(example.input_ids) for example in examples],
-            [
-                (number, self.task.language(example.row))
-                for number, example in zip(owners, examples, strict=True)
-            ],
-            [example.row.domain for example in examples],
+        batches = draw_batches(
+            members,
+            lengths,
             batch_size=settings.batch_size,
             steps=settings.steps,
             alpha=settings.sampling_alpha,
@@ -235,18 +250,34 @@ class Experiment:
             dev=dev,
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
+            known_by=known_by,
         )
 
     @cached_property
-    def examples(self) -> dict[str, list[Example]]:
+    def examples(self) -> dict[str, Sequence[Example]]:
         """Every split's rows, encoded and checked; the first use raises before a step is made."""
-        examples = {}
+        examples: dict[str, Sequence[Example]] = {}
         for name, rows in self.splits.items():
+            if name == "train" and packs(self.settings):
+                examples[name] = self._packed(rows)
+                continue
             examples[name] = self.task.encode(rows, self.model.backbone)
             self.task.check(examples[name])
         if not examples["train"]:
             raise DataError(f"{self.settings.data}: no text long enough to train on")
         return examples
+
+    def _packed(self, rows: Sequence[Row]) -> PackedCorpus:
+        assert isinstance(self.task, LanguageModeling)  # of which `packs` makes sure
+        backbone = self.model.backbone
+        corpus = packed_corpus(self.settings, self.task, backbone, rows)
+        apart = backbone.packing(corpus.limit) is not None
+        self.print(
+            f"packed: {corpus}; texts in one row "
+            + ("see only themselves" if apart else f"see each other, as {backbone.name} has it")
+            + "\n"
+        )
+        return corpus
 
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
@@ -323,8 +354,8 @@ class Experiment:
             if without:
                 self.splits[split] = [row for row in rows if row.language is not None]
                 self.print(
-                    f"left out: {len(without)} of {len(rows)} {split} rows, whose language is "
-                    f"empty or undetermined (the first: {without[0].where})"
+                    f"left out: {count_texts(without)} of {count_texts(rows)} {split} rows, whose "
+                    f"language is empty or undetermined (the first: {without[0].where})"
                 )
         if not self.splits["train"]:
             raise DataError(f"{self.settings.data}: no train row names its language")

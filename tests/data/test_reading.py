@@ -218,7 +218,7 @@ def test_classes_in_a_list_have_names_too(monkeypatch):
         tokens=datasets.List(datasets.Value("string")), ner_tags=datasets.List(tags)
     )
     table = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": table})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"train": table})
     columns = {"words": "tokens", "tags": "ner_tags"}
     (read,) = read_data("owner/names", columns, fields=["tags"])["train"]
     assert (read.text, read.fields) == ("a b", {"words": ["a", "b"], "tags": ["O", "B-PLACE"]})
@@ -232,7 +232,7 @@ def test_the_classes_of_a_hub_data_set_have_names_whatever_their_column(monkeypa
     table = datasets.Dataset.from_dict(
         {"review": ["a", "b", "c", "d"], "stars": [0, 1, -1, None]}, features=features
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"validation": table})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"validation": table})
     rows = read_data("some/set", {"text": "review", "label": "stars"})["dev"]
     assert [row.label for row in rows] == ["bad", "good", None, None]
 

@@ -213,7 +213,9 @@ def test_the_table_lists_every_setting_with_value_and_origin(tmp_path):
     path = yaml_file(tmp_path, "rank: 77")
     table = parse_settings(["--config", path, "--language", "de", "sw"], {"seed": 5}).table()
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
-    assert list(rows) == [n for n in NAMES if n not in OPTIONS or n == "mask_probability"]
+    assert list(rows) == [
+        n for n in NAMES if n not in OPTIONS or n in ("mask_probability", "packing")
+    ]
     assert rows["rank"] == ["77", path]
     assert rows["language"] == ["de", "sw", "command", "line"]
     assert rows["seed"] == ["5", "recipe"]

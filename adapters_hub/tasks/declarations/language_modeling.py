@@ -11,6 +11,11 @@ class LanguageModelingOptions(TaskOptions):
     """Settings of language modelling."""
 
     mask_probability: float = option(0.15, "masked language modelling: share of targets")
+    packing: bool | None = option(
+        None,
+        "language modelling: texts are tokenised once, into a cache on disk, and packed into rows "
+        "of max_length; default: where they are files of 256 MiB and more",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
