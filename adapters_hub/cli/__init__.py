@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from adapters_hub import __version__
-from adapters_hub.cli import blends, library, reports
+from adapters_hub.cli import backbones, blends, library, reports
 from adapters_hub.cli.base import Run
 from adapters_hub.errors import AdaptersHubError
 
-_GROUPS = (("library", library), ("blends", blends), ("reports", reports))
+_GROUPS = (("library", library), ("blends", blends), ("backbones", backbones),
+           ("reports", reports))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

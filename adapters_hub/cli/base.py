@@ -44,3 +44,15 @@ def load_model(
     if info.backbone is None:
         raise BlendError(f"{first!r} names no backbone: give --backbone")
     return load_backbone(info.backbone, library=library, revision=info.revision)
+
+
+def declare_columns(sub: argparse.ArgumentParser) -> None:
+    """The argument that says what the data's columns are called."""
+    sub.add_argument("--columns", nargs="*", metavar="NAME=COLUMN", help="such as text=review")
+
+
+def columns_of(options: argparse.Namespace) -> dict[str, str]:
+    """What `declare_columns` was given."""
+    from adapters_hub.training.conversion import named_columns
+
+    return named_columns("columns", options.columns, "command line")

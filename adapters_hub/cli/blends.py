@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters_hub.cli.base import DeclareCommand, load_model
+from adapters_hub.cli.base import DeclareCommand, columns_of, declare_columns, load_model
 from adapters_hub.errors import SettingsError
 from adapters_hub.library.library import Library
 
@@ -48,7 +48,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("first", help='an adapter, such as de, or "0.5*de"')
     sub.add_argument("second")
     sub.add_argument("--texts", help="file of sentences, to measure the interference on")
-    _declare_columns(sub)
+    declare_columns(sub)
     sub.add_argument("--json", help="file to write the report to")
     sub.add_argument("--plot", help="file to draw the profile by depth into, .png or .svg")
     sub.add_argument("--backbone", help="run it, too [for --texts the one the first names]")
@@ -68,7 +68,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--dev", help="more data, all of it to choose the weights by [dev of --data]")
     sub.add_argument("--language", nargs="+", help="only rows in these")
     sub.add_argument("--domain", nargs="+", help="only rows of these")
-    _declare_columns(sub)
+    declare_columns(sub)
     sub.add_argument("--label-separator", help="what stands between the labels of one cell")
     sub.add_argument("--rows", type=int, help="use so many train rows, drawn by --seed [all]")
     sub.add_argument("--task", help="[that of the head, else language-modeling]")
@@ -81,16 +81,6 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--max-length", type=int, default=256, help="tokens of a row")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
-
-
-def _declare_columns(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--columns", nargs="*", metavar="NAME=COLUMN", help="such as text=review")
-
-
-def _columns(options: argparse.Namespace) -> dict[str, str]:
-    from adapters_hub.training.conversion import named_columns
-
-    return named_columns("columns", options.columns, "command line")
 
 
 class _ComposeHelp(argparse.Action):
@@ -134,7 +124,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     if options.plot:
         check_plot(options.plot)  # now, rather than after the work
-    texts = look.read_texts(options.texts, _columns(options)) if options.texts else None
+    texts = look.read_texts(options.texts, columns_of(options)) if options.texts else None
     source: Library | AdaptedModel = Library(options.library)
     if texts is not None or options.backbone:
         source = load_model(options, one_term(options.first).terms[0])
@@ -160,7 +150,7 @@ def _fit(options: argparse.Namespace) -> int:
         check_target(options.output)  # now, rather than after the work
     read = partial(
         read_data,
-        columns=_columns(options),
+        columns=columns_of(options),
         label_separator=options.label_separator,
         fields=row_fields(),
     )
