@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 _LAYERS = ("torch.", "bitsandbytes.", "transformers.pytorch_utils")
 """Where layers are written whose output is no more than their product."""
@@ -32,6 +32,15 @@ class MoEModule:
     def sites(self) -> frozenset[str]:
         """All of its sites."""
         return frozenset(site for sites in self.parameters.values() for site in sites)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Site → its matrix, as it lies in the parameter."""
+        stacks = ((self.module.get_parameter(p), sites) for p, sites in self.parameters.items())
+        return {
+            site: weight[n] if weight.dim() == 3 else weight
+            for weight, sites in stacks
+            for n, site in enumerate(sites)
+        }
 
     def shape(self, parameter: str) -> tuple[int, int]:
         """(in, out) features of each site of a parameter."""

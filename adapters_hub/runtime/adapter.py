@@ -31,6 +31,7 @@ from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
+from adapters_hub.library.target_parameters import is_targeted
 from adapters_hub.runtime.products import FlatFactors, SiteFactors, Sites
 from adapters_hub.runtime.stored import DTYPES, SiteMap, Stored, examples, map_sites, stored
 
@@ -151,8 +152,9 @@ class Adapter:
 
         ``sites``: those of the body that the task's class has below its head.
         ``lora.target_modules`` chooses among them as in PEFT (None: PEFT's default for the
-        architecture, ``"all-linear"``: every one); None for ``lora`` itself makes an adapter that
-        is only a head.
+        architecture, ``"all-linear"``: every one), ``lora.target_parameters`` among routers and
+        experts, for which nothing else need be given; None for ``lora`` itself makes an adapter
+        that is only a head.
         """
         generator = torch.Generator().manual_seed(seed)
         factors, scaling = {}, {}
@@ -169,16 +171,19 @@ class Adapter:
                     f"choose one of {', '.join(map(repr, _STARTS))}"
                 )
             config = adapter_file.check_plain(_plain(lora.to_dict()), "the LoRA configuration")
-            for site in target_sites(backbone, lora, prefix, sites):
+            targets = target_parameters(backbone, lora, prefix)
+            if not targets or lora.target_modules != set():
+                targets |= {s: prefix + s for s in target_sites(backbone, lora, prefix, sites)}
+            for site, name in targets.items():
                 fan_in, fan_out = backbone.shapes[site]
-                rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
+                rank = _pattern(lora.rank_pattern, name, lora.r)
                 a = torch.empty(rank, fan_in)
                 if lora.init_lora_weights == "gaussian":
                     a.normal_(std=1 / rank, generator=generator)
                 else:
                     nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
                 factors[site] = (a, torch.zeros(fan_out, rank))
-                scaling[site] = adapter_file.LoraSpec(config).scaling(prefix + site, rank)
+                scaling[site] = adapter_file.LoraSpec(config).scaling(name, rank)
         info = replace(info, rank=max((a.shape[0] for a, _ in factors.values()), default=0))
         made = cls(
             info, factors, scaling, dict(head or {}), config, prefix,
@@ -339,6 +344,33 @@ def target_sites(
             f"(it has {examples(backbone.sites)})"
         )
     return sites
+
+
+def target_parameters(backbone: Backbone, lora: "LoraConfig", prefix: str) -> dict[str, str]:
+    """The sites of routers and experts that a `peft.LoraConfig` means, by PEFT's rules, each with
+    the name of its parameter; `SettingsError` for what means none, and for a dropout.
+    """
+    targets = frozenset(lora.target_parameters or ())
+    known = {
+        f"{prefix}{path}.{name}": sites
+        for path, parameters in backbone.stacks.items()
+        for name, sites in parameters.items()
+    }
+    chosen = {name: sites for name, sites in known.items() if is_targeted(name, targets)}
+    idle = [
+        target for target in sorted(targets) if not any(is_targeted(n, {target}) for n in known)
+    ]
+    if idle:
+        raise SettingsError(
+            f"target_parameters={idle!r}: no matrix of a router or of experts of {backbone.name} "
+            f"(it has {', '.join(sorted({'.'.join(n.split('.')[-2:]) for n in known})) or 'none'})"
+        )
+    if chosen and lora.lora_dropout:
+        raise SettingsError(
+            f"dropout {lora.lora_dropout} with target_parameters: a sum of W and B·A has no input "
+            "of its own that could be dropped; use dropout 0, as PEFT does"
+        )
+    return {site: name for name, sites in chosen.items() for site in sites}
 
 
 def _check_head(files: AdapterFiles, backbone: Backbone) -> None:

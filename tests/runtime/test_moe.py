@@ -1,14 +1,26 @@
 """Mixtures of experts: adapters on attention, routers and experts, as PEFT has them, and mixed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import MOE, auto_class
 from helpers import in_threads
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 import adapters_hub as ah
-from adapters_hub.errors import BackboneError
+from adapters_hub.compose.methods import compose, locate
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import (
+    BackboneError,
+    BackboneMismatchError,
+    SettingsError,
+    UnsupportedAdapterError,
+)
+from adapters_hub.interpretability.comparison import compare
+from adapters_hub.interpretability.inside import where_it_acts
+from adapters_hub.tasks import make_task
 
 ROUTER = {"gpt-oss": "router.weight", "qwen3-moe": "gate.weight", "mixtral": "gate.weight"}
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
@@ -239,3 +251,135 @@ def test_other_precisions(bits, make, inputs):
     assert (mixed[::2] - alone[::2])[seen[::2]].abs().max() < 0.1
     assert (alone - whole)[seen].abs().mean() < 0.1
     assert (logits(model, inputs, None) - whole)[seen].abs().mean() > 0.2
+
+
+# ── composition, training ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["svd", "ties", "knots", "layer_swap"])
+def test_methods_work_on_each_expert(method, make, peft_logits, inputs, tmp_path):
+    model = make("gpt-oss")
+    blend = "all + 0.5*experts"
+    model.export(blend, tmp_path / method, name="out", method=method)
+    model.library.add(tmp_path / method, name="out")
+    got = logits(model, inputs, "out")
+    near(got, peft_logits("gpt-oss", tmp_path / method), inputs)
+    apart = (got - logits(model, inputs, blend))[inputs["attention_mask"].bool()].abs().max()
+    assert apart < 1e-4 if method == "svd" else apart > 1e-2
+    site = "layers.0.mlp.experts.2.down_proj"
+    pieces = model.pieces(model.resolve(blend))[site]
+    place = locate(model.backbone.sites)["layers.0.self_attn.q_proj"]
+    (a, b), (want_a, want_b) = (
+        model.adapter("out").factors[site],
+        compose(pieces, method, site=replace(place, path=site)),
+    )
+    torch.testing.assert_close(b @ a, want_b @ want_a, atol=1e-5, rtol=1e-4)
+
+
+def learning(model, *names):
+    adapters = {}
+    for name in names:
+        trained = model.adapter(name).trainable()
+        trained.info = replace(trained.info, name=f"{name}.learns")
+        adapters[trained.name] = model.add(trained, trained=True)
+    return adapters
+
+
+@pytest.mark.parametrize("kind", MOE)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_a_mixed_batch_are_those_of_its_rows(kind, checkpointing, make, inputs):
+    model = make(kind)
+    adapters = learning(model, "all", "experts")
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    one, two = adapters
+    blends = [one, f"{two} + router", None, f"{one} + 0.5*{two}"]
+    ways = torch.randn(4, 9, 256, generator=torch.Generator().manual_seed(0))
+    ways = ways * inputs["attention_mask"][..., None]
+
+    def gradients(rows, adapters_of_rows):
+        some = {key: value[rows] for key, value in inputs.items()}
+        loss = (model(**some, adapters=adapters_of_rows).logits * ways[rows]).sum()
+        parameters = [p for adapter in adapters.values() for p in adapter.parameters()]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
+        ]
+
+    mixed = gradients([0, 1, 2, 3], blends)
+    alone = [gradients([row], blend) for row, blend in enumerate(blends) if blend]
+    for got, *parts in zip(mixed, *alone, strict=True):
+        torch.testing.assert_close(got, sum(parts), atol=1e-3, rtol=1e-3)
+    assert max(float(g.abs().max()) for g in mixed) > 1
+
+
+def test_weights_of_a_blend_of_experts_are_fitted(make, inputs):
+    model = make("qwen3-moe")
+    rows = [Row("the room was clean and quiet"), Row("staff rude and slow")]
+    fit = ah.fit(
+        model, "experts + router", rows, per="layer", steps=8, learning_rate=0.2, progress=False
+    )
+    assert fit.after["rows"]["loss"] < fit.before["rows"]["loss"] - 0.01
+    blend = model.load_blend(fit.file)
+    model.export(blend, model.library.root.parent / "fitted", name="fitted")
+    model.library.add(model.library.root.parent / "fitted")
+    near(logits(model, inputs, "fitted"), logits(model, inputs, blend), inputs)
+
+
+def test_new_adapters_of_experts_start_at_nothing(make, inputs):
+    model = make("mixtral")
+
+    def new(**options):
+        lora = LoraConfig(r=3, task_type="CAUSAL_LM", **options)
+        task = make_task("language-modeling")
+        return task.new_adapter(ah.AdapterInfo(name="new"), model.backbone, lora)
+
+    adapter = new(target_modules=[], target_parameters=[*EXPERTS, "gate.weight"])
+    assert len(adapter.factors) == 2 * (2 * 4 + 1)
+    model.add(adapter)
+    near(logits(model, inputs, "new"), logits(model, inputs, None), inputs)
+    assert not new(target_modules="all-linear").factors.keys() & adapter.factors.keys()
+    with pytest.raises(SettingsError, match=r"'experts.w1'.*experts.down_proj.*gate.weight"):
+        new(target_modules=[], target_parameters=["experts.w1"])
+    with pytest.raises(SettingsError, match="use dropout 0"):
+        new(target_modules=[], target_parameters=EXPERTS, lora_dropout=0.1)
+
+
+# ── looks, and what cannot be ────────────────────────────────────────────────────────────────────
+
+
+def test_adapters_of_experts_are_looked_at_with_their_backbone(make):
+    model = make("gpt-oss")
+    where = where_it_acts(model, "experts")
+    assert set(where.kinds) == {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    assert sum(share.share for share in where.sites.values()) == pytest.approx(1)
+    matrix = model.backbone.moe["layers.1.mlp.experts"].module.down_proj[2]
+    adapter, site = model.adapter("experts"), "layers.1.mlp.experts.2.down_proj"
+    a, b = adapter.factors[site]
+    delta = adapter.scaling[site] * b @ a
+    want = float(delta.norm() / matrix.norm())
+    assert where.sites[site].relative == pytest.approx(want, rel=1e-4)
+    assert compare(model, "experts", "all").sites[site].cosine is not None
+    with pytest.raises(UnsupportedAdapterError, match="give the model instead"):
+        compare(model.library, "experts", "all")
+    with pytest.raises(SettingsError, match="compare without texts"):
+        compare(model, "experts", "all", texts=["never again"])
+
+
+def test_what_does_not_fit_says_so(make, lora_folder, tiny, tmp_path):
+    model = make("gpt-oss", sets={"one": {"target_modules": ["q_proj"]}})
+    biases = lora_folder(
+        "gpt-oss", "biases", target_modules=[], target_parameters=["experts.down_proj_bias"]
+    )
+    model.library.add(biases)
+    with pytest.raises(BackboneMismatchError, match=r"down_proj_bias, which is no matrix"):
+        model.use("biases")
+    of_other = lora_folder("qwen3-moe", "other", target_modules=[], target_parameters=EXPERTS)
+    model.library.add(of_other)
+    for kind, message in (
+        ("mixtral", r"of 32 inputs and 48 outputs at layers.0.mlp.experts.*it has 32 and 96"),
+        ("qwen3", r"other.*has no such linear layer or expert"),
+    ):
+        other = ah.load_backbone(str(tiny(kind)), library=model.library, check_backbone=False)
+        with pytest.raises(BackboneMismatchError, match=message):
+            other.use("other")
