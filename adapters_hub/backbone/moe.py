@@ -5,7 +5,7 @@ keeps its matrix to itself and gives scores, and the experts of a layer keep the
 (experts, out, in) or, ``transposed``, (experts, in, out).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +33,11 @@ class MoEModule:
         """All of its sites."""
         return frozenset(site for sites in self.parameters.values() for site in sites)
 
+    @property
+    def experts(self) -> int:
+        """How many there are; 1 of a router."""
+        return len(next(iter(self.parameters.values())))
+
     def matrices(self) -> dict[str, Tensor]:
         """Site → its matrix, as it lies in the parameter."""
         stacks = ((self.module.get_parameter(p), sites) for p, sites in self.parameters.items())
@@ -41,6 +46,19 @@ class MoEModule:
             for weight, sites in stacks
             for n, site in enumerate(sites)
         }
+
+    def hit(self, call: Iterable[object]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of what the module is called with: the indices of experts (tokens, k), those experts that
+        are hit (n,), in order, and the indices among them; None where all are, and of a router.
+        """
+        if self.experts == 1 or self.module._is_expert_parallel:  # whose index may be of none here
+            return None
+        tensors = (value for value in call if isinstance(value, Tensor))
+        index = next((t for t in tensors if not t.is_floating_point()), None)
+        if index is None or not len(index):
+            return None
+        hit, among = index.unique(return_inverse=True)
+        return None if len(hit) == self.experts else (index, hit, among)
 
     def shape(self, parameter: str) -> tuple[int, int]:
         """(in, out) features of each site of a parameter."""

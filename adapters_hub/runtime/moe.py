@@ -7,7 +7,7 @@ no delta can be added to what comes out. But both take a token a row, and each t
 of the batch. So the tokens of a blend's rows go to a copy of the module that has the deltas in its
 parameters and shares all else, and the module itself gets those that no adapter acts on. That is
 exact; PEFT does so too, for the one blend it takes. Its price is a sum W + ΔW for each distinct
-blend in every forward.
+blend in every forward, of those experts alone to which its tokens go.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -124,26 +124,35 @@ class SplitCall:
         """What the module gives for the whole call, from what it gave for the ``bare`` rows."""
         outputs, places = ([of_bare], [self.bare]) if len(self.bare) else ([], [])
         for blend, rows in self.blends:
-            parameters = self._parameters(plan, called.module, blend)
-            copy = with_parameters(called.module, parameters, hooks=called.others)
-            inputs, named = self.take(rows)
-            outputs.append(copy(*inputs, **named))
+            outputs.append(self._run(plan, called, blend, self.take(rows)))
             if rows is None or len(rows) == self.units:
                 return outputs[0]
             places.append(rows)
         return self._joined(outputs, places, torch.cat(places).argsort())
 
-    def _parameters(self, plan: Plan, called: nn.Module, blend: BlendAt) -> dict[str, Tensor]:
-        """The parameters that a blend changes, with the deltas in them."""
-        changed = {}
+    def _run(self, plan: Plan, called: Called, blend: BlendAt, given: Given) -> Any:
+        """What a copy gives that has a blend's deltas in its parameters, and no expert too many."""
+        inputs, named = given
+        old = {name: w for name, w in called.module._parameters.items() if w is not None}
+        weights: dict[str, Tensor] = {**old}
+        # another bank that acts on the copy counts on all experts
+        narrowed = None if called.others else self.module.hit((*inputs, *named.values()))
+        if narrowed is not None:
+            index, hit, among = narrowed
+            each = self.module.experts
+            weights = {n: w[hit] if w.shape[:1] == (each,) else w for n, w in old.items()}
+            inputs = tuple(among if value is index else value for value in inputs)
+            named = {name: among if value is index else value for name, value in named.items()}
         for name, sites in self.module.parameters.items():
-            weight = called._parameters[name]
-            assert weight is not None  # or it were no parameter of a `MoEModule`
-            slices = [(amount, plan.slices(sites, atom, weight)) for atom, amount in blend]
-            acting = [(amount, of_atom) for amount, of_atom in slices if of_atom is not None]
-            if acting:
-                changed[name] = add_deltas(self.module, weight, acting)
-        return changed
+            slices = [(amount, plan.slices(sites, atom, old[name])) for atom, amount in blend]
+            deltas = [(amount, of_atom) for amount, of_atom in slices if of_atom is not None]
+            if narrowed is not None:
+                deltas = [(amount, Slices(d.a[hit], d.b[hit])) for amount, d in deltas]
+            weights[name] = add_deltas(self.module, weights[name], deltas)
+        copy = with_parameters(called.module, weights, hooks=called.others)
+        if narrowed is not None:
+            vars(copy)["num_experts"] = len(hit)
+        return copy(*inputs, **named)
 
     def _joined(self, outputs: Sequence[Any], places: Sequence[Tensor], back: Tensor) -> Any:
         if isinstance(outputs[0], tuple):

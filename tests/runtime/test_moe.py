@@ -53,7 +53,7 @@ def make(tiny, lora_folder, tmp_path):
 @pytest.fixture
 def peft_logits(tiny, inputs):
     @torch.no_grad()
-    def logits(kind, folder):
+    def logits(kind, folder, inputs=inputs):
         base = auto_class(kind).from_pretrained(tiny(kind))
         return PeftModel.from_pretrained(base, folder).eval()(**inputs).logits
 
@@ -79,6 +79,8 @@ def test_each_adapter_is_what_peft_makes_of_it(kind, make, peft_logits, inputs):
         assert (want - bare).abs().max() > 0.01
         near(logits(model, inputs, name), want, inputs)
     near(logits(model, inputs, None), bare, inputs)
+    one = {key: value[:1, :1] for key, value in inputs.items()}  # which two experts see, of four
+    near(logits(model, one, "all"), peft_logits(kind, model.library.root / "all", one), one)
 
 
 @pytest.mark.parametrize("kind", MOE)
@@ -213,9 +215,10 @@ def test_threads_do_not_see_each_other_and_nothing_is_left(make, inputs, tiny):
 def test_two_models_on_one_backbone_add_up(make, tiny, lora_folder, tmp_path, inputs):
     one = make("qwen3-moe")
     two = ah.load_backbone(one.backbone.model, tokenizer=one.tokenizer, library=one.library)
-    want = logits(one, inputs, "all + experts")
-    with one.adapted(4, "all"):
-        near(logits(two, inputs, "experts"), want, inputs)
+    for few in (inputs, {key: value[:, :1] for key, value in inputs.items()}):
+        want = logits(one, few, "all + experts")
+        with one.adapted(4, "all"):
+            near(logits(two, few, "experts"), want, few)
     rows = ["all", None, "all", None]
     mixed = logits(one, inputs, ["all + experts", "experts"] * 2)
     with one.adapted(4, rows):
