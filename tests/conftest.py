@@ -41,6 +41,7 @@ TEXTS = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY = 256
 DECODERS = ("qwen3", "gpt2", "llama", "gemma3")
+MOE = ("gpt-oss", "qwen3-moe", "mixtral")
 ENCODERS = ("bert", "xlm-roberta", "modernbert")
 SEQ2SEQ = ("mt5", "m2m100")
 
@@ -81,6 +82,7 @@ def tiny_config(kind):
     wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     body = {**ids, **wide, "intermediate_size": 48}
     kv = {"num_key_value_heads": 1, "head_dim": 16}
+    experts = {**body, **kv, "num_experts_per_tok": 2}
     return {
         "bert": lambda: t.BertConfig(**body),
         "xlm-roberta": lambda: t.XLMRobertaConfig(**body, max_position_embeddings=130),
@@ -88,6 +90,9 @@ def tiny_config(kind):
         "qwen3": lambda: t.Qwen3Config(**body, **kv, tie_word_embeddings=True),
         "llama": lambda: t.LlamaConfig(**body),
         "gemma3": lambda: t.Gemma3TextConfig(**body, **kv),
+        "gpt-oss": lambda: t.GptOssConfig(**experts, num_local_experts=4, sliding_window=8),
+        "qwen3-moe": lambda: t.Qwen3MoeConfig(**experts, num_experts=4, moe_intermediate_size=24),
+        "mixtral": lambda: t.MixtralConfig(**experts, num_local_experts=4),
         "gpt2": lambda: t.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, **ids),
         "mt5": lambda: t.MT5Config(
             d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, vocab_size=VOCABULARY,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone, embedding_rows, find_sites
 from adapters_hub.backbone.copies import with_children
+from adapters_hub.backbone.moe import find_moe
 from adapters_hub.backbone.quantised import keep_4bit_differentiable
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings, read_embedding_settings
 from adapters_hub.errors import BackboneError
@@ -64,7 +65,9 @@ def assembled(
         embedding=EmbeddingSettings() if folder is None else read_embedding_settings(folder),
         **facts,
     )
-    backbone.sites = find_sites(model, backbone.prefix)
+    backbone.moe = find_moe(model, backbone.prefix)
+    layers = find_sites(model, backbone.prefix)
+    backbone.sites = {site: layer for site, layer in layers.items() if site not in backbone.moe}
     return backbone
 
 

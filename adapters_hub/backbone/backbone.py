@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
+from adapters_hub.backbone.moe import MoEModule
 from adapters_hub.backbone.packing import Packing, packing_of
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
@@ -38,7 +39,8 @@ class Backbone:
 
     ``model`` is the language-model class where the checkpoint has a language-model head, else the
     bare model; ``base`` is the part below every head. ``sites`` maps each linear layer's path to
-    the layer; paths are relative to ``base``, so they are the same whatever head is on top.
+    the layer; paths are relative to ``base``, so they are the same whatever head is on top. ``moe``
+    are the routers and experts by theirs, whose sites (`MoEModule.sites`) are no layers.
     ``bits`` are those of its linear layers' weights, ``dtype`` is the precision of what flows
     between the layers; ``embedding`` is what the checkpoint's folder says about its use for
     sentence embeddings. A model that was made from a configuration has no ``folder``.
@@ -59,8 +61,9 @@ class Backbone:
     attached: frozenset[str] = frozenset()  # modules of base that the class of model leaves out
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
-    # what the runtime remembers of how files of one layout lie on this backbone
-    site_maps: WeakKeyDictionary[Layout, object] = field(
+    moe: dict[str, MoEModule] = field(default_factory=dict, repr=False)
+    # what the runtime remembers of how files of one layout, and of some target_parameters, lie here
+    site_maps: WeakKeyDictionary[Layout, dict[frozenset[str], object]] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
     _shells: dict[tuple[str, tuple[tuple[str, object], ...]], TaskShell] = field(
@@ -85,10 +88,13 @@ class Backbone:
         return f"{name}." if name and getattr(self.model, name, None) is self.base else ""
 
     def site_of(self, module: str) -> str | None:
-        """The site that a module path from a PEFT file means, for any head it was saved under."""
+        """The site that a module path from a PEFT file means, for any head it was saved under.
+
+        Of the experts of a layer it is their path in ``moe``.
+        """
         body_name = getattr(self.base, "base_model_prefix", "")
         for path in (module, module.removeprefix(f"{body_name}."), module.partition(".")[2]):
-            if path in self.sites:
+            if path in self.sites or path in self.moe:
                 return path
         alike = self._by_last_parts.get(_last_parts(module), [])
         return alike[0] if len(alike) == 1 else None
@@ -96,9 +102,33 @@ class Backbone:
     @cached_property
     def _by_last_parts(self) -> dict[str, list[str]]:
         sites: dict[str, list[str]] = {}
-        for site in self.sites:
+        for site in (*self.sites, *self.moe):
             sites.setdefault(_last_parts(site), []).append(site)
         return sites
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(in, out) features of every site."""
+        return site_shapes(self.sites, self.moe)
+
+    @cached_property
+    def stacks(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The parameters of routers and experts by their path in ``moe``, each with its sites."""
+        return {path: module.parameters for path, module in self.moe.items()}
+
+    def module(self, path: str) -> nn.Module:
+        """The layer of a site, or the router or experts of a path in ``moe``."""
+        return self.sites[path] if path in self.sites else self.moe[path].module
+
+    def weights(self, sites: Collection[str]) -> list[nn.Parameter]:
+        """The weights that have these sites, each once."""
+        layers = [self.sites[s].get_parameter("weight") for s in sorted(sites) if s in self.sites]
+        return layers + [
+            module.module.get_parameter(parameter)
+            for module in self.moe.values()
+            for parameter, slices in module.parameters.items()
+            if not frozenset(sites).isdisjoint(slices)
+        ]
 
     @property
     def call_options(self) -> dict[str, bool]:
@@ -169,8 +199,8 @@ class Backbone:
     def bypassed(self, called: Collection[str], rows: int, tokens: int) -> frozenset[str]:
         """Sites whose weight has an effect though their layer is never called (Mamba's dt_proj).
 
-        ``called`` are those that a forward called. Of the others, those without an effect, such as
-        experts that no token went to, are fine.
+        ``called`` are those that a forward called. Of the other layers, those without an effect,
+        such as experts that no token went to, are fine.
         """
         kinds: dict[str, list[str]] = {}
         for site in self.body_sites:
@@ -178,7 +208,8 @@ class Backbone:
             if site not in called and weight is not None:
                 kinds.setdefault(site.rpartition(".")[2], []).append(site)
         seen = (sites for sites in kinds.values() if self._sees_weights(sites, rows, tokens))
-        return frozenset().union(*seen)
+        moe = (module.sites - set(called) for module in self.moe.values())
+        return frozenset().union(*seen, *moe)
 
     def _sees_weights(self, sites: Sequence[str], rows: int, tokens: int) -> bool:
         """Whether a forward sees the weights of these sites, for which NaN stands meanwhile.
@@ -300,8 +331,8 @@ def _last_parts(path: str) -> str:
 def find_sites(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
     """Every linear layer adapters may act on, by its path below ``prefix``.
 
-    Linear layers of mixture-of-experts blocks are left out: their input is a shuffle of tokens, in
-    which rows of the batch can no longer be told apart.
+    Experts that are linear layers each are left out: their input is a shuffle of tokens, in which
+    rows of the batch can no longer be told apart. Those in stacks are `moe.find_moe`'s.
     """
     return {
         path.removeprefix(prefix): module
@@ -315,6 +346,17 @@ def site_shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     return module.in_features, module.out_features  # type: ignore[return-value]
+
+
+def site_shapes(
+    layers: Mapping[str, nn.Module], moe: Mapping[str, MoEModule]
+) -> dict[str, tuple[int, int]]:
+    """(in, out) features of every site."""
+    shapes = {site: site_shape(layer) for site, layer in layers.items()}
+    for module in moe.values():
+        for parameter, sites in module.parameters.items():
+            shapes |= dict.fromkeys(sites, module.shape(parameter))
+    return shapes
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -5,11 +5,13 @@ Knows torch's and transformers' insides; does not know adapters or what the copi
 
 import copy
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_BOUND_CALLS = ("_compiled_call", "_compiled_call_impl")  # of transformers, of torch
+_BOUND_CALLS = ("_compiled_call", "_compiled_call_impl", "forward")
+"""What transformers, torch and accelerate's hooks bind to the module itself."""
 
 
 def untie(model: PreTrainedModel) -> None:
@@ -47,29 +49,45 @@ def with_children(module: PreTrainedModel, **children: nn.Module) -> PreTrainedM
     return clone
 
 
+def with_parameters(
+    module: nn.Module, parameters: Mapping[str, Tensor], *, hooks: Collection[int]
+) -> nn.Module:
+    """A module with other tensors as some of its parameters, sharing everything else.
+
+    Of the forward hooks it keeps those of these handles' ids.
+    """
+    clone = copy.copy(module)
+    for bound in _BOUND_CALLS:  # to the module this is a copy of
+        vars(clone).pop(bound, None)
+    replaced: dict[str, Any] = {**module._parameters, **parameters}  # torch's type has parameters
+    clone._parameters = replaced
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        kept = vars(module)[name]
+        setattr(clone, name, type(kept)((n, hook) for n, hook in kept.items() if n in hooks))
+    return clone
+
+
 def with_weights(
-    model: nn.Module, weights: Mapping[int, Tensor], *, without_hooks: Collection[int]
+    model: nn.Module,
+    weights: Mapping[int, Mapping[str, Tensor]],
+    *,
+    without_hooks: Collection[int],
 ) -> nn.Module:
     """The model with other weights in some modules, sharing everything else with it.
 
-    ``weights`` are by the modules' ids; ``without_hooks`` are ids of forward hooks it must not
-    have.
+    ``weights`` are by the modules' ids and the parameters' names; ``without_hooks`` are ids of
+    forward hooks it must not have.
     """
     made: dict[int, nn.Module] = {}
 
     def view(module: nn.Module) -> nn.Module:
         if id(module) not in made:
-            clone = made[id(module)] = copy.copy(module)
-            for bound in _BOUND_CALLS:  # to the model this is a copy of
-                vars(clone).pop(bound, None)
+            hooks = {*module._forward_hooks, *module._forward_pre_hooks}.difference(without_hooks)
+            new = weights.get(id(module), {})
+            parameters = {name: nn.Parameter(t, requires_grad=False) for name, t in new.items()}
+            clone = made[id(module)] = with_parameters(module, parameters, hooks=hooks)
             children = module._modules.items()
             clone._modules = {n: None if child is None else view(child) for n, child in children}
-            clone._forward_hooks = type(module._forward_hooks)(
-                (n, hook) for n, hook in module._forward_hooks.items() if n not in without_hooks
-            )
-            if id(module) in weights:
-                weight = nn.Parameter(weights[id(module)], requires_grad=False)
-                clone._parameters = {**module._parameters, "weight": weight}
         return made[id(module)]
 
     return view(model)

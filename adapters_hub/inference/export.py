@@ -6,7 +6,6 @@ Knows adapters, composition and transformers' classes; rows and plans are the mo
 import copy
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,7 +16,7 @@ from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.folder import check_name
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.runtime.merged import merged_weight
+from adapters_hub.runtime.merged import merged_weights
 from adapters_hub.text.prompts import prompt_of
 
 
@@ -76,7 +75,7 @@ def composed(
     }
     scaling = dict.fromkeys(factors, 1.0)
     head = owner.head if owner is not None else {}
-    return Adapter(info, factors, scaling, head, config, prefix, outer)
+    return Adapter(info, factors, scaling, head, config, prefix, outer, model.backbone.stacks)
 
 
 def merge(model: Runtime, blend: Weights) -> PreTrainedModel:
@@ -94,12 +93,9 @@ def merge(model: Runtime, blend: Weights) -> PreTrainedModel:
     pieces_of_site = model.pieces(resolved, without_outer=bool(owners))
     if plain.config.tie_word_embeddings and pieces_of_site.keys() & model.backbone.head_sites:
         untie(plain)  # the embedding, whose weight the output layer shares, has no delta
-    with torch.no_grad():
-        for site, pieces in pieces_of_site.items():
-            if site not in modules:
-                continue  # a pooler, which this class has not and its outputs do not need
-            weight = merged_weight(modules[site], pieces)
-            modules[site].weight = nn.Parameter(weight, requires_grad=False)
+    for path, name, weight in merged_weights(model.backbone, pieces_of_site):
+        if path in modules:  # else a pooler, which this class has not and its outputs do not need
+            setattr(modules[path], name, nn.Parameter(weight, requires_grad=False))
     return plain
 
 

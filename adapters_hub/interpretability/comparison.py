@@ -229,6 +229,11 @@ def interference(
         for number, added in enumerate(deltas):
             sums[site][number] += moved(added.get(site), x)
 
+    if routed := sums.keys() - backbone.sites.keys():
+        raise SettingsError(
+            f"interference needs what each site gets, and {min(routed)} is in a router or experts, "
+            "which do not show it: compare without texts"
+        )
     encoded = encode_texts(texts, backbone, max_length)
     if not encoded or not all(encoded):
         empty = f"text {encoded.index([]) + 1} has no tokens" if encoded else "there are no texts"

@@ -58,9 +58,12 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
     """
     blend = model.resolve(one_term(adapter))
     norms: dict[str, tuple[float, float | None]] = {}
-    deltas = deltas_of(model, blend)
+    deltas, backbone = deltas_of(model, blend), model.backbone
+    matrices = {s: w for module in backbone.moe.values() for s, w in module.matrices().items()}
     for site in in_depth(deltas):
-        norms[site] = energy(deltas[site]), _weight_energy(model.backbone.sites[site])
+        layer = backbone.sites.get(site)
+        weight = _energy(matrices[site]) if layer is None else _weight_energy(layer)
+        norms[site] = energy(deltas[site]), weight
     total = sum(energy for energy, _ in norms.values())
 
     def shares(group_of: Callable[[str], str]) -> dict[str, Share]:
@@ -69,8 +72,9 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
             groups.setdefault(group_of(site), []).append(norm)
         return {name: _share(group, total) for name, group in groups.items()}
 
-    def kind(site: str) -> str:
-        return site.removeprefix(f"{layer_of(site)}.")
+    def kind(site: str) -> str:  # without the number of an expert
+        below = site.removeprefix(f"{layer_of(site)}.")
+        return ".".join(part for part in below.split(".") if not part.isdecimal())
 
     return Whereabouts(
         str(blend), shares(str), shares(kind), shares(lambda site: layer_of(site) or OUTSIDE)
@@ -105,8 +109,10 @@ def _weight_energy(module: Any) -> float | None:
         scale = weight.SCB if module.state.SCB is None else module.state.SCB  # of rows, times 127
         rows = weight.data.float().square().sum(1).double()
         return (rows * (scale.to(rows) / 127) ** 2).sum().item()
-    if not weight.is_floating_point():
-        return None
+    return _energy(weight) if weight.is_floating_point() else None
+
+
+def _energy(weight: Tensor) -> float:
     return torch.linalg.vector_norm(weight, dtype=torch.float64).square().item()
 
 

@@ -18,6 +18,7 @@ from adapters_hub.library import languages
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.pair_weight import PairWeight, is_number
 from adapters_hub.library.peft_patterns import is_name, matches
+from adapters_hub.library.target_parameters import wrapped_modules
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -44,7 +45,6 @@ _REFUSED = {
     "lora_bias": "a bias on lora_B is not a plain LoRA",
     "layer_replication": "layer replication changes the backbone itself",
     "trainable_token_indices": "trained token embeddings are not a plain LoRA",
-    "target_parameters": "LoRA on bare parameters is not supported, only on linear layers",
     "alora_invocation_tokens": "aLoRA acts from a token on, which is not a plain LoRA",
     "arrow_config": "Arrow routes between adapters at run time",
     "use_bdlora": "block-diagonal LoRA is not a plain LoRA",
@@ -56,8 +56,8 @@ _STORED = (
     "alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type",
-    "peft_version", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora",
-    "use_rslora",
+    "peft_version", "r", "rank_pattern", "revision", "target_modules", "target_parameters",
+    "task_type", "use_dora", "use_rslora",
 )  # fmt: skip
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _TEXTS = (
@@ -70,8 +70,8 @@ _ONE_LINE = (
 )  # fmt: skip
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
-    "task_type": str, "base_model_name_or_path": str, "bias": str,
-    "revision": str,
+    "target_parameters": (list, tuple), "r": int, "task_type": str, "bias": str,
+    "base_model_name_or_path": str, "revision": str,
 }  # fmt: skip
 _MAX_CONFIG_BYTES = 10_000_000  # one of a few thousand modules has a tenth
 _MAX_PATTERN_WORK = 100_000_000  # comparisons of characters: seconds, where real ones need none
@@ -154,6 +154,7 @@ class AdapterConfig(TypedDict, total=False):
     alpha_pattern: dict[str, float] | None
     use_rslora: bool
     target_modules: object
+    target_parameters: list[str] | None
     modules_to_save: list[str] | None
     task_type: str | None
     base_model_name_or_path: str | None
@@ -189,6 +190,16 @@ class AdapterFiles:
     copies: dict[str, str] = field(default_factory=dict)
     """Path → key of the weights of the backbone that PEFT saves beside an adapted output layer."""
 
+    @property
+    def target_parameters(self) -> frozenset[str]:
+        """The parameters that are no linear layer's, as the configuration names them."""
+        return frozenset(self.spec.config.get("target_parameters") or ())
+
+    @property
+    def wrapped(self) -> set[str]:
+        """The modules that are wrapped for one of these: A and B may be of many matrices."""
+        return wrapped_modules(self.modules, self.target_parameters)
+
 
 class SplitKeys(NamedTuple):
     """A file's keys, sorted into the three of `AdapterFiles`; not to be changed."""
@@ -216,9 +227,11 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
         )
     config = check_plain(stored, path)
     modules, head, copies = split_keys(header, config, path)
-    ranks = [header.tensors[a].shape[0] for a, _ in modules.values()]
     spec = LoraSpec(config)
-    _check_scaling(spec, {m: header.tensors[a].shape[0] for m, (a, _) in modules.items()}, path)
+    ranks = {module: header.tensors[a].shape[0] for module, (a, _) in modules.items()}
+    check_scaling(spec, ranks, path)
+    for module in wrapped_modules(modules, frozenset(config.get("target_parameters") or ())):
+        ranks[module] = min(ranks[module], config.get("r") or ranks[module])  # it may be of many
     try:
         info = AdapterInfo.from_json({"name": name or path.stem, **ours})
         if info.language is not None:
@@ -239,7 +252,7 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     info = replace(
         info,
         name=name or info.name or path.stem,
-        rank=max(ranks, default=0),
+        rank=max(ranks.values(), default=0),
         sites=len(modules),
         parameters=header.layout.items,
         bytes=weights.stat().st_size,
@@ -256,9 +269,10 @@ def check_plain(config: Mapping[str, object], where: str | Path) -> AdapterConfi
     for key, kinds in _CONFIG_TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], kinds):
             raise AdapterFileError(f"{where}: {key} has a value of the wrong type: {config[key]!r}")
-    saved = config.get("modules_to_save")
-    if isinstance(saved, list | tuple) and not all(isinstance(name, str) for name in saved):
-        raise AdapterFileError(f"{where}: modules_to_save={saved!r}: no names")
+    for key in ("modules_to_save", "target_parameters"):
+        names = config.get(key)
+        if isinstance(names, list | tuple) and not all(isinstance(name, str) for name in names):
+            raise AdapterFileError(f"{where}: {key}={names!r}: no names")
     for key in ("base_model_name_or_path", "revision"):
         if not str(config.get(key) or "").isprintable():
             raise AdapterFileError(f"{where}: {key} holds what cannot be printed")
@@ -348,7 +362,8 @@ def _wrapped(key: str) -> str:
     return plain[len("module.") :] if plain.startswith(f"module.{KEY_PREFIX}") else plain
 
 
-def _check_scaling(spec: LoraSpec, ranks: dict[str, int], where: Path) -> None:
+def check_scaling(spec: LoraSpec, ranks: Mapping[str, int], where: Path) -> None:
+    """Raise `AdapterFileError` unless these modules, by their ranks, have a scaling."""
     patterns = spec.config.get("alpha_pattern") or {}
     letters = sum(map(len, ranks))
     try:

@@ -50,10 +50,11 @@ def local_fingerprint(backbone: str | None) -> str | None:
 
 def check_fit(files: AdapterFiles, backbone: str) -> None:
     """Raise unless a backbone has the layers that an adapter is for."""
-    tensors = files.header.tensors
+    tensors, wrapped = files.header.tensors, files.wrapped  # which a checkpoint may store apart
     modules = {
         module: (tensors[a].shape[1], tensors[b].shape[0])
         for module, (a, b) in files.modules.items()
+        if module not in wrapped
     }
     folder = local_folder(backbone)
     if folder and modules and (why := misfit(folder, modules)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.backbone.backbone import Backbone, site_shape
+from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import (
     AdapterFileError,
     BackboneError,
@@ -31,15 +31,14 @@ from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.model_card import write_card
-from adapters_hub.runtime.products import FlatFactors, Place, SiteFactors
+from adapters_hub.library.target_parameters import is_targeted
+from adapters_hub.runtime.products import FlatFactors, SiteFactors, Sites
+from adapters_hub.runtime.stored import DTYPES, SiteMap, Stored, examples, map_sites, stored
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 _STARTS = (True, "gaussian")
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Adapter:
 
     ``factors`` maps a site to A (r, in) and B (out, r); ranks may differ by site. ``head`` maps
     the head's parameters by their path in the task class. ``prefix`` stands before the path of a
-    site of the body in that class, and so in the file; ``outer`` are the sites above the body.
+    site of the body in that class, and so in the file; ``outer`` are the sites above the body, and
+    ``stacks`` the parameters of routers and experts by path, each with its sites.
     """
 
     info: AdapterInfo
@@ -58,6 +58,7 @@ class Adapter:
     config: Mapping[str, object] = field(default_factory=dict)
     prefix: str = ""
     outer: frozenset[str] = frozenset()
+    stacks: Mapping[str, Mapping[str, Sites]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -107,9 +108,10 @@ class Adapter:
         if files.head:
             _check_head(files, backbone)
         _check_copies(files, backbone, data)
-        site_map = backbone.site_maps.get(files.header.layout)
-        if not isinstance(site_map, _SiteMap):
-            site_map = backbone.site_maps[files.header.layout] = _map_sites(files, backbone)
+        maps = backbone.site_maps.setdefault(files.header.layout, {})
+        site_map = maps.get(files.target_parameters)
+        if not isinstance(site_map, SiteMap):
+            site_map = maps[files.target_parameters] = map_sites(files, backbone)
         factors: SiteFactors
         if site_map.dtype is not None:
             flat = data.view(site_map.dtype)
@@ -118,18 +120,21 @@ class Adapter:
             factors = FlatFactors(flat, site_map.places)
         else:
             _check_finite(data, files)
-            keys = {site: files.modules[module] for site, module in site_map.modules.items()}
-            factors = {
-                site: (_tensor(data, files, a), _tensor(data, files, b))
-                for site, (a, b) in keys.items()
+            tensors = {
+                key: _tensor(data, files, key) for keys in files.modules.values() for key in keys
             }
-        scaling = {
-            site: files.spec.scaling(module, site_map.ranks[site])
-            for site, module in site_map.modules.items()
-        }
+            factors = {
+                site: (tensors[a].as_strided(*of_a), tensors[b].as_strided(*of_b))
+                for site, (of_a, of_b) in site_map.places.items()
+                for a, b in [site_map.keys[site]]
+            }
+        scalings = {name: files.spec.scaling(*name) for name in set(site_map.names.values())}
+        scaling = {site: scalings[name] for site, name in site_map.names.items()}
         head = {path: _tensor(data, files, key).float() for path, key in files.head.items()}
-        outer = backbone.head_sites
-        return cls(files.info, factors, scaling, head, files.spec.config, site_map.prefix, outer)
+        return cls(
+            files.info, factors, scaling, head, files.spec.config, site_map.prefix,
+            backbone.head_sites, backbone.stacks,
+        )  # fmt: skip
 
     @classmethod
     def create(
@@ -147,8 +152,9 @@ class Adapter:
 
         ``sites``: those of the body that the task's class has below its head.
         ``lora.target_modules`` chooses among them as in PEFT (None: PEFT's default for the
-        architecture, ``"all-linear"``: every one); None for ``lora`` itself makes an adapter that
-        is only a head.
+        architecture, ``"all-linear"``: every one), ``lora.target_parameters`` among routers and
+        experts, for which nothing else need be given; None for ``lora`` itself makes an adapter
+        that is only a head.
         """
         generator = torch.Generator().manual_seed(seed)
         factors, scaling = {}, {}
@@ -165,18 +171,24 @@ class Adapter:
                     f"choose one of {', '.join(map(repr, _STARTS))}"
                 )
             config = adapter_file.check_plain(_plain(lora.to_dict()), "the LoRA configuration")
-            for site in target_sites(backbone, lora, prefix, sites):
-                fan_in, fan_out = site_shape(backbone.sites[site])
-                rank = _pattern(lora.rank_pattern, prefix + site, lora.r)
+            targets = target_parameters(backbone, lora, prefix)
+            if not targets or lora.target_modules != set():
+                targets |= {s: prefix + s for s in target_sites(backbone, lora, prefix, sites)}
+            for site, name in targets.items():
+                fan_in, fan_out = backbone.shapes[site]
+                rank = _pattern(lora.rank_pattern, name, lora.r)
                 a = torch.empty(rank, fan_in)
                 if lora.init_lora_weights == "gaussian":
                     a.normal_(std=1 / rank, generator=generator)
                 else:
                     nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
                 factors[site] = (a, torch.zeros(fan_out, rank))
-                scaling[site] = adapter_file.LoraSpec(config).scaling(prefix + site, rank)
+                scaling[site] = adapter_file.LoraSpec(config).scaling(name, rank)
         info = replace(info, rank=max((a.shape[0] for a, _ in factors.values()), default=0))
-        made = cls(info, factors, scaling, dict(head or {}), config, prefix, backbone.head_sites)
+        made = cls(
+            info, factors, scaling, dict(head or {}), config, prefix,
+            backbone.head_sites, backbone.stacks,
+        )  # fmt: skip
         return made.map(lambda tensor: tensor.to(backbone.device))
 
     # ── to ───────────────────────────────────────────────────────────────────────────────────
@@ -194,11 +206,13 @@ class Adapter:
         if not self.factors:
             raise AdapterFileError(f"{self.name!r} is only a head, which no PEFT file can be")
         folder = Path(folder)
-        config = self.peft_config()
+        modules = [*stored(self.factors, self.scaling, self.stacks, self.path)]
+        config = self.peft_config(modules)
         tensors = {}
-        for site, (a, b) in self.factors.items():
-            stem = adapter_file.KEY_PREFIX + self.path(site)
-            tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a, b
+        for module in modules:
+            stem = adapter_file.KEY_PREFIX + module.path
+            tensors[f"{stem}.lora_A.weight"] = module.a
+            tensors[f"{stem}.lora_B.weight"] = module.b
         for path, tensor in self.head.items():
             tensors[adapter_file.KEY_PREFIX + path] = tensor
         tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
@@ -207,8 +221,8 @@ class Adapter:
                 raise AdapterFileError(f"{self.name}: {key} holds NaN or infinity; not saved")
         shown = replace(
             self.info,
-            rank=max(a.shape[0] for a, _ in self.factors.values()),
-            sites=len(self.factors),
+            rank=max(module.rank for module in modules),
+            sites=len(modules),
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
         unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
@@ -223,24 +237,31 @@ class Adapter:
             raise LibraryError(f"cannot write {folder}: {error}") from error
         return folder
 
-    def peft_config(self) -> dict[str, object]:
-        """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks."""
-        ranks = {site: a.shape[0] for site, (a, _) in self.factors.items()}
+    def peft_config(self, modules: Iterable[Stored] | None = None) -> dict[str, object]:
+        """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks.
+
+        ``modules``: what the file has, if it was worked out before.
+        """
+        if modules is None:
+            modules = stored(self.factors, self.scaling, self.stacks, self.path)
+        modules = list(modules)
+        ranks = {module.target: module.rank for module in modules}
         rank = max(ranks.values(), default=1)
-        alphas = {site: self.scaling[site] * r for site, r in ranks.items()}
-        if self.config.get("use_rslora"):
-            alphas = {site: self.scaling[site] * math.sqrt(r) for site, r in ranks.items()}
-        alpha = next((alphas[site] for site, r in ranks.items() if r == rank), rank)
+        root = math.sqrt if self.config.get("use_rslora") else float
+        alphas = {module.target: module.scaling * root(module.rank) for module in modules}
+        alpha = next((alphas[target] for target, r in ranks.items() if r == rank), rank)
+        parameters = sorted(module.target for module in modules if module.is_parameter)
         return {
             **self.config,
             "peft_type": "LORA",
             "r": rank,
             "lora_alpha": _whole(alpha),
-            "rank_pattern": {self.path(s): r for s, r in ranks.items() if r != rank},
+            "rank_pattern": {target: r for target, r in ranks.items() if r != rank},
             "alpha_pattern": {
-                self.path(s): _whole(v) for s, v in alphas.items() if not math.isclose(v, alpha)
+                target: _whole(v) for target, v in alphas.items() if not math.isclose(v, alpha)
             },
-            "target_modules": sorted(self.path(site) for site in self.factors),
+            "target_modules": sorted(m.target for m in modules if not m.is_parameter),
+            **({"target_parameters": parameters} if parameters else {}),
             # which left out some of others; these are all of them
             **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
             "modules_to_save": self._head_modules() or None,
@@ -256,52 +277,6 @@ class Adapter:
         return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
 
 
-@dataclass(frozen=True, eq=False)
-class _SiteMap:
-    """How files of one layout lie on a backbone: module, rank and places of each site; their one
-    dtype, or None.
-    """
-
-    modules: dict[str, str]
-    ranks: dict[str, int]
-    places: dict[str, tuple[Place, Place]]
-    dtype: torch.dtype | None
-    prefix: str
-
-
-def _map_sites(files: AdapterFiles, backbone: Backbone) -> _SiteMap:
-    """The map, checked: every module is there and has the shape it is for."""
-    dtypes = {_DTYPES[entry.dtype] for entry in files.header.tensors.values()}
-    site_map = _SiteMap({}, {}, {}, dtypes.pop() if len(dtypes) == 1 else None, "")
-    prefix = ""
-    for module, keys in files.modules.items():
-        site = backbone.site_of(module)
-        if site is None:
-            raise BackboneMismatchError(
-                f"{files.info.name!r} adapts {module}, and {backbone.name} has no such linear "
-                f"layer (it has {_examples(backbone.sites)})"
-            )
-        a, b = (files.header.tensors[key] for key in keys)
-        shape = site_shape(backbone.sites[site])
-        if (a.shape[1], b.shape[0]) != shape:
-            raise BackboneMismatchError(
-                f"{files.info.name!r} is for a layer of {a.shape[1]} inputs and {b.shape[0]} "
-                f"outputs at {site}; in {backbone.name} it has {shape[0]} and {shape[1]}"
-            )
-        site_map.modules[site], site_map.ranks[site] = module, a.shape[0]
-        if site_map.dtype is not None:
-            size = site_map.dtype.itemsize
-            site_map.places[site] = (
-                (a.shape, (a.shape[1], 1), a.start // size),
-                (b.shape, (b.shape[1], 1), b.start // size),
-            )
-        if site not in backbone.head_sites:
-            prefix = module.removesuffix(site)
-            if not module.endswith(site) or prefix.count(".") > 1:  # another name of the layer
-                prefix = backbone.prefix
-    return replace(site_map, prefix=prefix)
-
-
 def read_tensor_bytes(files: AdapterFiles, pinned: bool = False) -> Tensor:
     """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
     data = torch.empty(files.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
@@ -313,8 +288,14 @@ def read_tensor_bytes(files: AdapterFiles, pinned: bool = False) -> Tensor:
 def read_factors(files: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
     """A (r, in) and B (out, r) of each module that a file adapts, for whom no backbone is at hand.
 
-    Raises `AdapterFileError` for numbers that are not finite.
+    Raises `AdapterFileError` for numbers that are not finite, `UnsupportedAdapterError` for an
+    adapter of experts.
     """
+    if files.wrapped:
+        raise UnsupportedAdapterError(
+            f"{files.weights} has factors of {min(files.wrapped)}, of which only its backbone says "
+            "how many matrices they are for: give the model instead of its library"
+        )
     data = read_tensor_bytes(files)
     _check_finite(data, files)
     return {
@@ -326,7 +307,7 @@ def read_factors(files: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
 def _tensor(data: Tensor, files: AdapterFiles, key: str) -> Tensor:
     """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
     entry = files.header.tensors[key]
-    return data[entry.start : entry.end].clone().view(_DTYPES[entry.dtype]).view(entry.shape)
+    return data[entry.start : entry.end].clone().view(DTYPES[entry.dtype]).view(entry.shape)
 
 
 def _check_finite(data: Tensor, files: AdapterFiles) -> None:
@@ -360,9 +341,36 @@ def target_sites(
     if not sites:
         raise SettingsError(
             f"target_modules={lora.target_modules!r} matches no linear layer of {backbone.name} "
-            f"(it has {_examples(backbone.sites)})"
+            f"(it has {examples(backbone.sites)})"
         )
     return sites
+
+
+def target_parameters(backbone: Backbone, lora: "LoraConfig", prefix: str) -> dict[str, str]:
+    """The sites of routers and experts that a `peft.LoraConfig` means, by PEFT's rules, each with
+    the name of its parameter; `SettingsError` for what means none, and for a dropout.
+    """
+    targets = frozenset(lora.target_parameters or ())
+    known = {
+        f"{prefix}{path}.{name}": sites
+        for path, parameters in backbone.stacks.items()
+        for name, sites in parameters.items()
+    }
+    chosen = {name: sites for name, sites in known.items() if is_targeted(name, targets)}
+    idle = [
+        target for target in sorted(targets) if not any(is_targeted(n, {target}) for n in known)
+    ]
+    if idle:
+        raise SettingsError(
+            f"target_parameters={idle!r}: no matrix of a router or of experts of {backbone.name} "
+            f"(it has {', '.join(sorted({'.'.join(n.split('.')[-2:]) for n in known})) or 'none'})"
+        )
+    if chosen and lora.lora_dropout:
+        raise SettingsError(
+            f"dropout {lora.lora_dropout} with target_parameters: a sum of W and B·A has no input "
+            "of its own that could be dropped; use dropout 0, as PEFT does"
+        )
+    return {site: name for name, sites in chosen.items() for site in sites}
 
 
 def _check_head(files: AdapterFiles, backbone: Backbone) -> None:
@@ -444,8 +452,3 @@ def _plain(config: Mapping[str, object]) -> dict[str, object]:
 
 def _whole(value: float) -> float | int:
     return round(value) if math.isclose(value, round(value)) else value
-
-
-def _examples(sites: Iterable[str]) -> str:
-    names = sorted({site.rpartition(".")[2] for site in sites})
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

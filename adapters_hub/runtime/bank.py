@@ -16,16 +16,27 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.backbone.backbone import ContextPair, site_shape
+from adapters_hub.backbone.backbone import ContextPair, site_shapes
+from adapters_hub.backbone.moe import MoEModule
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.compiled import CompiledSlots
+from adapters_hub.runtime.moe import Called, Given, SplitCall, attach, hook_ids, input_of
 from adapters_hub.runtime.plan import Plan, Slot
-from adapters_hub.runtime.products import FlatFactors, Part, SiteFactors, Sites, Stack, shapes
+from adapters_hub.runtime.products import (
+    FlatFactors,
+    Part,
+    SiteFactors,
+    Sites,
+    Slices,
+    Stack,
+    shapes,
+)
 
 _MAX_PLANS = 8
 MEMORY = 2 << 30
@@ -55,9 +66,11 @@ class Bank:
         sites: Mapping[str, nn.Module],
         memory: int = MEMORY,
         evicted: Callable[[str], object] | None = None,
+        moe: Mapping[str, MoEModule] | None = None,
     ) -> None:
         self.sites = sites
-        self._shapes = {site: site_shape(module) for site, module in sites.items()}
+        self.moe = moe or {}
+        self._shapes = site_shapes(sites, self.moe)
         self.memory = memory
         self.evicted = evicted
         self._slots: OrderedDict[str, Slot] = OrderedDict()
@@ -65,7 +78,7 @@ class Bank:
         self._bytes = 0
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         self._view: MergedView | None = None
-        self._stacks: WeakValueDictionary[Hashable, Stack] = WeakValueDictionary()
+        self._stacks: WeakValueDictionary[Hashable, Stack | Slices] = WeakValueDictionary()
         self._groups: dict[str, Sites] = {}  # the sites that get their input together
         self._mixed: set[str] = set()  # those whose input does not tell rows apart
         self.bypassed: frozenset[str] = frozenset()  # those that act without being called
@@ -76,6 +89,8 @@ class Bank:
             module.register_forward_hook(self._hook(site), with_kwargs=True)
             for site, module in sites.items()
         ]
+        for module in self.moe.values():
+            self._hooks += attach(module, self._follower)
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
@@ -281,7 +296,8 @@ class Bank:
         self, slots: int, rank: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         """Let compiled forwards see adapters in `CompiledSlots`; others go on as they did."""
-        self.compiled_slots = CompiledSlots(self._shapes, slots, rank, device, dtype)
+        layers = {site: self._shapes[site] for site in self.sites}
+        self.compiled_slots = CompiledSlots(layers, slots, rank, device, dtype)
 
     @contextmanager
     def watching(self, rows: int, tokens: int) -> Iterator[None]:
@@ -306,7 +322,7 @@ class Bank:
 
     def distrust(self) -> None:
         """Refuse several blends in a batch everywhere, since nothing is known of the inputs."""
-        self._mixed = set(self.sites)
+        self._mixed = set(self._shapes)
 
     def current(self) -> Plan | None:
         """The plan this thread follows now."""
@@ -337,12 +353,19 @@ class Bank:
 
         Other banks' too: a model that the user brought may have several, each for its calls alone.
         """
-        return {
+        of_layers = {
             number
             for module in self.sites.values()
             for number, hook in module._forward_hooks.items()
             if hook.__module__ == __name__
         }
+        return of_layers.union(*(hook_ids(module.module) for module in self.moe.values()))
+
+    def _follower(self) -> "Run | _Watch | None":
+        """Who sees the calls of routers and experts; a compiled model has no adapters there."""
+        if torch.compiler.is_compiling() and self.compiled_slots is not None:
+            return None
+        return self._run.get()
 
     def _hook(self, site: str) -> Callable[..., Tensor | None]:
         current = self._run.get
@@ -374,6 +397,7 @@ class Run:
         self.plan = plan
         self._groups = groups
         self._shared: Shared | None = None  # one value, so that threads cannot tear it
+        self._split: dict[int, SplitCall | None] = {}  # of each router or experts being called
 
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """The site's output y (…, out) for its input x (…, in), with the plan's deltas added."""
@@ -396,6 +420,16 @@ class Run:
         if len(group) > 1 and not x.is_inference():  # which has no version to tell a change by
             self._shared = (x, group, x._version, parts, hidden, units)
         return _add(site, group, parts, hidden, units, y)
+
+    def enter(self, module: MoEModule, called: nn.Module, given: Given) -> Given | None:
+        """What a router or experts see of a call: the rows that no adapter acts on."""
+        call = self._split[id(called)] = SplitCall.of(self.plan, module, given)
+        return None if call is None else call.take(call.bare)
+
+    def leave(self, module: MoEModule, called: Called, output: Any) -> Any:
+        """What they give for the whole of it."""
+        call = self._split.pop(id(called.module), None)
+        return None if call is None else call.output(self.plan, called, output)
 
 
 class _Watch:
@@ -420,6 +454,14 @@ class _Watch:
         if x.shape[0] not in self._first:
             self.mixed.add(site)
         return y
+
+    def enter(self, module: MoEModule, called: nn.Module, given: Given) -> None:
+        self.groups |= {site: (site,) for site in module.sites}
+        if input_of(given).shape[0] not in self._first:
+            self.mixed |= module.sites
+
+    def leave(self, module: MoEModule, called: Called, output: Any) -> None:
+        pass
 
 
 def _add(

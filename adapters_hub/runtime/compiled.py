@@ -99,6 +99,11 @@ class CompiledSlots:
     def _check(self, atom: Slot) -> None:
         if atom.trained:
             raise BackboneError("a compiled model does not train: load the backbone once more")
+        if outside := atom.factors.keys() - self._a.keys():
+            raise BackboneError(
+                f"an adapter acts on {min(outside)}, and a compiled model has none on routers and "
+                "experts: load the backbone once more and leave it uncompiled"
+            )
         rank = max((len(a) for a, _ in atom.factors.values()), default=0)
         if rank > self.rank:
             raise BackboneError(

@@ -458,7 +458,7 @@ class Runtime:
     def can_merge(self, plan: Plan) -> bool:
         """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
         whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
-        weights = self._weights(plan)
+        weights = self.backbone.weights(plan.sites)
         whole = whole and all(weight.dtype == torch.float32 for weight in weights)
         if not whole or self.bank.compiled_slots is not None or wrapped(self.backbone.model):
             return False
@@ -468,18 +468,14 @@ class Runtime:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """
-        versions = [weight._version for weight in self._weights(plan)]
+        versions = [weight._version for weight in self.backbone.weights(plan.sites)]
         key = (plan.atoms, tuple(plan.weights.flatten().tolist()), versions)
         kept = self.bank.view
         if kept is None or kept.key != key:
             self.bank.drop_view()  # two would not fit
             pieces, hooks = self.pieces(blend), self.bank.hook_ids()
-            model = merged_view(self.backbone.model, self.backbone.sites, pieces, hooks)
-            size = sum(weight.nbytes for weight in self._weights(plan))
+            model = merged_view(self.backbone, pieces, hooks)
+            size = sum(weight.nbytes for weight in self.backbone.weights(plan.sites))
             kept = MergedView(model, size, key)
             self.bank.keep_view(kept)
         return kept.model
-
-    def _weights(self, plan: Plan) -> list[Tensor]:
-        """The backbone's weights that a plan adds to."""
-        return [self.backbone.sites[site].get_parameter("weight") for site in sorted(plan.sites)]

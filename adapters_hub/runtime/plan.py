@@ -16,7 +16,7 @@ the first product. Adapters that learn are masked, or a part each.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -34,10 +34,12 @@ from adapters_hub.runtime.products import (
     Part,
     SiteFactors,
     Sites,
+    Slices,
     Stack,
     cost,
     on,
     stacked,
+    stacked_slices,
 )
 
 
@@ -64,6 +66,8 @@ class Slot:
 Made = TypeVar("Made")
 Bucket = tuple[tuple[int, ...], Tensor, bool]
 """Atoms, the rows that use them, atom after atom, and whether these lie scattered."""
+BlendAt = tuple[tuple[int, float], ...]
+"""The atoms that a blend has at some sites, by place, with their weights."""
 
 
 @dataclass
@@ -80,7 +84,7 @@ class Plan:
     index: Tensor | None = None
     dropout: float = 0.0
     # all plans'
-    _stacks: MutableMapping[Hashable, Stack] = field(
+    _stacks: MutableMapping[Hashable, Stack | Slices] = field(
         default_factory=WeakValueDictionary, repr=False
     )
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False)
@@ -133,6 +137,30 @@ class Plan:
         if key in self._known:  # asked at every site of every forward
             return self._known[key]
         return self._once(key, lambda: self._make_parts(sites, masked, x))
+
+    def blends_at(
+        self, place: str, sites: Collection[str], device: torch.device
+    ) -> list[tuple[BlendAt, Tensor | None]]:
+        """The distinct blends at the sites of a ``place``, and the rows, or tokens, of each.
+
+        The rows are indices (k,) in ascending order, or None where one blend serves any.
+        """
+
+        def make() -> list[tuple[BlendAt, Tensor | None]]:
+            acting = [
+                n for n, atom in enumerate(self.atoms) if not atom.factors.keys().isdisjoint(sites)
+            ]
+            table, of_row = self.weights[:, acting], None
+            if self.index is not None and acting:
+                table, of_row = table[self.index.flatten()].unique(dim=0, return_inverse=True)
+            blends = []
+            for number, weights in enumerate(table.tolist()):
+                rows = None if of_row is None else (of_row == number).nonzero()[:, 0].to(device)
+                blend = tuple((n, w) for n, w in zip(acting, weights, strict=True) if w)
+                blends.append((blend, rows))
+            return blends
+
+        return self._once(("blends", place, device), make)
 
     def shares(self, sites: Sites) -> bool:
         """Whether the plan's atoms are alike at all of these sites, so that one product does."""
@@ -304,7 +332,7 @@ class Plan:
         atoms = tuple(self.atoms[n] for n in members)
         key = (sites, atoms, apart or len(atoms) == 1, x.device, x.dtype)
         stack = self._stacks.get(key)
-        if stack is None:
+        if not isinstance(stack, Stack):
             stack = stacked([atom.factors for atom in atoms], sites, x, apart)
             self._stacks[key] = stack
         return stack
@@ -317,6 +345,30 @@ class Plan:
 
     def _scalings(self, members: Sequence[int], site: str) -> tuple[float, ...]:
         return tuple(self.atoms[n].scaling[site] for n in members)
+
+    def slices(self, sites: Sites, n: int, like: Tensor) -> Slices | None:
+        """An atom's factors at the slices of a parameter ``like`` this one, None without any."""
+        atom = self.atoms[n]
+        if atom.factors.keys().isdisjoint(sites):
+            return None
+
+        def make() -> Slices:
+            pairs = [atom.factors.get(site) for site in sites]
+            scaled = [
+                pair and (pair[0] * atom.scaling[site], pair[1])
+                for site, pair in zip(sites, pairs, strict=True)
+            ]
+            made = stacked_slices(scaled)
+            return Slices(on(made.a, like), on(made.b, like))
+
+        def shared() -> Slices:
+            slices = self._stacks.get(key)
+            if not isinstance(slices, Slices):
+                slices = self._stacks[key] = make()
+            return slices
+
+        key = ("slices", sites[0], atom, like.device, like.dtype)
+        return make() if atom.trained else self._once(key, shared)
 
     # ── the rule ─────────────────────────────────────────────────────────────────────────────
 

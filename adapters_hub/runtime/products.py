@@ -104,6 +104,35 @@ def stacked(factors: Sequence[SiteFactors], sites: Sites, x: Tensor, apart: bool
 
 
 @dataclass(frozen=True, eq=False)
+class Slices:
+    """One adapter's factors for all slices of a parameter: ``a`` (slices, r, in), with the scaling
+    in it, and ``b`` (slices, out, r).
+    """
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Those it takes."""
+        return self.a.nbytes + self.b.nbytes
+
+
+def stacked_slices(factors: Sequence[tuple[Tensor, Tensor] | None]) -> Slices:
+    """Factors of slices, None where there are none, filled up with zeros to one rank."""
+    some = [pair for pair in factors if pair is not None]
+    rank = max(len(a) for a, _ in some)
+    none = some[0][0].new_zeros(0, some[0][0].shape[1]), some[0][1].new_zeros(len(some[0][1]), 0)
+    pairs = [none if pair is None else pair for pair in factors]
+    if any(len(a) < rank for a, _ in pairs):
+        pairs = [
+            (functional.pad(a, (0, 0, 0, rank - len(a))), functional.pad(b, (0, rank - len(a))))
+            for a, b in pairs
+        ]
+    return Slices(torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs]))
+
+
+@dataclass(frozen=True, eq=False)
 class Live:
     """A `Stack` of adapters that learn, all as one of rank R at a site: put together whenever it is
     used, so that gradients reach each one's parameters.

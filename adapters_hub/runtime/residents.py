@@ -49,7 +49,7 @@ class Residents:
         self.library = library
         self.check_backbone = check_backbone
         self.lock = threading.RLock()
-        self.bank = Bank(backbone.sites, memory, evicted=self._evicted)
+        self.bank = Bank(backbone.sites, memory, self._evicted, backbone.moe)
         self._wanted_host_memory = host_memory
         self._adapters: dict[str, Adapter] = {}
         self._added: set[str] = set()  # added from memory: not in the library, so never dropped

@@ -155,6 +155,7 @@ class Experiment:
             lora_dropout=settings.dropout,
             use_rslora=settings.rslora,
             target_modules=_target_modules(settings.targets),
+            target_parameters=list(settings.parameters) or None,
             task_type=self.task.peft_task_type(backbone),
             fan_in_fan_out=any(isinstance(site, Conv1D) for site in backbone.sites.values()),
         )

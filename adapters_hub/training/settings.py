@@ -29,6 +29,7 @@ SYNONYMS = {
     "lora_dropout": "dropout",
     "use_rslora": "rslora",
     "target_modules": "targets",
+    "target_parameters": "parameters",
     "max_steps": "steps",
     "gradient_accumulation_steps": "accumulation",
     "lr_scheduler_type": "schedule",
@@ -147,6 +148,12 @@ class TrainingSettings:
     targets: tuple[str, ...] = _setting(
         ("all-linear",),
         "modules to adapt, as in PEFT: the ends of their names, or one regular expression",
+        _ADAPTER,
+    )
+    parameters: tuple[str, ...] = _setting(
+        (),
+        "parameters of routers and experts to adapt too, as PEFT's target_parameters: the ends of "
+        "their names",
         _ADAPTER,
     )
     steps: int = _setting(300, "optimizer steps", _STEPS)

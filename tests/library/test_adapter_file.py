@@ -70,7 +70,6 @@ def test_an_older_peft_names_the_adapter_in_its_keys(tmp_path):
         ({"use_qalora": True}, "QA-LoRA"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
         ({"trainable_token_indices": [1, 2]}, "token embeddings"),
-        ({"target_parameters": ["experts.w"]}, "bare parameters"),
         ({"alora_invocation_tokens": [5]}, "aLoRA"),
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "pissa_niter_4"}, "not the delta"),

@@ -8,13 +8,15 @@ from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GptOssConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
-    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
 )
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
+from adapters_hub.runtime.stored import stored
 from adapters_hub.tasks import make_task
 from adapters_hub.training.loop import train_adapters
 
@@ -27,8 +29,12 @@ RATE, CLIP = 1e-2, 0.5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Qwen3 with a word-level tokenizer, padded on the right."""
-    path = tmp_path_factory.mktemp("backbone")
+    """A tiny Qwen3."""
+    return backbone(tmp_path_factory.mktemp("backbone"), Qwen3Config, tie_word_embeddings=True)
+
+
+def backbone(path, config_class, **options):
+    """The folder of a tiny decoder with a word-level tokenizer, padded on the right."""
     tokens = ["<pad>", "<unk>", "</s>", *WORDS]
     words = Tokenizer(models.WordLevel({t: n for n, t in enumerate(tokens)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -37,12 +43,12 @@ def folder(tmp_path_factory):
         padding_side="right",
     )  # fmt: skip
     torch.manual_seed(0)
-    config = Qwen3Config(
+    config = config_class(
         vocab_size=len(tokens), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=2,
-        tie_word_embeddings=True, initializer_range=0.2,
+        initializer_range=0.2, **options,
     )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -117,9 +123,9 @@ def compare(trained, before, reference):
     stem = "base_model.model."
     found, first = {}, {}
     for adapter, into in ((trained, found), (before, first)):
-        for site, (a, b) in adapter.factors.items():
-            into[f"{stem}{adapter.path(site)}.lora_A.weight"] = a
-            into[f"{stem}{adapter.path(site)}.lora_B.weight"] = b
+        for module in stored(adapter.factors, adapter.scaling, adapter.stacks, adapter.path):
+            into[f"{stem}{module.path}.lora_A.weight"] = module.a.detach()
+            into[f"{stem}{module.path}.lora_B.weight"] = module.b.detach()
         into |= {stem + path: tensor for path, tensor in adapter.head.items()}
     assert found.keys() == reference.keys()
     for name, tensor in found.items():
@@ -151,9 +157,26 @@ def test_classifier_trains_as_in_pefts_own_loop(folder, tmp_path, options, accum
 
 
 def test_language_model_trains_as_in_pefts_own_loop(folder, tmp_path):
+    language_model_trains_alike(folder, tmp_path, target_modules="all-linear")
+
+
+@pytest.mark.parametrize(
+    ("config", "router"), [(GptOssConfig, "router"), (Qwen3MoeConfig, "gate")], ids=["gpt", "qwen"]
+)
+def test_experts_train_as_in_pefts_own_loop(config, router, tmp_path):
+    folder = backbone(
+        tmp_path / "backbone", config, num_local_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=24,
+    )  # fmt: skip
+    parameters = [f"{router}.weight", "experts.gate_up_proj", "experts.down_proj"]
+    options = {"target_modules": ["q_proj"], "target_parameters": parameters}
+    language_model_trains_alike(folder, tmp_path, **options, rank_pattern={"experts.down_proj": 2})
+
+
+def language_model_trains_alike(folder, tmp_path, **options):
     task = make_task("language-modeling")
     model = ah.load_backbone(str(folder), library=tmp_path / "library", device="cpu")
-    adapter = start(task, model.backbone, target_modules="all-linear")
+    adapter = start(task, model.backbone, **options)
     base = AutoModelForCausalLM.from_pretrained(folder)
     peft = PeftModel.from_pretrained(base, adapter.save(tmp_path / "start"), is_trainable=True)
 
