@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adapters_hub.errors import BackboneError
 
@@ -22,7 +22,8 @@ _MODES = {
 _SHORT = {"cls": "cls", "mean": "mean", "mean_sqrt_len_tokens": "mean", "lasttoken": "last"}
 _FOLLOWED = ("Transformer", "Pooling", "Normalize")
 
-_Container = TypeVar("_Container", dict, list)
+_Container = TypeVar("_Container", dict[str, object], list[object])
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class EmbeddingSettings:
 def read_embedding_settings(folder: Path) -> EmbeddingSettings:
     """The settings of a checkpoint folder, from ``modules.json`` and the files it names.
 
-    Raises `BackboneError` for a file that is not JSON of the expected kind.
+    Raises `BackboneError` for a file that is not JSON of the expected kind, or a field that is not.
     """
     modules = _read(folder / "modules.json", list)
     if modules is None:
@@ -53,12 +54,16 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
             raise BackboneError(f"{folder / 'modules.json'}: a module without a type: {module!r}")
         paths[module["type"].rpartition(".")[2]] = str(module.get("path") or "")
-    texts = _read(folder / "config_sentence_transformers.json", dict) or {}
-    lengths = _read(folder / "sentence_bert_config.json", dict) or {}
-    prompts = {k: v for k, v in (texts.get("prompts") or {}).items() if isinstance(v, str)}
+    texts_file = folder / "config_sentence_transformers.json"
+    texts = _read(texts_file, dict) or {}
+    lengths_file = folder / "sentence_bert_config.json"
+    lengths = _read(lengths_file, dict) or {}
+    given = _field(texts, "prompts", dict, texts_file) or {}
+    prompts = {kind: prompt for kind, prompt in given.items() if isinstance(prompt, str)}
+    default = _field(texts, "default_prompt_name", str, texts_file)
     pooling_file = folder / paths.get("Pooling", "1_Pooling") / "config.json"
     pooling_config = _read(pooling_file, dict) or {}
-    pooling, unsupported = _pooling(pooling_config)
+    pooling, unsupported = _pooling(pooling_config, pooling_file)
     if unknown := [kind for kind in paths if kind not in _FOLLOWED]:
         unsupported = (
             f"its embeddings go through {unknown[0]} ({paths[unknown[0]] or folder}) after the "
@@ -69,27 +74,41 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings:
     return EmbeddingSettings(
         pooling=pooling,
         prompts=prompts,
-        default_prompt=prompts.get(texts.get("default_prompt_name") or "", ""),
-        max_tokens=lengths.get("max_seq_length"),
+        default_prompt=prompts.get(default or "", ""),
+        max_tokens=_field(lengths, "max_seq_length", int, lengths_file),
         lower_case=bool(lengths.get("do_lower_case")),
         unsupported=unsupported,
     )
 
 
-def _pooling(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _pooling(config: Mapping[str, object], file: Path) -> tuple[str | None, str | None]:
     """The pooling that a ``1_Pooling/config.json`` chooses, or why it cannot be followed."""
     mode = config.get("pooling_mode")  # how newer versions write it: a name, or several
-    if mode is not None:
-        chosen = [mode] if isinstance(mode, str) else list(mode)
-        known = [_SHORT.get(name) for name in chosen]
-    else:
+    if mode is None:
         chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
         known = [_MODES.get(key) for key in chosen]
+    else:
+        modes = mode if isinstance(mode, list) else [mode]
+        chosen = [name for name in modes if isinstance(name, str)]
+        if len(chosen) < len(modes):
+            raise BackboneError(
+                f"{file}: field 'pooling_mode' is {mode!r}, not a name such as 'mean', or a list "
+                "of names"
+            )
+        known = [_SHORT.get(name) for name in chosen]
     if not chosen:
         return None, None
     if len(chosen) == 1 and known[0]:
         return known[0], None
     return None, f"it pools by {' and '.join(chosen)}, which is none of mean, cls and last"
+
+
+def _field(table: Mapping[str, object], name: str, kind: type[_Value], file: Path) -> _Value | None:
+    """A field, which has to be of a kind; None where it is null or not there."""
+    value = table.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise BackboneError(f"{file}: field {name!r} is {value!r}, not of type {kind.__name__}")
 
 
 def _read(path: Path, kind: type[_Container]) -> _Container | None:

@@ -1,6 +1,8 @@
 """A sentence-transformers folder: how it pools, its prompts and its length are followed."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +97,47 @@ def test_what_is_not_followed_is_refused_unless_a_pooling_is_given(
     with pytest.raises(BackboneError, match=reason):
         model.embed(TEXTS)
     assert model.embed(TEXTS, pooling="mean").shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode": 2}, "field 'pooling_mode' is 2, not a name"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode": ["mean", ["cls"]]},
+            r"field 'pooling_mode' is \['mean', \['cls'\]\], not a name",
+        ),
+        ("1_Pooling/config.json", [], "a JSON list, not a dict"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "7"},
+            "'max_seq_length' is '7', not .*int",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": ["a"]},
+            r"'prompts' is \['a'\], not .*dict",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": ["query"]},
+            r"'default_prompt_name' is \['query'\], not .*str",
+        ),
+    ],
+)
+def test_a_field_that_cannot_be_is_named_with_its_file(file, content, said, folder):
+    model = folder({"pooling_mode_mean_tokens": True})
+    path = Path(model.backbone.name)
+    (path / file).write_text(json.dumps(content))
+    with pytest.raises(BackboneError, match=rf"{re.escape(str(path / file))}: .*{said}"):
+        ah.load_backbone(path, library=model.library)
+
+
+def test_several_modes_are_named(folder):
+    model = folder({"pooling_mode": ["mean", "lasttoken"]})
+    with pytest.raises(BackboneError, match="pools by mean and lasttoken"):
+        model.embed(TEXTS)
 
 
 def test_an_adapters_own_pooling_comes_before_the_folders(folder, lora_folder, tmp_path):
