@@ -100,12 +100,16 @@ class Backbone:
 
     @property
     def call_options(self) -> dict[str, bool]:
-        """What a forward without generation asks for: no key-value cache."""
+        """What a forward of a task class, or of what reads texts, asks for: no key-value cache.
+
+        Of an encoder-decoder nothing: the encoder that reads has no cache, and some task classes
+        (T5Gemma's) say so themselves and take it from no one else.
+        """
         return {"use_cache": False} if self.kind == "decoder" else {}
 
     @property
     def lm_options(self) -> dict[str, bool]:
-        """The same of ``model``, whose decoder of two parts has a cache too."""
+        """The same of ``model`` and ``base``, in which an encoder-decoder's decoder has a cache."""
         return {} if self.kind == "encoder" else {"use_cache": False}
 
     @property
@@ -161,7 +165,7 @@ class Backbone:
         inputs = {"input_ids": ones, "attention_mask": ones}
         if self.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = ones
-        hidden: torch.Tensor = self.base(**inputs, **self.call_options).last_hidden_state
+        hidden: torch.Tensor = self.base(**inputs, **self.lm_options).last_hidden_state
         return hidden
 
     def bypassed(self, called: Collection[str], rows: int, tokens: int) -> frozenset[str]:

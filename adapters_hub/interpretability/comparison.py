@@ -242,7 +242,7 @@ def interference(
             batch = pad([Example(ids, Row(""))], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
-            model(adapters=first, languages=None, **batch, **backbone.call_options)
+            model(adapters=first, languages=None, **batch, **backbone.lm_options)
     finally:
         for hook in hooks:
             hook.remove()

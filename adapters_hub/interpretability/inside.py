@@ -164,7 +164,7 @@ def logit_lens(
     states = []
     for plan in plans:
         with model.bank.using(plan), _watching(backbone, layers) as seen:
-            backbone.base(**batch, **backbone.call_options)
+            backbone.base(**batch, **backbone.lm_options)
         states.append(seen)
     best: list[list[tuple[Guesses, ...]]] = [[], []]
     divergence = []
