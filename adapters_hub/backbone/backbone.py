@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
+from adapters_hub.backbone.copies import with_children
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
 from adapters_hub.library.safetensors_file import Layout
@@ -223,14 +224,10 @@ class Backbone:
         if self.kind == "encoder-decoder":
             known = BaseModelOutput(last_hidden_state=hidden[:, None])
             inputs |= {"decoder_input_ids": ids, "encoder_outputs": known}
-        head: nn.Module = copy.copy(self.model)
         # T5's holds its two parts itself, of which the second is below the head
-        head._modules = {
-            **self.model._modules,
-            self.prefix[:-1] or "decoder": KnownBody(hidden[:, None]),
-        }
-        logits: torch.Tensor = head(**inputs).logits[:, 0]
-        return logits
+        body = {self.prefix[:-1] or "decoder": KnownBody(hidden[:, None])}
+        logits: torch.Tensor = with_children(self.model, **body)(**inputs).logits[:, 0]
+        return logits.to(hidden.device)  # where accelerate's hook, which is off, would bring them
 
     def splits_head(self) -> bool:
         """Whether `head_logits` of `hidden_states` are the model's logits, as far as a probe tells.
