@@ -5,12 +5,13 @@ the model, and never imports torch.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from adapters_hub.errors import BackboneError
+from adapters_hub.library.json_fields import Fields, as_count, as_mapping, as_text
 
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -58,9 +59,9 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings:
     texts = _read(texts_file, dict) or {}
     lengths_file = folder / "sentence_bert_config.json"
     lengths = _read(lengths_file, dict) or {}
-    given = _field(texts, "prompts", dict, texts_file) or {}
+    given = _field(texts, "prompts", as_mapping, texts_file) or {}
     prompts = {kind: prompt for kind, prompt in given.items() if isinstance(prompt, str)}
-    default = _field(texts, "default_prompt_name", str, texts_file)
+    default = _field(texts, "default_prompt_name", as_text, texts_file)
     pooling_file = folder / paths.get("Pooling", "1_Pooling") / "config.json"
     pooling_config = _read(pooling_file, dict) or {}
     pooling, unsupported = _pooling(pooling_config, pooling_file)
@@ -75,7 +76,7 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings:
         pooling=pooling,
         prompts=prompts,
         default_prompt=prompts.get(default or "", ""),
-        max_tokens=_field(lengths, "max_seq_length", int, lengths_file),
+        max_tokens=_field(lengths, "max_seq_length", as_count, lengths_file),
         lower_case=bool(lengths.get("do_lower_case")),
         unsupported=unsupported,
     )
@@ -83,18 +84,11 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings:
 
 def _pooling(config: Mapping[str, object], file: Path) -> tuple[str | None, str | None]:
     """The pooling that a ``1_Pooling/config.json`` chooses, or why it cannot be followed."""
-    mode = config.get("pooling_mode")  # how newer versions write it: a name, or several
-    if mode is None:
+    chosen = _field(config, "pooling_mode", _modes, file)  # how newer versions write it
+    if chosen is None:
         chosen = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
         known = [_MODES.get(key) for key in chosen]
     else:
-        modes = mode if isinstance(mode, list) else [mode]
-        chosen = [name for name in modes if isinstance(name, str)]
-        if len(chosen) < len(modes):
-            raise BackboneError(
-                f"{file}: field 'pooling_mode' is {mode!r}, not a name such as 'mean', or a list "
-                "of names"
-            )
         known = [_SHORT.get(name) for name in chosen]
     if not chosen:
         return None, None
@@ -103,12 +97,23 @@ def _pooling(config: Mapping[str, object], file: Path) -> tuple[str | None, str 
     return None, f"it pools by {' and '.join(chosen)}, which is none of mean, cls and last"
 
 
-def _field(table: Mapping[str, object], name: str, kind: type[_Value], file: Path) -> _Value | None:
-    """A field, which has to be of a kind; None where it is null or not there."""
-    value = table.get(name)
-    if value is None or isinstance(value, kind):
-        return value
-    raise BackboneError(f"{file}: field {name!r} is {value!r}, not of type {kind.__name__}")
+def _modes(value: object) -> list[str]:
+    """A name, or several."""
+    names = value if isinstance(value, list) else [value]
+    try:
+        return [*map(as_text, names)]
+    except TypeError:
+        raise TypeError("must be a name such as 'mean', or a list of names") from None
+
+
+def _field(
+    table: Mapping[str, object], name: str, read: Callable[[object], _Value], file: Path
+) -> _Value | None:
+    """A field of a file; None where it is null or not there."""
+    try:
+        return Fields(table).get(name, read)
+    except TypeError as error:
+        raise BackboneError(f"{file}: {error}; it is {table[name]!r}") from None
 
 
 def _read(path: Path, kind: type[_Container]) -> _Container | None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from adapters_hub.interpretability.geometry import Measures, SitePair, compare_s
 from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
+from adapters_hub.library.json_fields import Fields, as_count, as_number, as_text, dict_of
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
@@ -71,19 +71,37 @@ class Comparison:
         return path
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Comparison":
+    def from_json(cls, data: Mapping[str, object]) -> "Comparison":
         """The report that `to_json` gave; `DataError` for what is none."""
         try:
-            groups = {
-                name: {place: Measures(**values) for place, values in data[name].items()}
-                for name in ("sites", "depths")
-            }
-            return cls(**{**data, **groups, "total": Measures(**data["total"])})
-        except (KeyError, TypeError, AttributeError) as error:
+            fields = Fields(data)
+            return cls(
+                first=fields.need("first", as_text),
+                second=fields.need("second", as_text),
+                sites=fields.need("sites", dict_of(_measures)),
+                depths=fields.need("depths", dict_of(_measures)),
+                total=fields.need("total", _measures),
+                texts=fields.get("texts", as_count) or 0,
+            )
+        except TypeError as error:
             raise DataError(
-                f"no report of a comparison ({error!r}): give what `adapters-hub compare --json` "
+                f"no report of a comparison ({error}): give what `adapters-hub compare --json` "
                 "wrote"
             ) from None
+
+
+def _measures(value: object) -> Measures:
+    fields = Fields(value)
+    return Measures(
+        energy_first=fields.need("energy_first", as_number),
+        energy_second=fields.need("energy_second", as_number),
+        log2_energy_ratio=fields.get("log2_energy_ratio", as_number),
+        cosine=fields.get("cosine", as_number),
+        overlap_left=fields.get("overlap_left", as_number),
+        overlap_right=fields.get("overlap_right", as_number),
+        sign_conflict=fields.get("sign_conflict", as_number),
+        interference=fields.get("interference", as_number),
+    )
 
 
 def compare(

@@ -1,7 +1,6 @@
 """A sentence-transformers folder: how it pools, its prompts and its length are followed."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -102,27 +101,31 @@ def test_what_is_not_followed_is_refused_unless_a_pooling_is_given(
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("1_Pooling/config.json", {"pooling_mode": 2}, "field 'pooling_mode' is 2, not a name"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode": 2},
+            "pooling_mode: must be a name such as 'mean', or a list of names; it is 2",
+        ),
         (
             "1_Pooling/config.json",
             {"pooling_mode": ["mean", ["cls"]]},
-            r"field 'pooling_mode' is \['mean', \['cls'\]\], not a name",
+            "pooling_mode: must be a name such as 'mean', or a list of names; it is ['mean', ['cls']]",
         ),
         ("1_Pooling/config.json", [], "a JSON list, not a dict"),
         (
             "sentence_bert_config.json",
             {"max_seq_length": "7"},
-            "'max_seq_length' is '7', not .*int",
+            "max_seq_length: not a count; it is '7'",
         ),
         (
             "config_sentence_transformers.json",
             {"prompts": ["a"]},
-            r"'prompts' is \['a'\], not .*dict",
+            "prompts: must be an object; it is ['a']",
         ),
         (
             "config_sentence_transformers.json",
             {"default_prompt_name": ["query"]},
-            r"'default_prompt_name' is \['query'\], not .*str",
+            "default_prompt_name: must be text; it is ['query']",
         ),
     ],
 )
@@ -130,8 +133,9 @@ def test_a_field_that_cannot_be_is_named_with_its_file(file, content, said, fold
     model = folder({"pooling_mode_mean_tokens": True})
     path = Path(model.backbone.name)
     (path / file).write_text(json.dumps(content))
-    with pytest.raises(BackboneError, match=rf"{re.escape(str(path / file))}: .*{said}"):
+    with pytest.raises(BackboneError) as caught:
         ah.load_backbone(path, library=model.library)
+    assert str(caught.value) == f"{path / file}: {said}"
 
 
 def test_several_modes_are_named(folder):
