@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from adapters_hub.backbone.padding import padded
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.compose.methods import locate
 from adapters_hub.data.reading import read_data
-from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
 from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
 from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
@@ -30,7 +30,6 @@ from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
 from adapters_hub.runtime.adapter import read_factors
 from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.tasks.base import Example, pad
 from adapters_hub.text.tokenising import encode_texts
 
 OUTSIDE = "no layer"
@@ -257,7 +256,7 @@ def interference(
     ]
     try:
         for ids in tqdm(encoded, desc="interference", unit="text", disable=None):
-            batch = pad([Example(ids, Row(""))], backbone)
+            batch = padded([ids], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
             model(adapters=first, languages=None, **batch, **backbone.lm_options)

@@ -21,7 +21,7 @@ from adapters_hub.text.tokenising import surroundings
 
 
 @dataclass(frozen=True)
-class LanguageModeling(BitsTask, LanguageModelingOptions):
+class LanguageModeling(BitsTask[int], LanguageModelingOptions):
     """Predict the text itself; the backbone's language-model head serves, frozen.
 
     A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
@@ -46,7 +46,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             return None
         return f"model.generate([{row.text[:24]!r}], max_new_tokens=24)"
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[int]]:
         if not backbone.has_lm_head:
             raise BackboneError(
                 f"{backbone.name} has no language-model head in its checkpoint, so there is no "
@@ -89,7 +89,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
         return examples
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[int]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
@@ -98,12 +98,16 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             return {**batch, "labels": labels}
         return {**batch, **self._mask(batch, examples, backbone, seed)}
 
-    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+    def counted(self, example: Example[int], backbone: Backbone) -> tuple[int | None, bool]:
         masked = backbone.kind == "encoder"
         return None if masked else example.target, example.target > 0
 
     def _mask(
-        self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: Backbone, seed: int
+        self,
+        batch: dict[str, Tensor],
+        examples: Sequence[Example[int]],
+        backbone: Backbone,
+        seed: int,
     ) -> dict[str, Tensor]:
         """BERT's masking, drawn a row at a time, so that it does not depend on the batch."""
         ids = batch["input_ids"].cpu()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.matching import DECLARATION, MatchingOptions
 from adapters_hub.tasks.reader import ReaderTask, reader
@@ -58,8 +58,12 @@ class _Translation(NamedTuple):
     links: _Links | None
 
 
+class _Mismatch(TypedDict):
+    mismatch: float
+
+
 @dataclass(frozen=True)
-class Matching(ReaderTask, MatchingOptions):
+class Matching(ReaderTask[_Translation, _Mismatch], MatchingOptions):
     """Multilingual distillation (arXiv:2004.09813) of the frozen backbone into a language adapter.
 
     A row is a text and its ``positive``, the translation into a language that the backbone knows.
@@ -129,7 +133,7 @@ class Matching(ReaderTask, MatchingOptions):
         words = ((split_words(text), split_words(translation)) for text, translation in texts)
         return replace(task, aligner=WordAligner.learn(words))
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[_Translation]]:
         """``target`` has the tokens of the translation, and which words mean each other."""
         texts, translations = [row.text for row in rows], [_translation(row) for row in rows]
         aligner = self._aligner_on(backbone)
@@ -163,10 +167,10 @@ class Matching(ReaderTask, MatchingOptions):
         return None
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[_Translation]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         """``aligned`` (rows, tokens, tokens of the translation) where words are matched."""
-        targets: list[_Translation] = [example.target for example in examples]
+        targets = [example.target for example in examples]
         batch = pad(examples, backbone)
         translations = padded([target.ids for target in targets], backbone)
         batch |= {f"target_{name}": tensor for name, tensor in translations.items()}
@@ -218,16 +222,16 @@ class Matching(ReaderTask, MatchingOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[_Translation]],
+    ) -> list[_Mismatch]:
         return [{"mismatch": value} for value in self.loss(model, batch, heads).tolist()]
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[_Mismatch]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         return {"mismatch": float(np.mean([record["mismatch"] for record in records]))}
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[_Mismatch]) -> np.ndarray:
         """Each row's mismatch, and 1."""
         return np.array([(record["mismatch"], 1.0) for record in records])
 

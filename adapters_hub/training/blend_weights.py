@@ -31,10 +31,10 @@ from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime, Weights
-from adapters_hub.tasks.base import Example, Record, Task
+from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.heads import task_of
 from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
-from adapters_hub.training.mean_loss import mean_loss
+from adapters_hub.training.mean_loss import loss_and_metrics, mean_loss
 
 SEARCHES = ("gradient", "lorahub")
 """The ways to find weights."""
@@ -154,15 +154,12 @@ class _Run:
         return losses, self.task.count(batch).to(losses)
 
     def scores(self, weights: Tensor, examples: Sequence[Example]) -> dict[str, float]:
-        """The loss in nats a target, and the task's metrics."""
-        records: list[Record] = []
-        return {"loss": self.mean(weights, examples, records), **self.task.metrics(records)}
+        """The ``loss`` in nats a target, and the task's metrics."""
+        return loss_and_metrics(self.model, self.task, examples, partial(self.under, weights))
 
-    def mean(
-        self, weights: Tensor, examples: Sequence[Example], records: list[Record] | None = None
-    ) -> float:
-        """See `mean_loss`."""
-        return mean_loss(self.model, self.task, examples, partial(self.under, weights), records)
+    def mean(self, weights: Tensor, examples: Sequence[Example]) -> float:
+        """The loss in nats a target."""
+        return mean_loss(self.model, self.task, examples, partial(self.under, weights))
 
     @contextmanager
     def under(self, weights: Tensor, examples: Sequence[Example]) -> Iterator[Heads]:

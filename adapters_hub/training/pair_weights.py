@@ -68,6 +68,6 @@ def _under(
     model: Runtime, task: Task, blend: Blend, examples: Sequence[Example]
 ) -> Iterator[Heads]:
     """Forwards inside the block run the examples' rows under a resolved blend."""
-    rows = [blend] * sum(len(task.rows(example)) for example in examples)
+    rows = [blend] * sum(len(task.rows(example.row)) for example in examples)
     with model.bank.using(model.plan(rows)):
         yield model.heads(rows) if task.needs_head() else []
