@@ -39,7 +39,7 @@ class Classifying(Ways):
         return self.peft_model(auto_class, num_labels=len(self.task.labels))
 
     def plain_trainer(self, model: Any, arguments: dict[str, Any]) -> transformers.Trainer:
-        features = [{"input_ids": e.input_ids, "labels": e.target} for e in self.examples]
+        features = [{"input_ids": e.input_ids, "labels": e.target[0]} for e in self.examples]
         collator = transformers.DataCollatorWithPadding(self.tokenizer())
         return plain_loop(model, arguments, features, collator)
 

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adapters_hub.backbone.backbone import Backbone, embedding_rows, find_sites
+from adapters_hub.backbone.backbone import Backbone, Kind, embedding_rows, find_sites
 from adapters_hub.backbone.copies import with_children
 from adapters_hub.backbone.moe import find_moe
 from adapters_hub.backbone.quantised import keep_4bit_differentiable
@@ -34,15 +34,26 @@ class Parts:
     attached: set[str] = field(default_factory=set)
 
 
+class Facts(TypedDict):
+    """What of a `Backbone` is known before its parts are put together."""
+
+    kind: Kind
+    bits: int
+    dtype: torch.dtype
+    fingerprint: str
+    has_lm_head: bool
+    revision: str | None
+
+
 def assembled(
     parts: Parts,
     tokenizer: PreTrainedTokenizerBase,
     *,
     name: str,
     folder: Path | None,
-    **facts: Any,
+    **facts: Unpack[Facts],
 ) -> Backbone:
-    """The backbone, frozen and in eval mode; ``facts`` are further fields of `Backbone`.
+    """The backbone, frozen and in eval mode.
 
     Raises `BackboneError` for weights that are not in memory, and where no token can pad.
     """

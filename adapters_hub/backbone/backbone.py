@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
+from adapters_hub.backbone.copies import with_children
 from adapters_hub.backbone.moe import MoEModule
 from adapters_hub.backbone.packing import Packing, packing_of
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
@@ -132,12 +133,16 @@ class Backbone:
 
     @property
     def call_options(self) -> dict[str, bool]:
-        """What a forward without generation asks for: no key-value cache."""
+        """What a forward of a task class, or of what reads texts, asks for: no key-value cache.
+
+        Of an encoder-decoder nothing: the encoder that reads has no cache, and some task classes
+        (T5Gemma's) say so themselves and take it from no one else.
+        """
         return {"use_cache": False} if self.kind == "decoder" else {}
 
     @property
     def lm_options(self) -> dict[str, bool]:
-        """The same of ``model``, whose decoder of two parts has a cache too."""
+        """The same of ``model`` and ``base``, in which an encoder-decoder's decoder has a cache."""
         return {} if self.kind == "encoder" else {"use_cache": False}
 
     @property
@@ -193,7 +198,7 @@ class Backbone:
         inputs = {"input_ids": ones, "attention_mask": ones}
         if self.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = ones
-        hidden: torch.Tensor = self.base(**inputs, **self.call_options).last_hidden_state
+        hidden: torch.Tensor = self.base(**inputs, **self.lm_options).last_hidden_state
         return hidden
 
     def bypassed(self, called: Collection[str], rows: int, tokens: int) -> frozenset[str]:
@@ -252,14 +257,10 @@ class Backbone:
         if self.kind == "encoder-decoder":
             known = BaseModelOutput(last_hidden_state=hidden[:, None])
             inputs |= {"decoder_input_ids": ids, "encoder_outputs": known}
-        head: nn.Module = copy.copy(self.model)
         # T5's holds its two parts itself, of which the second is below the head
-        head._modules = {
-            **self.model._modules,
-            self.prefix[:-1] or "decoder": KnownBody(hidden[:, None]),
-        }
-        logits: torch.Tensor = head(**inputs).logits[:, 0]
-        return logits
+        body = {self.prefix[:-1] or "decoder": KnownBody(hidden[:, None])}
+        logits: torch.Tensor = with_children(self.model, **body)(**inputs).logits[:, 0]
+        return logits.to(hidden.device)  # where accelerate's hook, which is off, would bring them
 
     def splits_head(self) -> bool:
         """Whether `head_logits` of `hidden_states` are the model's logits, as far as a probe tells.

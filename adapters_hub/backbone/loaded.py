@@ -16,7 +16,7 @@ from adapters_hub.backbone.backbone import Backbone, Kind
 from adapters_hub.backbone.checkpoint import Checkpoint, class_for
 from adapters_hub.backbone.identity import fingerprint_of_model
 from adapters_hub.backbone.options import Options
-from adapters_hub.backbone.quantised import stored_bits
+from adapters_hub.backbone.quantised import check_not_repacked, stored_bits
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.library.fingerprint import weight_files
 from adapters_hub.library.safetensors_file import read_header
@@ -60,6 +60,7 @@ def take_model(
         tokenizer = known.tokenizer()
     folder = None if known is None else _folder_of(known)
     check_in_memory(name, model)
+    check_not_repacked(name, model)
     parts = Parts(model, body_of(model, has_lm_head))
     backbone_fingerprint = fingerprint_of_model(name, model, folder)
     if kind == "encoder":

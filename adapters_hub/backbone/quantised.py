@@ -101,6 +101,21 @@ def stored_bits(name: str, config: PreTrainedConfig, wanted: int | None) -> int 
     return bits
 
 
+def check_not_repacked(name: str, model: nn.Module) -> None:
+    """Raise `BackboneError` for 4-bit layers that bitsandbytes repacked: see the function below.
+
+    That rounds the scales of their weights, and the way back that bitsandbytes has keeps this.
+    """
+    for path, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise BackboneError(
+                f"{name}: the model already ran on the CPU in eval mode, where bitsandbytes "
+                f"repacked its 4-bit weights ({path} is the first) for a kernel that drops every "
+                "gradient; load the model again and give it here before it runs"
+            )
+
+
 def keep_4bit_differentiable(model: nn.Module) -> None:
     """Keep bitsandbytes' 4-bit layers out of eval mode on the CPU.
 

@@ -26,7 +26,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,13 @@ from adapters_hub.backbone.backbone import site_shape
 from adapters_hub.compose.methods import METHODS
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
-from adapters_hub.evaluation.report import FORMAT_VERSION, CellFile
+from adapters_hub.evaluation.cell_file import (
+    CONTROLS,
+    FORMAT_VERSION,
+    CellFile,
+    Composed,
+    interval,
+)
 from adapters_hub.inference.export import composed
 from adapters_hub.inference.records import collect_records
 from adapters_hub.interpretability import compare, predictors_of
@@ -44,7 +50,7 @@ from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.languages import canonical
-from adapters_hub.metrics.bootstrap import Estimate, Resampled
+from adapters_hub.metrics.bootstrap import Resampled
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.pair_weights import best_weight
@@ -231,13 +237,13 @@ class Matrix:
                 name: {
                     "blend": str(columns[0][name]),
                     "test": [float(self.task.score(array.sum(0))) for array in arrays],
-                    **asdict(drawn.estimate(name)),
+                    **interval(drawn.estimate(name)),
                 }
                 for name, arrays in tallies.items()
             },
             "best_single": best,
             "dev": {name: float(np.mean(scores)) for name, scores in on_dev.items()},
-            "transfer": asdict(drawn.estimate("domain", "bare", sign)),
+            "transfer": interval(drawn.estimate("domain", "bare", sign)),
             "composed": {},
         }
         if "language" in tallies:
@@ -248,7 +254,7 @@ class Matrix:
                 result["composed"][method] = self._judged(method, best, drawn, sign)
         if elsewhere and "sum" in result["composed"]:
             forgetting = self._resampled(elsewhere).estimate("source there", "there", sign)
-            result["composed"]["sum"]["forgetting"] = asdict(forgetting)
+            result["composed"]["sum"]["forgetting"] = interval(forgetting)
         return result
 
     def _predictors(
@@ -313,20 +319,22 @@ class Matrix:
         made = composed(self.model, blend, method, name, {})
         return _exact(self.model.add(made).name)
 
-    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> dict[str, object]:
-        """What one method's composition is worth in a cell, positive where it helps."""
-        against: dict[str, Estimate] = {"gain": drawn.estimate(method, "bare", sign)}
-        against["composition_gain"] = drawn.estimate(method, best, sign)
-        for other in ("source kept", "wrong language", "random"):
+    def _judged(self, method: str, best: str, drawn: Resampled, sign: float) -> Composed:
+        """What one method's composition is worth in a cell."""
+        gain, over_best = (drawn.estimate(method, other, sign) for other in ("bare", best))
+        judged: Composed = {
+            "gain": interval(gain),
+            "composition_gain": interval(over_best),
+            "hurts": over_best.sure < 0,
+            "helps": over_best.sure > 0,
+        }
+        for name, other in CONTROLS.items():
             if other in drawn.points:
-                against[f"over {other}"] = drawn.estimate(method, other, sign)
-        out: dict[str, object] = {name: asdict(estimate) for name, estimate in against.items()}
-        out["hurts"] = against["composition_gain"].sure < 0
-        out["helps"] = against["composition_gain"].sure > 0
+                judged[name] = interval(drawn.estimate(method, other, sign))
         if "oracle" in drawn.points:
             possible = sign * (drawn.points["oracle"] - drawn.points["bare"])
-            out["recovery"] = against["gain"].mean / possible if possible > 0 else None
-        return out
+            judged["recovery"] = gain.mean / possible if possible > 0 else None
+        return judged
 
     def _tallies(self, examples: Sequence[Example], blend: Blend) -> np.ndarray:
         accelerator = self.experiment.accelerator

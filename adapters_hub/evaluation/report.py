@@ -4,21 +4,20 @@ Knows the files that `adapters_hub.evaluation.matrix` writes; no model, no torch
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from adapters_hub.errors import DataError
+from adapters_hub.evaluation.cell_file import FORMAT_VERSION, CellFile, Cells, Interval
 from adapters_hub.metrics.bootstrap import Correlation, correlate
 from adapters_hub.metrics.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT_VERSION = 1
-CellFile = dict[str, Any]  # JSON, several levels deep; `read_cells` checks its version
-Cells = list[CellFile]
+_Gain = Literal["gain", "composition_gain"]
 _COLOURS = "PuOr_r"  # orange above zero, purple below: told apart by every kind of colour vision
 
 
@@ -28,7 +27,7 @@ def read_cells(folder: str | Path) -> Cells:
     cells = []
     for file in files:
         try:
-            cell = json.loads(file.read_text(encoding="utf-8"))
+            cell: CellFile = json.loads(file.read_text(encoding="utf-8"))
             version = cell["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}: not a cell of a matrix ({error!r})") from None
@@ -164,7 +163,7 @@ def draw(cells: Cells, folder: str | Path) -> list[Path]:
     return written
 
 
-def _heat_map(figure: "Figure", cells: Cells, method: str, what: str) -> None:
+def _heat_map(figure: "Figure", cells: Cells, method: str, what: _Gain) -> None:
     """Languages by domains; a number in bold is one whose interval excludes 0."""
     import numpy as np
 
@@ -200,7 +199,10 @@ def _heat_map(figure: "Figure", cells: Cells, method: str, what: str) -> None:
     figure.set_size_inches(max(4.8, 2.6 + 1.1 * len(domains)), 1.7 + 0.34 * len(tags))
 
 
-_WORDS = {"gain": "Gain over bare", "composition_gain": "Gain over the better single adapter"}
+_WORDS: dict[_Gain, str] = {
+    "gain": "Gain over bare",
+    "composition_gain": "Gain over the better single adapter",
+}
 
 
 def _intervals(figure: "Figure", cells: Cells, method: str) -> None:
@@ -244,7 +246,7 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
 
-def _mean(estimates: Iterable[Mapping[str, float]]) -> str:
+def _mean(estimates: Iterable[Interval]) -> str:
     means = [estimate["mean"] for estimate in estimates]
     return f"{sum(means) / len(means):+.3f}" if means else ""
 
@@ -261,5 +263,5 @@ def _recovery(cells: Cells, method: str) -> str:
     return f"{gain / possible:.0%}" if possible > 0 else ""
 
 
-def _interval(estimate: Mapping[str, float]) -> str:
+def _interval(estimate: Interval) -> str:
     return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"

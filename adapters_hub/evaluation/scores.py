@@ -11,12 +11,12 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.inference.records import BlendOf, collect_records
 from adapters_hub.runtime.core import Runtime
-from adapters_hub.tasks.base import Example, Record, Task
+from adapters_hub.tasks.base import Example, Record, Target, Task
 
 
 def metrics_by(
-    task: Task,
-    examples: Sequence[Example],
+    task: Task[Target, Record],
+    examples: Sequence[Example[Target]],
     records: Sequence[Record],
     key: Callable[[Row], str | None],
 ) -> dict[str, dict[str, float]]:
@@ -29,8 +29,8 @@ def metrics_by(
 
 def scores_by_language(
     model: Runtime,
-    task: Task,
-    examples: Sequence[Example],
+    task: Task[Target, Record],
+    examples: Sequence[Example[Target]],
     columns: Mapping[str, BlendOf],
     accelerator: Accelerator | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:

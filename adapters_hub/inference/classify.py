@@ -11,7 +11,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example
-from adapters_hub.tasks.classification import Classification
+from adapters_hub.tasks.classification import Classification, LabelNumbers
 from adapters_hub.tasks.heads import label_names, multi_label
 from adapters_hub.text.tokenising import encode_texts
 
@@ -53,7 +53,9 @@ def classify(
     for batch_rows in by_length([len(ids) for ids in encoded], batch_size):
         for task in dict.fromkeys(tasks[owners[row]] for row in batch_rows):
             rows = [row for row in batch_rows if tasks[owners[row]] == task]
-            examples = [Example(encoded[row], Row(texts[row])) for row in rows]
+            examples: list[Example[LabelNumbers]] = [
+                Example(encoded[row], Row(texts[row]), None) for row in rows
+            ]
             batch = task.collate(examples, model.backbone)
             blends_of_rows = [blends[row] for row in rows]
             with model.bank.using(model.plan(blends_of_rows)):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from adapters_hub.backbone.padding import padded
 from adapters_hub.data.batches import by_length, check_batch_size
-from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
-from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.pooling import embedding_of, unit_vectors
 from adapters_hub.text.tokenising import NO_LIMIT, encode_texts
 
@@ -56,7 +55,7 @@ def embed(
     batches = by_length([len(ids) for ids in encoded], batch_size)
     batches.reverse()  # the longest first: if they do not fit into memory, that shows at once
     for rows in tqdm(batches, desc="embedding", unit="batch", disable=not progress):
-        inputs = pad([Example(encoded[row], Row(texts[row])) for row in rows], backbone)
+        inputs = padded([encoded[row] for row in rows], backbone)
         with model.bank.using(model.plan([blends[row] for row in rows])):
             vectors[rows] = unit_vectors(model, inputs, [poolings[row] for row in rows])
     return vectors

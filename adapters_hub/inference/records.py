@@ -13,7 +13,7 @@ from adapters_hub.data.batches import by_length
 from adapters_hub.data.rows import Row
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
-from adapters_hub.tasks.base import Example, Record, Task
+from adapters_hub.tasks.base import Example, Record, Target, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,8 +24,8 @@ BlendOf = Callable[[Row], Blend]
 @torch.no_grad()
 def collect_records(
     model: Runtime,
-    task: Task,
-    examples: Sequence[Example],
+    task: Task[Target, Record],
+    examples: Sequence[Example[Target]],
     blend_of: BlendOf,
     *,
     batch_size: int = 64,
@@ -43,7 +43,7 @@ def collect_records(
     numbered: list[tuple[int, Record]] = []
     for numbers in by_length(lengths, batch_size, process, processes):
         chosen = [examples[number] for number in numbers]
-        blends = [blend_of(row) for example in chosen for row in task.rows(example)]
+        blends = [blend_of(row) for example in chosen for row in task.rows(example.row)]
         heads = model.heads(blends) if task.needs_head() else []
         batch = task.collate(chosen, model.backbone)
         precision = accelerator.autocast() if accelerator else nullcontext()

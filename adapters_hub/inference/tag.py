@@ -9,9 +9,9 @@ from adapters_hub.data.batches import check_batch_size
 from adapters_hub.data.rows import Row
 from adapters_hub.inference.records import collect_records
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
-from adapters_hub.tasks.base import Example, Record
+from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.heads import label_names
-from adapters_hub.tasks.token_classification import TokenClassification, Words, spans_of
+from adapters_hub.tasks.token_classification import TagRecord, TokenClassification, Words, spans_of
 from adapters_hub.text.tokenising import NO_LIMIT
 
 
@@ -59,9 +59,9 @@ def tag(
     return entities
 
 
-def _entities(example: Example, record: Record) -> list[Entity]:
+def _entities(example: Example[Words], record: TagRecord) -> list[Entity]:
     """The spans of one text, from the tags of its words."""
-    words: Words = example.target
+    words = example.target
     text, entities = example.row.text, []
     for kind, first, behind in spans_of(_continued(record["predicted"], words.places)):
         start, end = words.spans[first][0], words.spans[behind - 1][1]

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters_hub.data.rows import Row
+from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, DataError, HeadError, SettingsError
 from adapters_hub.extras import require
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
-from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.classification import Classification
 from adapters_hub.tasks.heads import label_names
 from adapters_hub.text.tokenising import encode_texts
@@ -77,7 +76,7 @@ def attribute(
     ids = encode_texts([text], backbone)[0]
     if not ids:
         raise DataError(f"the text {text!r} has no tokens")
-    batch = pad([Example(ids, Row(text))], backbone)
+    batch = padded([ids], backbone)
     given, mask = batch["input_ids"], batch["attention_mask"]
     filler = tokenizer.pad_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
     special = torch.isin(given, torch.tensor(tokenizer.all_special_ids).to(given))

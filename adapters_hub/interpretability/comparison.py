@@ -10,27 +10,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from adapters_hub.backbone.padding import padded
 from adapters_hub.compose.core_space import Piece
 from adapters_hub.compose.methods import locate
 from adapters_hub.data.reading import read_data
-from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
 from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
 from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
+from adapters_hub.library.json_fields import Fields, as_count, as_number, as_text, dict_of
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
 from adapters_hub.runtime.adapter import read_factors
 from adapters_hub.runtime.core import Runtime, Weights
-from adapters_hub.tasks.base import Example, pad
 from adapters_hub.text.tokenising import encode_texts
 
 OUTSIDE = "no layer"
@@ -71,19 +70,37 @@ class Comparison:
         return path
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Comparison":
+    def from_json(cls, data: Mapping[str, object]) -> "Comparison":
         """The report that `to_json` gave; `DataError` for what is none."""
         try:
-            groups = {
-                name: {place: Measures(**values) for place, values in data[name].items()}
-                for name in ("sites", "depths")
-            }
-            return cls(**{**data, **groups, "total": Measures(**data["total"])})
-        except (KeyError, TypeError, AttributeError) as error:
+            fields = Fields(data)
+            return cls(
+                first=fields.need("first", as_text),
+                second=fields.need("second", as_text),
+                sites=fields.need("sites", dict_of(_measures)),
+                depths=fields.need("depths", dict_of(_measures)),
+                total=fields.need("total", _measures),
+                texts=fields.get("texts", as_count) or 0,
+            )
+        except TypeError as error:
             raise DataError(
-                f"no report of a comparison ({error!r}): give what `adapters-hub compare --json` "
+                f"no report of a comparison ({error}): give what `adapters-hub compare --json` "
                 "wrote"
             ) from None
+
+
+def _measures(value: object) -> Measures:
+    fields = Fields(value)
+    return Measures(
+        energy_first=fields.need("energy_first", as_number),
+        energy_second=fields.need("energy_second", as_number),
+        log2_energy_ratio=fields.get("log2_energy_ratio", as_number),
+        cosine=fields.get("cosine", as_number),
+        overlap_left=fields.get("overlap_left", as_number),
+        overlap_right=fields.get("overlap_right", as_number),
+        sign_conflict=fields.get("sign_conflict", as_number),
+        interference=fields.get("interference", as_number),
+    )
 
 
 def compare(
@@ -244,10 +261,10 @@ def interference(
     ]
     try:
         for ids in tqdm(encoded, desc="interference", unit="text", disable=None):
-            batch = pad([Example(ids, Row(""))], backbone)
+            batch = padded([ids], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
-            model(adapters=first, languages=None, **batch, **backbone.call_options)
+            model(adapters=first, languages=None, **batch, **backbone.lm_options)
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.data.rows import Row
+from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, deltas_of, in_depth, one_term
 from adapters_hub.interpretability.geometry import energy
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
-from adapters_hub.tasks.base import Example, pad
 from adapters_hub.text.tokenising import encode_texts
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
@@ -164,13 +163,13 @@ def logit_lens(
     ids = encode_texts([text], backbone)[0]
     if not ids:
         raise DataError(f"the text {text!r} has no tokens")
-    batch = pad([Example(ids, Row(text))], backbone)
+    batch = padded([ids], backbone)
     blends = [model.resolve(blend) for blend in (adapters, against)]
     plans = [model.plan([blend]) for blend in blends]
     states = []
     for plan in plans:
         with model.bank.using(plan), _watching(backbone, layers) as seen:
-            backbone.base(**batch, **backbone.call_options)
+            backbone.base(**batch, **backbone.lm_options)
         states.append(seen)
     best: list[list[tuple[Guesses, ...]]] = [[], []]
     divergence = []

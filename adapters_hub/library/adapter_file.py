@@ -11,12 +11,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 from adapters_hub.library import languages
 from adapters_hub.library import safetensors_file as tensorfile
-from adapters_hub.library.pair_weight import PairWeight, is_number
+from adapters_hub.library.json_fields import (
+    Fields,
+    as_count,
+    as_line,
+    as_number,
+    as_text,
+    dict_of,
+    tuple_of,
+)
+from adapters_hub.library.pair_weight import PairWeight
 from adapters_hub.library.peft_patterns import is_name, matches
 from adapters_hub.library.target_parameters import wrapped_modules
 
@@ -60,14 +69,6 @@ _STORED = (
     "task_type", "use_dora", "use_rslora",
 )  # fmt: skip
 _FLOATING = ("F64", "F32", "F16", "BF16")
-_TEXTS = (
-    "name", "language", "domain", "task", "problem_type", "pipeline_tag", "pooling", "backbone",
-    "fingerprint", "revision", "license", "description", "trained_with", "hash",
-)  # fmt: skip
-_ONE_LINE = (
-    "backbone", "task", "license", "problem_type", "pipeline_tag", "pooling", "fingerprint",
-    "revision",
-)  # fmt: skip
 _CONFIG_TYPES: dict[str, type | tuple[type, ...]] = {
     "lora_alpha": (int, float), "alpha_pattern": dict, "modules_to_save": (list, tuple),
     "target_parameters": (list, tuple), "r": int, "task_type": str, "bias": str,
@@ -121,28 +122,35 @@ class AdapterInfo:
     def from_json(cls, data: Mapping[str, object]) -> "AdapterInfo":
         """The reverse of `to_json`; fields this version does not know are left out.
 
-        Raises `TypeError` for a value that is not of its field's type.
+        Raises `TypeError` that names a field whose value is not of its type.
         """
-        values: dict[str, Any] = {
-            key: value for key, value in data.items() if key in cls.__dataclass_fields__
-        }
-        if values.get("labels") is not None:
-            values["labels"] = tuple(values["labels"])
-        values["over"] = tuple(values.get("over") or ())
-        texts = [values[key] for key in _TEXTS if values.get(key) is not None]
-        values["prompts"] = dict(values.get("prompts") or {})
-        texts += [*values["over"], *(values.get("labels") or ()), *values["prompts"].values()]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a field that must be text is not")
-        if not all(values[key].isprintable() for key in _ONE_LINE if values.get(key)):
-            raise TypeError("a field of one line holds what cannot be printed")
-        values["metrics"] = dict(values.get("metrics") or {})
-        for value in values["metrics"].values():
-            if not is_number(value):
-                raise TypeError("a metric is not a number, or too large for one")
-        pairs = dict(values.get("pair_weights") or {}).items()
-        values["pair_weights"] = {name: PairWeight.from_json(pair) for name, pair in pairs}
-        return cls(**values)
+        fields = Fields(data)
+        return cls(
+            name=fields.need("name", as_text),
+            language=fields.get("language", as_text),
+            domain=fields.get("domain", as_text),
+            task=fields.get("task", as_line),
+            labels=fields.get("labels", tuple_of(as_text)),
+            problem_type=fields.get("problem_type", as_line),
+            pipeline_tag=fields.get("pipeline_tag", as_line),
+            pooling=fields.get("pooling", as_line),
+            prompts=fields.get("prompts", dict_of(as_text)) or {},
+            backbone=fields.get("backbone", as_line),
+            revision=fields.get("revision", as_line),
+            fingerprint=fields.get("fingerprint", as_line),
+            over=fields.get("over", tuple_of(as_text)) or (),
+            pair_weights=fields.get("pair_weights", dict_of(PairWeight.from_json)) or {},
+            license=fields.get("license", as_line),
+            description=fields.get("description", as_text),
+            metrics=fields.get("metrics", dict_of(as_number)) or {},
+            trained_with=fields.get("trained_with", as_text),
+            rank=fields.get("rank", as_count) or 0,
+            sites=fields.get("sites", as_count) or 0,
+            parameters=fields.get("parameters", as_count) or 0,
+            bytes=fields.get("bytes", as_count) or 0,
+            hash=fields.get("hash", as_text),
+            path=fields.get("path", as_text),
+        )
 
 
 class AdapterConfig(TypedDict, total=False):
@@ -423,6 +431,8 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, object]:
         return {}
     try:
         data = _json(raw)
+        if not isinstance(data, dict):
+            raise TypeError(f"a JSON {type(data).__name__}, not an object")
         version = data["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterFileError(f"{weights}: damaged metadata in the header ({error!r})") from None
@@ -434,9 +444,9 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, object]:
     return data
 
 
-def _json(text: str) -> Any:
+def _json(raw: str) -> object:
     """What a JSON text says, if it can be written again: no lone surrogate, not too deep."""
-    data = json.loads(text)
+    data: object = json.loads(raw)
     json.dumps(data, ensure_ascii=False, indent=2).encode()
     return data
 

@@ -20,9 +20,10 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, BlendFileError
 from adapters_hub.library import safetensors_file as tensorfile
@@ -92,13 +93,11 @@ class BlendFile:
             value = getattr(self, field)
             if value is not None:
                 object.__setattr__(self, field, _number(field, value, math.inf))
-        _check_list("layers", self.layers, _MAX_LAYERS)
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(_checked_list("layers", self.layers, _MAX_LAYERS)):
             _check_text(f"layers[{number}]", layer)
         if len(set(self.layers)) < len(self.layers):
             raise BlendFileError("field 'layers': a layer occurs twice")
-        _check_list("terms", self.terms, _MAX_TERMS)
-        if not self.terms:
+        if not _checked_list("terms", self.terms, _MAX_TERMS):
             raise BlendFileError("field 'terms': no adapter in it")
         terms = tuple(_term(number, term, self.layers) for number, term in enumerate(self.terms))
         if len({term.name for term in terms}) < len(terms):
@@ -120,7 +119,8 @@ class BlendFile:
         except (ValueError, RecursionError) as error:
             raise BlendFileError(f"{path}: not JSON ({error})") from None
         try:
-            return cls(**_fields(data), name=_stem(path))
+            make: Callable[..., BlendFile] = cls  # which checks every field
+            return make(**_fields(data), name=_stem(path))
         except BlendFileError as error:
             raise BlendFileError(f"{path}: {error}") from None
 
@@ -193,7 +193,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _fields(data: object) -> dict[str, Any]:
+def _fields(data: object) -> dict[str, object]:
     """The dataclass's fields out of a file's JSON; unknown ones are left out."""
     if not isinstance(data, dict):
         raise BlendFileError("one JSON object is expected")
@@ -212,9 +212,8 @@ def _fields(data: object) -> dict[str, Any]:
             raise BlendFileError(f"field {field!r} is missing")
     known = BlendFile.__dataclass_fields__.keys() - {"name"}
     fields = {field: value for field, value in data.items() if field in known}
-    _check_list("terms", fields["terms"], _MAX_TERMS)
     terms = []
-    for number, term in enumerate(fields["terms"]):
+    for number, term in enumerate(_checked_list("terms", fields["terms"], _MAX_TERMS)):
         if not isinstance(term, dict) or not {"name", "hash", "weight"} <= term.keys():
             raise BlendFileError(f"field 'terms[{number}]': needs a name, a hash and a weight")
         terms.append(BlendTerm(term["name"], term["hash"], term["weight"]))
@@ -261,9 +260,10 @@ def _check_text(field: str, value: object) -> None:
         raise BlendFileError(f"field {field!r}: {_shown(value)} is no short printable text")
 
 
-def _check_list(field: str, value: object, limit: int) -> None:
+def _checked_list(field: str, value: object, limit: int) -> Sequence[object]:
     if not isinstance(value, list | tuple) or len(value) > limit:
         raise BlendFileError(f"field {field!r}: {_shown(value)} is no list of at most {limit}")
+    return value
 
 
 def _shown(value: object) -> str:

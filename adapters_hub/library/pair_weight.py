@@ -1,13 +1,8 @@
 """What was measured of two adapters: the weight at which one was best beside the other."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-_MOST = 1e300  # what is written in digits may be more than a float holds
-
-
-def is_number(value: object) -> bool:
-    """Whether a value that was read is a number that a float holds."""
-    return isinstance(value, int | float) and -_MOST < value < _MOST
+from adapters_hub.library.json_fields import Fields, as_count, as_line, as_number
 
 
 @dataclass(frozen=True)
@@ -33,14 +28,14 @@ class PairWeight:
 
     @classmethod
     def from_json(cls, data: object) -> "PairWeight":
-        """From an object of its fields; raises `TypeError` for what is none."""
-        if not isinstance(data, dict):
-            raise TypeError("a pair's weight is no object")
-        pair = cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
-        texts = [text for text in (pair.metric, pair.hash, pair.task) if text is not None]
-        numbers = (pair.weight, pair.alone, pair.together, pair.rows)
-        if not all(isinstance(text, str) and text.isprintable() for text in texts):
-            raise TypeError("a field of a pair that must be text is not")
-        if not all(map(is_number, numbers)):
-            raise TypeError("a field of a pair is not a number, or too large for one")
-        return pair
+        """From an object of its fields; raises `TypeError` that names what is wrong."""
+        fields = Fields(data)
+        return cls(
+            weight=fields.need("weight", as_number),
+            hash=fields.get("hash", as_line),
+            task=fields.get("task", as_line),
+            metric=fields.need("metric", as_line),
+            alone=fields.need("alone", as_number),
+            together=fields.need("together", as_number),
+            rows=fields.need("rows", as_count),
+        )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from adapters_hub.errors import AdapterFileError
 
@@ -305,7 +305,9 @@ def _layout(text: str) -> Layout:
     return Layout(tensors, at)
 
 
-def _entry(name: str, value: dict[str, Any]) -> TensorEntry:
+def _entry(name: str, value: object) -> TensorEntry:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: no object with a dtype, a shape and data_offsets")
     if not isinstance(value["shape"], list) or not isinstance(value["data_offsets"], list):
         raise ValueError(f"{name}: shape and data_offsets must be lists")
     shape = tuple(value["shape"])

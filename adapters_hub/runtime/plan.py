@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -87,7 +87,10 @@ class Plan:
     _stacks: MutableMapping[Hashable, Stack | Slices] = field(
         default_factory=WeakValueDictionary, repr=False
     )
-    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False)
+    # what was worked out once: the parts, whether masked ones pay, and what both are made of
+    _parts: dict[tuple[Hashable, ...], list[Part]] = field(default_factory=dict, repr=False)
+    _pays: dict[tuple[Hashable, ...], bool] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Hashable, ...], object] = field(default_factory=dict, repr=False)
 
     @cached_property
     def sites(self) -> frozenset[str]:
@@ -133,10 +136,10 @@ class Plan:
     def parts(self, sites: Sites, x: Tensor) -> list[Part]:
         """The parts of the delta at sites that share the input x (positions, in)."""
         masked = self._masked_pays(sites, x)
-        key = ("parts", sites, masked, x.device, x.dtype)
-        if key in self._known:  # asked at every site of every forward
-            return self._known[key]
-        return self._once(key, lambda: self._make_parts(sites, masked, x))
+        key = (sites, masked, x.device, x.dtype)
+        if key not in self._parts:  # asked at every site of every forward
+            self._parts[key] = _in_no_mode(lambda: self._make_parts(sites, masked, x))
+        return self._parts[key]
 
     def blends_at(
         self, place: str, sites: Collection[str], device: torch.device
@@ -219,15 +222,10 @@ class Plan:
         return parts
 
     def _once(self, key: tuple[Hashable, ...], make: Callable[[], Made]) -> Made:
-        """What ``make`` gives, worked out once a plan; in no mode, for it must serve any call."""
+        """What ``make`` gives, worked out once a plan; the first of ``key`` is its kind."""
         if key not in self._known:
-            if torch.is_inference_mode_enabled():
-                with torch.inference_mode(False), torch.no_grad():
-                    self._known[key] = make()
-            else:
-                with torch.no_grad():
-                    self._known[key] = make()
-        return self._known[key]
+            self._known[key] = _in_no_mode(make)
+        return cast(Made, self._known[key])
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────
 
@@ -400,11 +398,20 @@ class Plan:
         """Whether one product masked by M costs less than a part for each kind of atom."""
         if self.index is None:
             return True
-        key = ("masked", sites, len(x), learning)
-        if key not in self._known:
+        key = (sites, len(x), learning)
+        if key not in self._pays:
             masked, grouped = self.amounts(sites, x, learning)
-            self._known[key] = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
-        return self._known[key]
+            self._pays[key] = cost(COSTS.masked, masked) <= cost(COSTS.grouped, grouped)
+        return self._pays[key]
+
+
+def _in_no_mode(make: Callable[[], Made]) -> Made:
+    """What ``make`` gives, without gradients and outside inference mode: it must serve any call."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return make()
+    with torch.no_grad():
+        return make()
 
 
 def _simplest(rows: Tensor, units: int) -> slice | Tensor | None:

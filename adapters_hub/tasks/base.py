@@ -8,7 +8,7 @@ neither the settings of a run nor how anything is trained.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+Target = TypeVar("Target")
+"""What a task adds to an example."""
+
+Record = TypeVar("Record")
+"""What `Task.metrics` needs of one example: JSON values and, in some tasks, numpy arrays."""
+
+
 @dataclass(frozen=True)
-class Example:
-    """A row, or a window of it, encoded: tokens, what the task adds, and the row it came from."""
+class Example(Generic[Target]):
+    """A row, or a window of it, encoded: tokens, the row it came from, and what the task adds."""
 
     input_ids: list[int]
     row: Row
-    target: Any = None
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,7 @@ class Shown:
     note: str = ""
 
 
-Record = dict[str, Any]
-"""What `Task.metrics` needs of one example: JSON values and, in some tasks, numpy arrays."""
-
-
-class Task(TaskOptions, ABC):
+class Task(TaskOptions, ABC, Generic[Target, Record]):
     """One task on one kind of head. Subclasses are values: options, no state of training."""
 
     declaration: ClassVar[Declaration]
@@ -140,27 +143,27 @@ class Task(TaskOptions, ABC):
         return None
 
     @abstractmethod
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
-    def rows(self, example: Example) -> list[Row]:
-        """The row of each sequence of an example, in the order of `collate`'s batch.
+    def rows(self, row: Row) -> list[Row]:
+        """A row for each sequence of a row's example, in the order of `collate`'s batch.
 
-        A row's ``language`` is the one whose frozen adapter goes below that sequence.
+        Its ``language`` is the one whose frozen adapter goes below that sequence.
         """
-        return [example.row]
+        return [row]
 
     def language(self, row: Row) -> str | None:
         """The language that a row is drawn and shown under."""
         return row.language
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example[Target]]) -> None:
         """Raise `DataError`, naming file and line, for one that can neither train nor measure."""
         return
 
     @abstractmethod
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[Target]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         """One padded batch on the backbone's device; ``seed`` for what is random (masking)."""
 
@@ -177,7 +180,7 @@ class Task(TaskOptions, ABC):
         raise NotImplementedError(f"{self.name} does not couple rows")
 
     def coupled_loss(
-        self, outputs: Tensor, examples: Sequence[Example], owners: Sequence[int]
+        self, outputs: Tensor, examples: Sequence[Example[Target]], owners: Sequence[int]
     ) -> Tensor:
         """Each row's loss (rows,) from the outputs of a whole batch, whose rows train ``owners``.
 
@@ -191,7 +194,7 @@ class Task(TaskOptions, ABC):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
+        examples: Sequence[Example[Target]],
     ) -> list[Record]:
         """What `metrics` needs of each example; several processes send them to each other."""
 
@@ -228,7 +231,9 @@ class Task(TaskOptions, ABC):
         return False
 
 
-def pad(examples: Sequence[Example], backbone: Backbone, multiple: int = 1) -> dict[str, Tensor]:
+def pad(
+    examples: Sequence[Example[Target]], backbone: Backbone, multiple: int = 1
+) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask`` (rows, tokens) of examples, padded on the right."""
     return padded([example.input_ids for example in examples], backbone, multiple=multiple)
 

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -16,22 +17,34 @@ from torch.nn import functional
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import DataError
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, Task, per_row
+from adapters_hub.tasks.base import Example, Target, Task, per_row
 from adapters_hub.tasks.cross_entropy import blocked_cross_entropy
 
 IGNORED = -100
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 
 
+class BitsRecord(TypedDict):
+    """An example's nats and what they are counted by; of a text that was written more."""
+
+    nats: float
+    tokens: float
+    bytes: int | None
+    first: bool  # of its row
+    written: NotRequired[str]
+    target: NotRequired[str]
+    language: NotRequired[str]  # of both
+
+
 @dataclass(frozen=True)
-class BitsTask(Task):
+class BitsTask(Task[Target, BitsRecord]):
     """A task that predicts target tokens by the backbone's head, measured in bits."""
 
     metric: str = "bits"
     higher_is_better: bool = False
 
     @abstractmethod
-    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+    def counted(self, example: Example[Target], backbone: Backbone) -> tuple[int | None, bool]:
         """The bytes that an example's bits are counted by (None: they are counted by tokens), and
         whether it is the first of its row.
         """
@@ -53,16 +66,16 @@ class BitsTask(Task):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[Target]],
+    ) -> list[BitsRecord]:
         nats, tokens = self.loss(model, batch, heads).tolist(), self.count(batch).tolist()
-        records = []
+        records: list[BitsRecord] = []
         for row_nats, row_tokens, example in zip(nats, tokens, examples, strict=True):
             size, first = self.counted(example, model.backbone)
             records.append({"nats": row_nats, "tokens": row_tokens, "bytes": size, "first": first})
         return records
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[BitsRecord]) -> dict[str, float]:
         tokens = sum(record["tokens"] for record in records)
         if not tokens:
             raise DataError("no targets to measure")
@@ -70,10 +83,10 @@ class BitsTask(Task):
         per_token = {"bits_per_token": bits / tokens, "perplexity": 2 ** (bits / tokens)}
         if records[0]["bytes"] is None:
             return {"bits": bits / tokens, **per_token}
-        per_byte = bits / max(1, sum(record["bytes"] for record in records))
+        per_byte = bits / max(1, sum(record["bytes"] or 0 for record in records))
         return {"bits": per_byte, "bits_per_byte": per_byte, **per_token}
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[BitsRecord]) -> np.ndarray:
         """(texts, 2): bits, and what they are counted by: bytes, or masked tokens."""
         pairs = [
             (r["nats"] / math.log(2), r["tokens"] if r["bytes"] is None else r["bytes"])

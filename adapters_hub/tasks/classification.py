@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypedDict
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from adapters_hub.library.adapter_file import MULTI_LABEL, AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.classification import DECLARATION, ClassificationOptions
 from adapters_hub.tasks.heads import LabelledTask, multi_label, row_logits
@@ -27,8 +27,19 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+LabelNumbers = tuple[int, ...] | None
+"""A row's labels as numbers of ``label_names``; None where none are known."""
+
+
+class LabelRecord(TypedDict):
+    """A row's label, as it should be and as predicted; lists where there may be several."""
+
+    label: str | list[str]
+    predicted: str | list[str]
+
+
 @dataclass(frozen=True)
-class Classification(LabelledTask, ClassificationOptions):
+class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOptions):
     """Cross-entropy over ``label_names``; accuracy and macro-F1 (of the labels that occur).
 
     With ``multi_label`` a row has any number of them, or none: the mean of the labels' binary
@@ -95,9 +106,9 @@ class Classification(LabelledTask, ClassificationOptions):
         kept = replace(info, problem_type=MULTI_LABEL if self.multi_label else None)
         return super().new_adapter(kept, backbone, lora, seed)
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[LabelNumbers]]:
         known = {label: number for number, label in enumerate(self.label_names)}
-        targets: list[int | tuple[int, ...] | None] = []
+        targets: list[LabelNumbers] = []
         for row in rows:
             if isinstance(row.label, tuple) and not self.multi_label:
                 raise DataError(
@@ -111,29 +122,28 @@ class Classification(LabelledTask, ClassificationOptions):
                         f"{list(self.label_names)}"
                     )
             numbers = tuple(known[label] for label in row.labels)
-            targets.append(
-                None if row.label is None else numbers if self.multi_label else numbers[0]
-            )
+            targets.append(None if row.label is None else numbers)
         encoded = encode_texts([row.text for row in rows], backbone, self.max_length)
         return [Example(*parts) for parts in zip(encoded, rows, targets, strict=True)]
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example[LabelNumbers]]) -> None:
         for example in examples:
             if example.target is None:
                 raise DataError(f"{example.row.where}: {example.row.columns.lacking('label')}")
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[LabelNumbers]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
-        if any(example.target is None for example in examples):
+        known = [example.target for example in examples if example.target is not None]
+        if len(known) < len(examples):
             return batch
         if self.multi_label:
             targets = torch.zeros(len(examples), len(self.label_names))
-            for target, example in zip(targets, examples, strict=True):
-                target[list(example.target)] = 1.0
+            for target, numbers in zip(targets, known, strict=True):
+                target[list(numbers)] = 1.0
         else:
-            targets = torch.tensor([example.target for example in examples])
+            targets = torch.tensor([number for (number,) in known])
         return {**batch, "labels": targets.to(backbone.device)}
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
@@ -154,8 +164,8 @@ class Classification(LabelledTask, ClassificationOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[LabelNumbers]],
+    ) -> list[LabelRecord]:
         logits = self.logits(model, batch, heads)
         if self.multi_label:
             chosen = [[self.label_names[n] for n in row.nonzero()[:, 0]] for row in logits >= 0]
@@ -164,29 +174,29 @@ class Classification(LabelledTask, ClassificationOptions):
                 for example, predicted in zip(examples, chosen, strict=True)
             ]
         return [
-            {"label": example.row.label, "predicted": self.label_names[number]}
+            {"label": str(example.row.label), "predicted": self.label_names[number]}
             for example, number in zip(examples, logits.argmax(-1).tolist(), strict=True)
         ]
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[LabelRecord]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         if self.multi_label:
             return multi_label_metrics(records)
-        pairs = [(record["label"], record["predicted"]) for record in records]
+        pairs = [*map(_sets, records)]
         scores = []
-        for label in sorted({gold for gold, _ in pairs}):
-            hit = sum(gold == label == predicted for gold, predicted in pairs)
-            involved = sum((gold == label) + (predicted == label) for gold, predicted in pairs)
+        for label in sorted({label for gold, _ in pairs for label in gold}):
+            hit = sum(label in gold & predicted for gold, predicted in pairs)
+            involved = sum((label in gold) + (label in predicted) for gold, predicted in pairs)
             scores.append(2 * hit / involved)
         accuracy = sum(gold == predicted for gold, predicted in pairs) / len(pairs)
         return {"accuracy": accuracy, "macro_f1": sum(scores) / len(scores)}
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[LabelRecord]) -> np.ndarray:
         """Of each label: hits, rows that have it, rows that were given it."""
         gold, predicted = (
             np.array([[label in labels for label in self.label_names] for labels in sets])
-            for sets in zip(*map(self._sets, records), strict=True)
+            for sets in zip(*map(_sets, records), strict=True)
         )
         return np.concatenate([gold & predicted, gold, predicted], axis=1).astype(float)
 
@@ -198,10 +208,6 @@ class Classification(LabelledTask, ClassificationOptions):
         of = counts.sum(-1)
         return np.where(of > 0, scores.sum(-1) / np.maximum(of, 1), nothing)
 
-    def _sets(self, record: Record) -> tuple[set[str], set[str]]:
-        gold, predicted = record["label"], record["predicted"]
-        return (set(gold), set(predicted)) if self.multi_label else ({gold}, {predicted})
-
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """(rows, labels), each row by the head of its blend."""
         return row_logits(self.shell(model.backbone), batch, heads)
@@ -211,11 +217,11 @@ class Classification(LabelledTask, ClassificationOptions):
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
 
 
-def multi_label_metrics(records: Sequence[Record]) -> dict[str, float]:
+def multi_label_metrics(records: Sequence[LabelRecord]) -> dict[str, float]:
     """Micro-F1, macro-F1 and exact match of sets of labels; where no label is right, and
     none is predicted, F1 is 1.
     """
-    pairs = [(set(record["label"]), set(record["predicted"])) for record in records]
+    pairs = [*map(_sets, records)]
     hits, involved = Counter[str](), Counter[str]()
     for gold, predicted in pairs:
         hits.update(gold & predicted)
@@ -226,3 +232,12 @@ def multi_label_metrics(records: Sequence[Record]) -> dict[str, float]:
         "macro_f1": sum(scores) / len(scores) if scores else 1.0,
         "exact_match": sum(gold == predicted for gold, predicted in pairs) / len(pairs),
     }
+
+
+def _sets(record: LabelRecord) -> tuple[set[str], set[str]]:
+    """The labels of a record, and those that were predicted."""
+    gold, predicted = (
+        {labels} if isinstance(labels, str) else set(labels)
+        for labels in (record["label"], record["predicted"])
+    )
+    return gold, predicted

@@ -22,8 +22,8 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.text_scores import chrf, has_sacrebleu, signature
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, Shown, pad
-from adapters_hub.tasks.bits import IGNORED, BitsTask
+from adapters_hub.tasks.base import Example, Shown, pad
+from adapters_hub.tasks.bits import IGNORED, BitsRecord, BitsTask
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.generation import DECLARATION, GenerationOptions
 from adapters_hub.text.prompts import Prompt, check_writes, prompt_ids, prompt_of
@@ -47,7 +47,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Generation(BitsTask, GenerationOptions):
+class Generation(BitsTask[Target], GenerationOptions):
     """Cross-entropy of each row's ``target`` (a field), its end token included.
 
     ``prompt`` is a template over the row's fields (None: the text, in a decoder with a line end
@@ -133,7 +133,7 @@ class Generation(BitsTask, GenerationOptions):
         end = backbone.tokenizer.eos_token_id
         return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
         check_writes(backbone)
         if not rows:
             return []  # which tokenizers do not take
@@ -177,7 +177,7 @@ class Generation(BitsTask, GenerationOptions):
         )
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[Target]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         if backbone.kind == "decoder":
@@ -185,8 +185,7 @@ class Generation(BitsTask, GenerationOptions):
             for row, example in enumerate(examples):
                 labels[row, : example.target.given] = IGNORED
             return {**batch, "labels": labels}
-        read = [Example(list(example.target.ids[:-1]), example.row) for example in examples]
-        decoded = pad(read, backbone)["input_ids"]
+        decoded = padded([example.target.ids[:-1] for example in examples], backbone)["input_ids"]
         labels = torch.full_like(decoded, IGNORED, device="cpu")
         for row, example in enumerate(examples):
             ids, given = example.target.ids, example.target.given
@@ -200,23 +199,23 @@ class Generation(BitsTask, GenerationOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[Target]],
+    ) -> list[BitsRecord]:
         records = super().records(model, batch, heads, examples)
         if self.writes:
             texts = self.written(model, examples)
             for record, text, example in zip(records, texts, examples, strict=True):
-                record |= {"written": text, "target": target_of(example.row)}
+                record["written"], record["target"] = text, target_of(example.row)
         return records
 
-    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+    def counted(self, example: Example[Target], backbone: Backbone) -> tuple[int | None, bool]:
         return example.target.bytes, True
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[BitsRecord]) -> dict[str, float]:
         bits = super().metrics(records)
         return bits | (self.text_metrics(records) if "written" in records[0] else {})
 
-    def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def text_metrics(self, records: Sequence[BitsRecord]) -> dict[str, float]:
         """What is measured on written texts."""
         pairs = [(record["written"], record["target"]) for record in records]
         return {"chrf": chrf(pairs)}
@@ -232,7 +231,7 @@ class Generation(BitsTask, GenerationOptions):
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────
 
-    def written(self, model: Runtime, examples: Sequence[Example]) -> list[str]:
+    def written(self, model: Runtime, examples: Sequence[Example[Target]]) -> list[str]:
         """What the model writes for each example, greedily, under the current plan."""
         backbone, decoder = model.backbone, model.backbone.kind == "decoder"
         given = [example.target.ids[: example.target.given] for example in examples]

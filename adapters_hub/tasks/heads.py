@@ -21,13 +21,13 @@ from adapters_hub.library.adapter_file import MULTI_LABEL
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Task
+from adapters_hub.tasks.base import Record, Target, Task
 from adapters_hub.tasks.registry import DEFAULT_HEAD_TASK, declaration_of, has_head, task_class
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class HeadTask(Task):
+class HeadTask(Task[Target, Record]):
     """A task whose adapters bring the head of one of transformers' task classes."""
 
     has_labels: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class HeadTask(Task):
 
 
 @dataclass(frozen=True)
-class LabelledTask(HeadTask):
+class LabelledTask(HeadTask[Target, Record]):
     """A task whose head has one output for each of its labels, in the order of ``label_names``."""
 
     label_names: tuple[str, ...]

@@ -22,14 +22,15 @@ from adapters_hub.text.tokenising import surroundings
 
 
 @dataclass(frozen=True)
-class Packed(Example):
+class Packed(Example[int]):
     """Several documents in one row of tokens; ``documents`` are their lengths, in order."""
 
+    target: int = 0
     documents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class LanguageModeling(BitsTask, LanguageModelingOptions):
+class LanguageModeling(BitsTask[int], LanguageModelingOptions):
     """Predict the text itself; the backbone's language-model head serves, frozen.
 
     A text longer than ``max_length`` tokens is cut into windows, none of it lost. For encoders
@@ -54,7 +55,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
             return None
         return f"model.generate([{row.text[:24]!r}], max_new_tokens=24)"
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[int]]:
         if not backbone.has_lm_head:
             raise BackboneError(
                 f"{backbone.name} has no language-model head in its checkpoint, so there is no "
@@ -97,7 +98,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
         return examples
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[int]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -117,12 +118,16 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
         """The most tokens of a row."""
         return min(self.max_length, backbone.max_tokens or self.max_length)
 
-    def counted(self, example: Example, backbone: Backbone) -> tuple[int | None, bool]:
+    def counted(self, example: Example[int], backbone: Backbone) -> tuple[int | None, bool]:
         masked = backbone.kind == "encoder"
         return None if masked else example.target, example.target > 0
 
     def _mask(
-        self, batch: dict[str, Tensor], examples: Sequence[Example], backbone: Backbone, seed: int
+        self,
+        batch: dict[str, Tensor],
+        examples: Sequence[Example[int]],
+        backbone: Backbone,
+        seed: int,
     ) -> dict[str, Tensor]:
         """BERT's masking, drawn a row at a time, so that it does not depend on the batch."""
         ids = batch["input_ids"].cpu()
@@ -150,7 +155,7 @@ class LanguageModeling(BitsTask, LanguageModelingOptions):
         return {"input_ids": ids.to(backbone.device), "labels": labels.to(backbone.device)}
 
 
-def _documents(example: Example, tokens: int) -> tuple[int, ...]:
+def _documents(example: Example[int], tokens: int) -> tuple[int, ...]:
     """The lengths of an example's documents; what pads its row to so many tokens is one more."""
     size = len(example.input_ids)
     lengths = example.documents if isinstance(example, Packed) else (size,)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -16,27 +16,54 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.matching import DECLARATION, MatchingOptions
 from adapters_hub.tasks.reader import ReaderTask, reader
 from adapters_hub.text.alignment import WordAligner
-from adapters_hub.text.tokenising import encode_texts, tokens_of_words
+from adapters_hub.text.tokenising import encode_texts, encode_with_words
 from adapters_hub.text.words import split_words
 
 log = logging.getLogger(__name__)
 _LEAST = 1e-9  # what is divided by
 
 
+class _Links(NamedTuple):
+    """Which words of a text and of its translation mean each other.
+
+    Kept by words: by tokens, of which there are more, it is several times as large.
+    """
+
+    weights: np.ndarray  # (words, words of the translation), float32
+    owners: list[int]  # each token's word, -1 of none
+    owners_there: list[int]
+
+    @classmethod
+    def of(cls, weights: np.ndarray, owners: list[int], owners_there: list[int]) -> Self:
+        """Without the words that were cut off with their tokens."""
+        kept = weights[: max(owners) + 1, : max(owners_there) + 1]
+        return cls(kept.astype(np.float32), owners, owners_there)
+
+    def by_tokens(self) -> Tensor:
+        """(tokens, tokens of the translation): a word's weights, spread evenly over its tokens."""
+        words, others = self.weights.shape
+        ours, theirs = _shares(self.owners, words), _shares(self.owners_there, others)
+        return ours @ torch.from_numpy(self.weights) @ theirs.T
+
+
 class _Translation(NamedTuple):
-    """A translation's tokens, and how sure each token of the text means each of them."""
+    """A translation's tokens, and which words mean those of the text, where that is asked for."""
 
     ids: list[int]
-    aligned: Tensor | None
+    links: _Links | None
+
+
+class _Mismatch(TypedDict):
+    mismatch: float
 
 
 @dataclass(frozen=True)
-class Matching(ReaderTask, MatchingOptions):
+class Matching(ReaderTask[_Translation, _Mismatch], MatchingOptions):
     """Multilingual distillation (arXiv:2004.09813) of the frozen backbone into a language adapter.
 
     A row is a text and its ``positive``, the translation into a language that the backbone knows.
@@ -106,55 +133,54 @@ class Matching(ReaderTask, MatchingOptions):
         words = ((split_words(text), split_words(translation)) for text, translation in texts)
         return replace(task, aligner=WordAligner.learn(words))
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
-        """``target`` has the tokens of the translation, and whose states each token's should be."""
-        texts = [text for row in rows for text in (row.text, _translation(row))]
-        ids = encode_texts(texts, backbone, self.max_length)
-        aligned = self._aligned(texts, backbone)
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[_Translation]]:
+        """``target`` has the tokens of the translation, and which words mean each other."""
+        texts, translations = [row.text for row in rows], [_translation(row) for row in rows]
+        aligner = self._aligner_on(backbone)
+        links: list[_Links | None] = [None] * len(rows)
+        if aligner is None:
+            ids = encode_texts(texts, backbone, self.max_length)
+            ids_there = encode_texts(translations, backbone, self.max_length)
+        else:
+            words, others = ([*map(split_words, side)] for side in (texts, translations))
+            ids, owners = encode_with_words(texts, words, backbone, self.max_length)
+            ids_there, owners_there = encode_with_words(
+                translations, others, backbone, self.max_length
+            )
+            links = [*map(_Links.of, map(aligner.weights, words, others), owners, owners_there)]
         return [
-            Example(ids[2 * number], row, _Translation(ids[2 * number + 1], aligned[number]))
+            Example(ids[number], row, _Translation(ids_there[number], links[number]))
             for number, row in enumerate(rows)
         ]
 
-    def _aligned(self, texts: Sequence[str], backbone: Backbone) -> list[Tensor | None]:
-        """For each text and its translation, in turn, how sure a token means one of those there.
-
-        (tokens, tokens of the translation): a word's weights are spread evenly over its tokens.
-        """
+    def _aligner_on(self, backbone: Backbone) -> WordAligner | None:
+        """What aligns words, where they are matched and the tokenizer says where its tokens are."""
         if self.aligner is None or not self.words:
-            return [None] * (len(texts) // 2)
-        if not backbone.tokenizer.is_fast:
-            log.warning(
-                "the tokenizer of %s does not say where its tokens are, so only whole "
-                "texts are matched, not words",
-                backbone.name,
-            )
-            return [None] * (len(texts) // 2)
-        words = [split_words(text) for text in texts]
-        pairs = list(zip(texts, words, strict=True))
-        owners = [torch.tensor(o) for o in tokens_of_words(pairs, backbone, self.max_length)]
-        aligned: list[Tensor | None] = []
-        for number in range(0, len(texts), 2):
-            weights = torch.from_numpy(self.aligner.weights(*words[number : number + 2])).float()
-            sides = [_shares(owners[number + side], weights.shape[side]) for side in (0, 1)]
-            aligned.append(sides[0] @ weights @ sides[1].T)
-        return aligned
+            return None
+        if backbone.tokenizer.is_fast:
+            return self.aligner
+        log.warning(
+            "the tokenizer of %s does not say where its tokens are, so only whole texts are "
+            "matched, not words",
+            backbone.name,
+        )
+        return None
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[_Translation]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         """``aligned`` (rows, tokens, tokens of the translation) where words are matched."""
-        targets: list[_Translation] = [example.target for example in examples]
+        targets = [example.target for example in examples]
         batch = pad(examples, backbone)
         translations = padded([target.ids for target in targets], backbone)
         batch |= {f"target_{name}": tensor for name, tensor in translations.items()}
-        if any(target.aligned is not None for target in targets):
+        if any(target.links is not None for target in targets):
             shape = (*batch["input_ids"].shape, translations["input_ids"].shape[1])
             aligned = torch.zeros(shape)
             for number, target in enumerate(targets):
-                if target.aligned is not None:
-                    ours, theirs = target.aligned.shape
-                    aligned[number, :ours, :theirs] = target.aligned
+                if target.links is not None:
+                    ours, theirs = len(target.links.owners), len(target.links.owners_there)
+                    aligned[number, :ours, :theirs] = target.links.by_tokens()
             batch["aligned"] = aligned.to(backbone.device)
         return batch
 
@@ -196,16 +222,16 @@ class Matching(ReaderTask, MatchingOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[_Translation]],
+    ) -> list[_Mismatch]:
         return [{"mismatch": value} for value in self.loss(model, batch, heads).tolist()]
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[_Mismatch]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         return {"mismatch": float(np.mean([record["mismatch"] for record in records]))}
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[_Mismatch]) -> np.ndarray:
         """Each row's mismatch, and 1."""
         return np.array([(record["mismatch"], 1.0) for record in records])
 
@@ -229,9 +255,9 @@ def _words_apart(states: Tensor, translations: Tensor, aligned: Tensor) -> Tenso
     return (_apart(states, targets) * sure).sum(1) / sure.sum(1).clamp_min(_LEAST)
 
 
-def _shares(owners: Tensor, words: int) -> Tensor:
+def _shares(owners: Sequence[int], words: int) -> Tensor:
     """(tokens, words): 1 / the word's number of tokens, for the tokens of each word."""
-    member = (owners[:, None] == torch.arange(words)[None, :]).float()
+    member = (torch.tensor(owners)[:, None] == torch.arange(words)[None, :]).float()
     return member / member.sum(0).clamp_min(1)
 
 

@@ -4,10 +4,11 @@ As in BERT (arXiv:1810.04805): a start and an end are chosen among the context's
 context that is too long for one row is read in windows that overlap.
 """
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypedDict
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.metrics.squad import exact_match, f1
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.question_answering import (
     DECLARATION,
@@ -66,8 +67,18 @@ class Window:
         return list(zip(self.starts, self.ends, strict=True))
 
 
+class WindowRecord(TypedDict):
+    """A window's null score, and its best spans: score, start, end and text."""
+
+    question: int
+    language: str | None
+    gold: list[str] | None
+    null: float
+    spans: list[tuple[float, int, int, str]]
+
+
 @dataclass(frozen=True)
-class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
+class QuestionAnswering(HeadTask[Window, WindowRecord], QuestionAnsweringOptions):
     """The mean cross-entropy of start and end; exact match and F1 as SQuAD and MLQA count them.
 
     Row: ``text`` is the context, ``fields`` hold ``question`` and ``answers`` (see `gold_spans`).
@@ -114,22 +125,22 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
                 options += f", {name}={value}"
         return f"model.answer({row.fields['question']!r}, {row.text!r}{options})"
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Window]]:
         self.shell(backbone)  # says so if there is none
         return [e for number, row in enumerate(rows) for e in self._windows(number, row, backbone)]
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example[Window]]) -> None:
         for example in examples:
             if example.target.span is None:
                 raise DataError(f"{example.row.where}: {example.row.columns.lacking('answers')}")
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[Window]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         context = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
         types = torch.zeros_like(batch["input_ids"])
-        windows: list[Window] = [example.target for example in examples]
+        windows = [example.target for example in examples]
         for row, window in enumerate(windows):
             context[row, window.first : window.first + len(window.starts)] = True
             types[row, : len(window.types)] = torch.tensor(list(window.types))
@@ -160,9 +171,8 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
-        """A window's null score and its best spans [score, start, end, text]."""
+        examples: Sequence[Example[Window]],
+    ) -> list[WindowRecord]:
         logits = self.logits(model, batch, heads)
         nulls = logits.gather(1, batch["null"][:, None, None].expand(-1, 1, 2)).sum(2)[:, 0]
         inside = logits.masked_fill(~batch["context"][..., None], -torch.inf)
@@ -171,12 +181,12 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
         ends = torch.nn.functional.pad(ends, (0, width - 1), value=-torch.inf).unfold(1, width, 1)
         spans = (starts[..., None] + ends).flatten(1)  # (rows, tokens × lengths)
         values, places = spans.topk(min(_BEST, spans.shape[1]), 1)
-        records = []
+        records: list[WindowRecord] = []
         for example, null, scores, at in zip(
             examples, nulls.tolist(), values.tolist(), places.tolist(), strict=True
         ):
             window, gold = example.target, gold_spans(example.row)
-            best = []
+            best: list[tuple[float, int, int, str]] = []
             for score, place in zip(scores, at, strict=True):
                 if score == -torch.inf:
                     break
@@ -186,7 +196,7 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
                 text = example.row.text[start:end]  # with a space in it, where tokens have one
                 start += len(text) - len(text.lstrip())
                 if text := text.strip():
-                    best.append([score, start, start + len(text), text])
+                    best.append((score, start, start + len(text), text))
             records.append(
                 {
                     "question": window.question,
@@ -198,18 +208,14 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
             )
         return records
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[WindowRecord]) -> dict[str, float]:
         """Over questions, whose windows' records are in any order."""
         if not records:
             raise DataError("no rows to measure")
         answerable: list[tuple[float, float]] = []  # exact match and F1 of each question
         without: list[tuple[float, float]] = []  # of those that have no answer
         for windows in by_question(records):
-            text, gold, language = (
-                self.best(windows).text,
-                windows[0]["gold"],
-                windows[0]["language"],
-            )
+            text, gold, language = self._answered(windows)
             scores = exact_match(text, gold, language), f1(text, gold, language)
             (answerable if gold else without).append(scores)
         exact, overlap = _means(answerable + without)
@@ -220,22 +226,19 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
             out["answerable_exact_match"], out["answerable_f1"] = _means(answerable)
         return out
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[WindowRecord]) -> np.ndarray:
         """Each question's F1, and 1."""
-        scores = []
-        for windows in by_question(records):
-            text, gold, language = (
-                self.best(windows).text,
-                windows[0]["gold"],
-                windows[0]["language"],
-            )
-            scores.append((f1(text, gold, language), 1.0))
-        return np.array(scores)
+        answers = map(self._answered, by_question(records))
+        return np.array([(f1(*answered), 1.0) for answered in answers])
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
-    def best(self, records: Sequence[Record]) -> Answer:
+    def _answered(self, windows: Sequence[WindowRecord]) -> tuple[str, list[str], str | None]:
+        """The answer to one question, the gold ones, and their language."""
+        return self.best(windows).text, windows[0]["gold"] or [], windows[0]["language"]
+
+    def best(self, records: Sequence[WindowRecord]) -> Answer:
         """The answer that the records of one question's windows give together.
 
         The null score is the smallest of its windows': only one that holds the answer denies it.
@@ -246,13 +249,13 @@ class QuestionAnswering(HeadTask, QuestionAnsweringOptions):
             spans[start, end] = max((score, text), spans.get((start, end), (score, text)))
         values = torch.tensor([null, *(score for score, _ in spans.values())])
         shares = values.double().softmax(0).tolist()
-        refuse = self.no_answer is not None
         place = max(spans, key=lambda span: spans[span][0], default=None)
-        if place is None or (refuse and null - spans[place][0] > self.no_answer):
+        most = math.inf if self.no_answer is None else self.no_answer
+        if place is None or null - spans[place][0] > most:
             return Answer("", shares[0], None, None)
         return Answer(spans[place][1], shares[1 + list(spans).index(place)], *place)
 
-    def _windows(self, number: int, row: Row, backbone: Backbone) -> list[Example]:
+    def _windows(self, number: int, row: Row, backbone: Backbone) -> list[Example[Window]]:
         """A row's examples; every token of its context is in one of them or more."""
         question, gold = question_of(row), gold_spans(row)
         tokenizer = backbone.tokenizer
@@ -358,9 +361,9 @@ def gold_spans(row: Row) -> tuple[Span, ...] | None:
     return tuple(gold)
 
 
-def by_question(records: Sequence[Record]) -> list[list[Record]]:
+def by_question(records: Sequence[WindowRecord]) -> list[list[WindowRecord]]:
     """The records of each question's windows, questions in the order of their numbers."""
-    groups: dict[int, list[Record]] = {}
+    groups: dict[int, list[WindowRecord]] = {}
     for record in records:
         groups.setdefault(record["question"], []).append(record)
     return [groups[number] for number in sorted(groups)]

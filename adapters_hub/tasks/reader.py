@@ -6,7 +6,7 @@ Knows which part of a backbone reads texts; does not know what its states are fo
 from torch import nn
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.tasks.base import Task
+from adapters_hub.tasks.base import Record, Target, Task
 
 
 def reader(backbone: Backbone) -> nn.Module:
@@ -15,7 +15,7 @@ def reader(backbone: Backbone) -> nn.Module:
     return backbone.base.get_encoder() if backbone.kind == "encoder-decoder" else body
 
 
-class ReaderTask(Task):
+class ReaderTask(Task[Target, Record]):
     """A task whose adapters act in the `reader`, and are saved for the bare model."""
 
     def prefix(self, backbone: Backbone) -> str:

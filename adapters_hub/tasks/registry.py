@@ -7,11 +7,11 @@ import pkgutil
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks import declarations as declared
-from adapters_hub.tasks.declaration import Declaration
+from adapters_hub.tasks.declaration import Declaration, TaskOptions
 
 if TYPE_CHECKING:
     from adapters_hub.tasks.base import Task
@@ -74,6 +74,6 @@ def task_class(name: str) -> "type[Task]":
     return task
 
 
-def make_task(name: str, **options: Any) -> "Task":
-    """The task of a name; what it takes beside the name is in its class."""
-    return task_class(name)(**options)
+def make_task(name: str, *, max_length: int = TaskOptions.max_length, **options: object) -> "Task":
+    """The task of a name; the further options that it takes are in its class."""
+    return task_class(name)(max_length=max_length, **options)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypedDict
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.padding import padded
 from adapters_hub.data.pairs import pair_rows
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
@@ -19,7 +20,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.metrics.ranking import ndcg, ranking_metrics, ranks
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad
+from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.retrieval import (
     DECLARATION,
@@ -38,8 +39,20 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+Lengths = tuple[int, ...]
+"""How many tokens a row's query, positive and negatives have."""
+
+
+class Embedded(TypedDict):
+    """A row's id, and its query and documents: hashes of the texts, and vectors (texts, width)."""
+
+    key: str | None
+    texts: list[str]
+    vectors: np.ndarray
+
+
 @dataclass(frozen=True)
-class Retrieval(ReaderTask, RetrievalOptions):
+class Retrieval(ReaderTask[Lengths, Embedded], RetrievalOptions):
     """InfoNCE (arXiv:1807.03748) over the documents of a batch, as in DPR (arXiv:2004.04906).
 
     A row is a query (its text), a ``positive`` and perhaps ``negatives``. Its loss is the
@@ -91,7 +104,7 @@ class Retrieval(ReaderTask, RetrievalOptions):
             replace(info, pooling=pooling, prompts=prompts), backbone, lora, seed
         )
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Lengths]]:
         """A row's query, positive and negatives are one after another in its example.
 
         ``target`` has their lengths in tokens.
@@ -111,24 +124,23 @@ class Retrieval(ReaderTask, RetrievalOptions):
     def usage(self, row: Row, backbone: Backbone) -> str:
         return f"model.encoder().encode_query([{row.text!r}])"
 
-    def rows(self, example: Example) -> list[Row]:
-        row = example.row
+    def rows(self, row: Row) -> list[Row]:
         said = row.fields.get("positive_language")
         language = said if isinstance(said, str) else row.language
         documents = [replace(row, text=text, language=language) for text in _documents(row)]
         return [row, *documents]
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[Lengths]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         sequences = []
         for example in examples:
             start = 0
-            for row, length in zip(self.rows(example), example.target, strict=True):
-                sequences.append(Example(example.input_ids[start : start + length], row))
+            for length in example.target:
+                sequences.append(example.input_ids[start : start + length])
                 start += length
         allowed = candidates(examples).to(backbone.device)
-        return {**pad(sequences, backbone), "allowed": allowed, "documents": _counts(examples)}
+        return {**padded(sequences, backbone), "allowed": allowed, "documents": _counts(examples)}
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["documents"]))
@@ -140,7 +152,7 @@ class Retrieval(ReaderTask, RetrievalOptions):
         return unit_vectors(model, inputs, [pooling] * len(inputs["input_ids"]))
 
     def coupled_loss(
-        self, outputs: Tensor, examples: Sequence[Example], owners: Sequence[int]
+        self, outputs: Tensor, examples: Sequence[Example[Lengths]], owners: Sequence[int]
     ) -> Tensor:
         allowed = candidates(examples, owners).to(outputs.device)
         return info_nce(outputs, _counts(examples), allowed, self.temperature)
@@ -154,29 +166,29 @@ class Retrieval(ReaderTask, RetrievalOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
-        """``vectors`` are numpy arrays (texts, width) of float32; ``texts`` are hashes of them."""
+        examples: Sequence[Example[Lengths]],
+    ) -> list[Embedded]:
         vectors = self.outputs(model, batch, heads).cpu().numpy()
-        records, start = [], 0
+        records: list[Embedded] = []
+        start = 0
         for example in examples:
-            texts = [_hash(row.text) for row in self.rows(example)]
+            texts = [_hash(row.text) for row in self.rows(example.row)]
             of_row = vectors[start : start + len(texts)].copy()  # not a view that keeps the batch
             records.append({"key": example.row.key, "texts": texts, "vectors": of_row})
             start += len(texts)
         return records
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[Embedded]) -> dict[str, float]:
         return ranking_metrics(self.ranks(records))
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[Embedded]) -> np.ndarray:
         """Each query's nDCG@10 among all documents, and 1: the corpus is not drawn again."""
         return np.array([(ndcg(ranks_of_query), 1.0) for ranks_of_query in self.ranks(records)])
 
     def score(self, sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
-    def ranks(self, records: Sequence[Record]) -> list[list[int]]:
+    def ranks(self, records: Sequence[Embedded]) -> list[list[int]]:
         """The ranks of what each record's query may find, among the documents of all."""
         if not records:
             raise DataError("no rows to measure")
@@ -220,7 +232,7 @@ def info_nce(vectors: Tensor, documents: Tensor, allowed: Tensor, temperature: f
     return functional.cross_entropy(logits, positive, reduction="none")
 
 
-def candidates(examples: Sequence[Example], owners: Sequence[int] | None = None) -> Tensor:
+def candidates(examples: Sequence[Example[Lengths]], owners: Sequence[int] | None = None) -> Tensor:
     """Which documents of a batch (rows, all documents) count for which query; see `Retrieval`.
 
     ``owners``: which adapter each row trains; the rows of another are nothing to it.
@@ -278,11 +290,11 @@ def _documents(row: Row) -> list[str]:
     return [positive, *negatives]
 
 
-def _counts(examples: Sequence[Example]) -> Tensor:
+def _counts(examples: Sequence[Example[Lengths]]) -> Tensor:
     return torch.tensor([len(example.target) - 1 for example in examples])
 
 
-def _items(record: Record) -> list[tuple[str, str]]:
+def _items(record: Embedded) -> list[tuple[str, str]]:
     key = [] if record["key"] is None else [("id", record["key"])]
     return [*key, ("query", record["texts"][0])]
 

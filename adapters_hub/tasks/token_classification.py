@@ -7,7 +7,7 @@ Tags are BIO: ``B-X`` begins a span of kind X, ``I-X`` continues it, ``O`` is ou
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypedDict
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, pad, per_row
+from adapters_hub.tasks.base import Example, pad, per_row
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.token_classification import DECLARATION
 from adapters_hub.tasks.heads import LabelledTask, row_logits
@@ -40,8 +40,19 @@ class Words:
     tags: tuple[int, ...] | None
 
 
+class TagRecord(TypedDict):
+    """The words of a row: their tags, as they should be and as predicted, how probable the latter
+    are, and how many were cut off.
+    """
+
+    tags: list[str] | None
+    predicted: list[str]
+    scores: list[float]
+    cut: int
+
+
 @dataclass(frozen=True)
-class TokenClassification(LabelledTask):
+class TokenClassification(LabelledTask[Words, TagRecord]):
     """Cross-entropy over ``label_names``, a word at a time; F1 of whole spans as CoNLL counts it.
 
     Row: ``fields`` hold ``words`` and ``tags`` (see `words_of`). Words and tokens meet by their
@@ -74,7 +85,7 @@ class TokenClassification(LabelledTask):
     def metric_name(self, backbone: Backbone) -> str:
         return "span F1"
 
-    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example]:
+    def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Words]]:
         self.shell(backbone)  # says so if there is none
         known = {tag: number for number, tag in enumerate(self.label_names)}
         examples = []
@@ -91,18 +102,18 @@ class TokenClassification(LabelledTask):
             examples.append(Example(ids, row, Words(spans, places, numbers)))
         return examples
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example[Words]]) -> None:
         for example in examples:
             if example.target.tags is None:
                 raise DataError(f"{example.row.where}: {example.row.columns.lacking('tags')}")
 
     def collate(
-        self, examples: Sequence[Example], backbone: Backbone, seed: int = 0
+        self, examples: Sequence[Example[Words]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         batch = pad(examples, backbone)
         labels = torch.full_like(batch["input_ids"], _IGNORED, device="cpu")
         for row, example in enumerate(examples):
-            words: Words = example.target
+            words = example.target
             for place, tag in zip(words.places, words.tags or (), strict=False):
                 if place is not None:
                     labels[row, place] = tag
@@ -127,13 +138,12 @@ class TokenClassification(LabelledTask):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
-        """Each word's tag, as predicted and as it should be, and how probable the former is."""
+        examples: Sequence[Example[Words]],
+    ) -> list[TagRecord]:
         shares, best = self.logits(model, batch, heads).float().softmax(-1).max(-1)
-        records = []
+        records: list[TagRecord] = []
         for example, values, tags in zip(examples, shares.tolist(), best.tolist(), strict=True):
-            words: Words = example.target
+            words = example.target
             records.append(
                 {
                     "tags": None if words.tags is None else [self.labels[n] for n in words.tags],
@@ -146,15 +156,16 @@ class TokenClassification(LabelledTask):
             )
         return records
 
-    def metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def metrics(self, records: Sequence[TagRecord]) -> dict[str, float]:
         if not records:
             raise DataError("no rows to measure")
         gold = predicted = hit = right = words = 0
         for record in records:
-            true, given = set(spans_of(record["tags"])), set(spans_of(record["predicted"]))
+            tags = record["tags"] or []
+            true, given = set(spans_of(tags)), set(spans_of(record["predicted"]))
             gold, predicted, hit = gold + len(true), predicted + len(given), hit + len(true & given)
-            words += len(record["tags"])
-            right += sum(a == b for a, b in zip(record["tags"], record["predicted"], strict=True))
+            words += len(tags)
+            right += sum(a == b for a, b in zip(tags, record["predicted"], strict=True))
         return {
             "f1": 2 * hit / max(1, gold + predicted),
             "precision": hit / max(1, predicted),
@@ -163,9 +174,9 @@ class TokenClassification(LabelledTask):
             "words_cut_off": float(sum(record["cut"] for record in records)),
         }
 
-    def tallies(self, records: Sequence[Record]) -> np.ndarray:
+    def tallies(self, records: Sequence[TagRecord]) -> np.ndarray:
         """Spans that were predicted and are right; all that were predicted and that there are."""
-        pairs = [(set(spans_of(r["tags"])), set(spans_of(r["predicted"]))) for r in records]
+        pairs = [(set(spans_of(r["tags"] or [])), set(spans_of(r["predicted"]))) for r in records]
         return np.array([(len(a & b), len(a) + len(b)) for a, b in pairs], dtype=float)
 
     def score(self, sums: np.ndarray) -> np.ndarray:

@@ -23,10 +23,11 @@ from adapters_hub.metrics.text_scores import (
     wrong_language,
 )
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Record, Shown
+from adapters_hub.tasks.base import Example, Shown
+from adapters_hub.tasks.bits import BitsRecord
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.translation import DECLARATION, TranslationOptions
-from adapters_hub.tasks.generation import Generation, start_token, target_of
+from adapters_hub.tasks.generation import Generation, Target, start_token, target_of
 from adapters_hub.text.language_codes import codes_of, decoder_start, special_tokens
 from adapters_hub.text.tokenising import cut
 
@@ -75,8 +76,8 @@ class Translation(Generation, TranslationOptions):
             return "{text}"
         return _DECODER if backbone.kind == "decoder" else _ENCODER_DECODER
 
-    def rows(self, example: Example) -> list[Row]:
-        return [replace(example.row, language=target_language(example.row))]
+    def rows(self, row: Row) -> list[Row]:
+        return [replace(row, language=target_language(row))]
 
     def language(self, row: Row) -> str | None:
         return target_language(row)
@@ -128,15 +129,15 @@ class Translation(Generation, TranslationOptions):
         model: Runtime,
         batch: dict[str, Tensor],
         heads: Heads,
-        examples: Sequence[Example],
-    ) -> list[Record]:
+        examples: Sequence[Example[Target]],
+    ) -> list[BitsRecord]:
         records = super().records(model, batch, heads, examples)
         return [
             {**record, "language": target_language(example.row)}
             for record, example in zip(records, examples, strict=True)
         ]
 
-    def text_metrics(self, records: Sequence[Record]) -> dict[str, float]:
+    def text_metrics(self, records: Sequence[BitsRecord]) -> dict[str, float]:
         """The plain mean over the languages written in, each of which has a tokenizer."""
         by_language: dict[str, list[tuple[str, str]]] = {}
         for record in records:

@@ -5,7 +5,7 @@ Knows tokenizers; does not know prompts, tasks or adapters.
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import SettingsError
@@ -20,54 +20,57 @@ def encode_texts(
     """Token ids of each text, special tokens among them, cut at `text_limit`; one at least."""
     if not texts:
         return []  # which tokenizers do not take
-    encoded = backbone.tokenizer(
+    encoded = _encoded(texts, backbone, max_length)
+    return [ids or filler(backbone.tokenizer) for ids in encoded["input_ids"]]
+
+
+def encode_with_words(
+    texts: Sequence[str],
+    words_of: Sequence[Sequence[str]],
+    backbone: Backbone,
+    max_length: int = NO_LIMIT,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids as of `encode_texts`; and for each of them the number of the word that it begins
+    in, -1 of none.
+
+    ``words_of`` each text are its words in order. Needs a tokenizer that gives offsets
+    (``is_fast``).
+    """
+    if not texts:
+        return [], []
+    encoded = _encoded(texts, backbone, max_length, offsets_mapping=True, special_tokens_mask=True)
+    ids, owners = [], []
+    for number, (text, words) in enumerate(zip(texts, words_of, strict=True)):
+        word_at: list[int] = [-1] * len(text)
+        at = 0
+        for word, letters in enumerate(words):
+            at = text.index(letters, at)
+            word_at[at : at + len(letters)] = [word] * len(letters)
+            at += len(letters)
+        spans = zip(
+            encoded["offset_mapping"][number], encoded["special_tokens_mask"][number], strict=True
+        )
+        begins_in = [
+            -1 if special else next((w for w in word_at[start:end] if w >= 0), -1)
+            for (start, end), special in spans
+        ]
+        ids.append(encoded["input_ids"][number] or filler(backbone.tokenizer))
+        owners.append(begins_in or [-1])
+    return ids, owners
+
+
+def _encoded(
+    texts: Sequence[str], backbone: Backbone, max_length: int, **further: bool
+) -> BatchEncoding:
+    """What the tokenizer says of texts; ``further``: what it is to return beside their ids."""
+    return backbone.tokenizer(
         list(texts),
         truncation=True,
         max_length=text_limit(backbone, max_length),
         # the end token's name inside a text would be a second end, from which classes read
         split_special_tokens=backbone.kind == "encoder-decoder",
-    )["input_ids"]
-    return [ids or filler(backbone.tokenizer) for ids in encoded]
-
-
-def tokens_of_words(
-    texts: Sequence[tuple[str, Sequence[str]]], backbone: Backbone, max_length: int = NO_LIMIT
-) -> list[list[int]]:
-    """For each token of each text the number of the word that it begins in; -1 of none.
-
-    ``texts`` are texts with their words in order; the tokens are those of `encode_texts`. Needs a
-    tokenizer that gives offsets (``is_fast``).
-    """
-    if not texts:
-        return []
-    encoded = backbone.tokenizer(
-        [text for text, _ in texts],
-        truncation=True,
-        max_length=text_limit(backbone, max_length),
-        split_special_tokens=backbone.kind == "encoder-decoder",
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
+        **{f"return_{name}": value for name, value in further.items()},
     )
-    numbers = []
-    for number, (text, words) in enumerate(texts):
-        owner: list[int] = [-1] * len(text)
-        at = 0
-        for word, letters in enumerate(words):
-            at = text.index(letters, at)
-            owner[at : at + len(letters)] = [word] * len(letters)
-            at += len(letters)
-        numbers.append(
-            [
-                -1 if special else next((w for w in owner[start:end] if w >= 0), -1)
-                for (start, end), special in zip(
-                    encoded["offset_mapping"][number],
-                    encoded["special_tokens_mask"][number],
-                    strict=True,
-                )
-            ]
-            or [-1]
-        )
-    return numbers
 
 
 def text_limit(backbone: Backbone, max_length: int) -> int:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from adapters_hub.data.batches import by_length, plan_batches
+from adapters_hub.data.batches import plan_batches
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BlendError, DataError, SettingsError, TrainingError
 from adapters_hub.extras import require
@@ -30,9 +31,10 @@ from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime, Weights
-from adapters_hub.tasks.base import Example, Record, Task
+from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.heads import task_of
 from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
+from adapters_hub.training.mean_loss import loss_and_metrics, mean_loss
 
 SEARCHES = ("gradient", "lorahub")
 """The ways to find weights."""
@@ -144,37 +146,24 @@ class _Run:
 
     def losses(
         self, weights: Tensor, examples: Sequence[Example], seed: int = 0
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Each example's summed loss, how many targets it has, and the batch, under the weights."""
+    ) -> tuple[Tensor, Tensor]:
+        """Each example's summed loss, and how many targets it has, under the weights."""
         batch = self.task.collate(examples, self.model.backbone, seed=seed)
-        with self.under(weights):
-            losses = self.task.loss(self.model, batch, self.heads(len(examples))).float()
-        return losses, self.task.count(batch).to(losses), batch
+        with self.under(weights, examples) as heads:
+            losses = self.task.loss(self.model, batch, heads).float()
+        return losses, self.task.count(batch).to(losses)
 
     def scores(self, weights: Tensor, examples: Sequence[Example]) -> dict[str, float]:
-        """The loss in nats a target, and the task's metrics."""
-        records: list[Record] = []
-        return {"loss": self.mean(weights, examples, records), **self.task.metrics(records)}
+        """The ``loss`` in nats a target, and the task's metrics."""
+        return loss_and_metrics(self.model, self.task, examples, partial(self.under, weights))
 
-    @torch.no_grad()
-    def mean(
-        self, weights: Tensor, examples: Sequence[Example], records: list[Record] | None = None
-    ) -> float:
-        """The loss in nats a target over all examples; their records are put into ``records``."""
-        nats, count = 0.0, 0.0
-        for batch_rows in by_length([len(example.input_ids) for example in examples], 32):
-            chosen = [examples[row] for row in batch_rows]
-            losses, counts, batch = self.losses(weights, chosen)
-            nats, count = nats + losses.sum().item(), count + counts.sum().item()
-            if records is not None:
-                with self.under(weights):
-                    heads = self.heads(len(chosen))
-                    records += self.task.records(self.model, batch, heads, chosen)
-        return nats / max(1.0, count)
+    def mean(self, weights: Tensor, examples: Sequence[Example]) -> float:
+        """The loss in nats a target."""
+        return mean_loss(self.model, self.task, examples, partial(self.under, weights))
 
     @contextmanager
-    def under(self, weights: Tensor) -> Iterator[None]:
-        """Forwards inside the block use the adapters at weights (terms, layers or 1).
+    def under(self, weights: Tensor, examples: Sequence[Example]) -> Iterator[Heads]:
+        """Forwards of examples inside the block use the adapters at weights (terms, layers or 1).
 
         A slot holds A and w·B, both computed here, so a gradient of B is one of w and the bank
         need not know. No plan outlives the slots it was made of.
@@ -191,11 +180,9 @@ class _Run:
                 bank.put(slot, factors, adapter.scaling, trained=True)
         with self.model.residents.lock:  # to make room, the plan may let adapters go
             plan = bank.plan([dict.fromkeys(self.slots, 1.0)])
+        blends = [self.blend] * len(examples)
         with bank.using(plan):
-            yield
-
-    def heads(self, rows: int) -> Heads:
-        return self.model.heads([self.blend] * rows) if self.task.needs_head() else []
+            yield self.model.heads(blends) if self.task.needs_head() else []
 
 
 @contextmanager
@@ -254,7 +241,7 @@ def _by_gradient(best: _Best, steps: int, batch_size: int, rate: float, seed: in
         optimizer = torch.optim.Adam([weights], lr=rate)
         for number, batch in enumerate(batches):
             chosen = [best.rows[i] for i in batch]
-            losses, counts, _ = best.run.losses(weights, chosen, seed * 100_003 + number)
+            losses, counts = best.run.losses(weights, chosen, seed * 100_003 + number)
             loss = losses.sum() / counts.sum() + best.l1 * weights.abs().mean(1).sum()
             (weights.grad,) = torch.autograd.grad(loss, weights)
             if not math.isfinite(value := loss.item()):

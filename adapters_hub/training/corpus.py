@@ -66,7 +66,7 @@ def count_texts(rows: Iterable[Row]) -> int:
 
 
 @dataclass(frozen=True)
-class PackedCorpus(Sequence[Example]):
+class PackedCorpus(Sequence[Example[int]]):
     """The train rows of a run, packed; an example is read from disk each time it is asked for.
 
     ``stands_for`` has the row of each group's number; ``digest`` is that of all that it is made of.
@@ -81,10 +81,10 @@ class PackedCorpus(Sequence[Example]):
         return len(self.rows)
 
     @overload
-    def __getitem__(self, place: int) -> Example: ...
+    def __getitem__(self, place: int) -> Example[int]: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Example]: ...
-    def __getitem__(self, place: int | slice) -> Example | Sequence[Example]:
+    def __getitem__(self, place: slice) -> Sequence[Example[int]]: ...
+    def __getitem__(self, place: int | slice) -> Example[int] | Sequence[Example[int]]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
         tokens, documents = self.rows[place]
@@ -108,14 +108,14 @@ class PackedCorpus(Sequence[Example]):
                 members[(whose, row.language), row.domain] = of_group
         return owners, members
 
-    def known_by(self, owner: Callable[[Row], int | None]) -> list[tuple[Example, int]]:
+    def known_by(self, owner: Callable[[Row], int | None]) -> list[tuple[Example[int], int]]:
         """An example of each group that someone owns, with its owner, for a checkpoint's facts.
 
         Its tokens are those of no text, but the digest of all texts.
         """
         owned = [(row, owner(row)) for row in self.stands_for.values()]
         tokens = list(self.digest.encode())
-        return [(Example(tokens, row), number) for row, number in owned if number is not None]
+        return [(Example(tokens, row, 0), number) for row, number in owned if number is not None]
 
     def __str__(self) -> str:
         tokens = int(self.rows.lengths.sum())

@@ -230,7 +230,7 @@ class _Run:
         blends = [
             self.blend_of(row, int(owner))
             for example, owner in zip(piece.examples, piece.owners, strict=True)
-            for row in task.rows(example)
+            for row in task.rows(example.row)
         ]
         heads = self.model.heads(blends) if task.needs_head() else []
         plan = self.model.plan(blends, settings.dropout)
@@ -253,7 +253,7 @@ class _Run:
         (GradCache, arXiv:2101.06983). So neither processes nor pieces change the step.
         """
         device = self.model.backbone.device
-        sizes = [len(self.task.rows(example)) for example in examples]
+        sizes = [len(self.task.rows(example.row)) for example in examples]
         spans = [range(end - size, end) for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
         table = torch.zeros(sum(sizes), self.model.backbone.width, device=device)
         rows = [torch.tensor([row for at in p.places for row in spans[at]]) for p in pieces]
@@ -347,7 +347,7 @@ def _facts(
     examples = hashlib.sha256()
     below: set[str] = set()
     for example, owner in seen:
-        blends = [over(row) for row in task.rows(example)]
+        blends = [over(row) for row in task.rows(example.row)]
         below.update(term for blend in blends for term in blend.terms)
         weights = [blend.weights for blend in blends]
         facts = (owner, weights, example.target, len(example.input_ids))

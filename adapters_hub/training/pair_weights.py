@@ -3,18 +3,18 @@
 Knows tasks by their interface; the rule that uses what is measured is in `library.composition`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
-import torch
-
-from adapters_hub.data.batches import by_length
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.pair_weight import PairWeight
-from adapters_hub.runtime.core import Runtime
+from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, Task
+from adapters_hub.training.mean_loss import mean_loss
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The weights that are tried."""
@@ -55,19 +55,19 @@ def best_weight(
     model: Runtime, added: Blend, alone: Blend, task: Task, examples: Sequence[Example]
 ) -> float:
     """The weight of one resolved blend, added to another, with the least loss on examples."""
-    return min(WEIGHTS, key=lambda weight: _loss(model, alone + added * weight, task, examples))
+
+    def loss(weight: float) -> float:
+        under = partial(_under, model, task, alone + added * weight)
+        return mean_loss(model, task, examples, under)
+
+    return min(WEIGHTS, key=loss)
 
 
-@torch.no_grad()
-def _loss(model: Runtime, blend: Blend, task: Task, examples: Sequence[Example]) -> float:
-    """The mean loss a target of examples under a resolved blend."""
-    loss, count = 0.0, 0.0
-    for numbers in by_length([len(example.input_ids) for example in examples], 32):
-        chosen = [examples[number] for number in numbers]
-        rows = [blend] * sum(len(task.rows(example)) for example in chosen)
-        heads = model.heads(rows) if task.needs_head() else []
-        batch = task.collate(chosen, model.backbone)
-        with model.bank.using(model.plan(rows)):
-            loss += task.loss(model, batch, heads).sum().item()
-        count += task.count(batch).sum().item()
-    return loss / max(1.0, count)
+@contextmanager
+def _under(
+    model: Runtime, task: Task, blend: Blend, examples: Sequence[Example]
+) -> Iterator[Heads]:
+    """Forwards inside the block run the examples' rows under a resolved blend."""
+    rows = [blend] * sum(len(task.rows(example.row)) for example in examples)
+    with model.bank.using(model.plan(rows)):
+        yield model.heads(rows) if task.needs_head() else []

@@ -402,7 +402,7 @@ class Experiment:
 
     def _tags(self, rows: Sequence[Row]) -> set[str]:
         """The languages whose adapters would go below rows."""
-        texts = (text for row in rows for text in self.task.rows(Example([], row)))
+        texts = (text for row in rows for text in self.task.rows(row))
         return {text.language for text in texts if text.language}
 
     def _language_adapters(self, tags: Iterable[str]) -> dict[str, AdapterInfo]:

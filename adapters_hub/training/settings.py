@@ -9,8 +9,8 @@ import copy
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Literal, Self, TypeVar, get_type_hints
 
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.declaration import TaskOptions
@@ -69,9 +69,12 @@ def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
     @functools.wraps(initialise)
     def with_every_name(self: _Settings, *values: object, **named: object) -> None:
         ours = _by_our_names(named, "settings")
+        given = ours.get("options", {})
+        if not isinstance(given, Mapping):
+            raise SettingsError(f"options={given!r}: give a mapping of names to values")
         options = {name: ours.pop(name) for name in [*ours] if name in _task_fields()}
         if options:
-            ours["options"] = {**ours.get("options", {}), **options}
+            ours["options"] = {**given, **options}
         initialise(self, *values, **ours)
 
     settings.__init__ = with_every_name  # type: ignore[assignment]
@@ -242,9 +245,15 @@ class TrainingSettings:
         """Every setting, and every option of every task, by name."""
         return {name: self.value(name) for name in _hints(type(self))}
 
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Self:
+        """Settings of values whose names are known only now."""
+        make: Callable[..., Self] = cls
+        return make(**values)
+
     def changed(self, **values: object) -> Self:
         """A copy with other values, checked again."""
-        return replace(self, **_by_our_names(values, "settings"))
+        return self.of({**vars(self), **_by_our_names(values, "settings")})
 
     def _options_of(self, kind: type[TaskOptions]) -> TaskOptions:
         names = {setting.name for setting in fields(kind)}
@@ -344,7 +353,7 @@ def parse_settings(
             is_whole = is_pattern if name == "targets" else lambda text: False
             values[name] = converted(name, value, hints[name], origin, is_whole)
             origins[name] = origin
-    return Resolved(kind(**values), origins)
+    return Resolved(kind.of(values), origins)
 
 
 def is_pattern(target: str) -> bool:
@@ -365,7 +374,7 @@ def _check_targets(targets: Sequence[str]) -> None:
             raise SettingsError(f"targets={target!r}: no regular expression ({error})") from None
 
 
-def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, Any]:
+def _by_our_names(values: Mapping[str, object], where: str) -> dict[str, object]:
     """Values by the names that settings have here; `SettingsError` for one that is given twice."""
     named: dict[str, object] = {}
     for name, value in values.items():

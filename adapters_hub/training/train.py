@@ -4,7 +4,6 @@ Knows how a call's arguments become the settings of a run; the run itself is tha
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
@@ -24,7 +23,7 @@ def train(
     task: str = "classification",
     domain: str | None = None,
     language: str | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> AdapterInfo:
     """Train one adapter on rows, and store it in the library; returns what is known of it.
 
@@ -37,7 +36,7 @@ def train(
     Raises `SettingsError`, `DataError` or `LibraryError` before it starts to train; Ctrl-C leaves a
     checkpoint, from which the same call goes on.
     """
-    given = {"task": task, **settings}
+    given: dict[str, object] = {"task": task, **settings}
     if domain is not None:
         given["domain"] = (domain,)
     if language is not None:
@@ -51,7 +50,7 @@ def train(
         given["backbone"] = model
     elif clash := sorted(_OF_MODEL & given.keys()):
         raise SettingsError(f"{clash[0]}: set by the model that was given; leave it out")
-    chosen = TrainingSettings(**given)
+    chosen = TrainingSettings.of(given)
     origins = {name: "call" if name in given else "default" for name in chosen.flat()}
     experiment = Experiment(
         Resolved(chosen, origins),

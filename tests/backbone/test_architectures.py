@@ -348,6 +348,23 @@ def test_a_text_layer_under_other_names_is_the_same_layer(
     assert any(key.startswith(plain) for key in load_file(tmp_path / "exported" / weights.name))
 
 
+def test_a_task_class_that_turns_the_cache_off_itself_is_called_without(tmp_path, inputs):
+    part = {**WIDE, "num_key_value_heads": 1, "head_dim": 16}
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.T5GemmaConfig(encoder=part, decoder=part, **ids)
+    saved(transformers.T5GemmaForConditionalGeneration(config), tmp_path / "t5gemma")
+    backbone = ah.load_backbone(str(tmp_path / "t5gemma"), library=tmp_path / "library").backbone
+    shell = backbone.shell("AutoModelForSequenceClassification", num_labels=3)
+    head = shell.initial_head(seed=0)
+    plain = transformers.T5GemmaForSequenceClassification.from_pretrained(
+        tmp_path / "t5gemma", num_labels=3
+    )
+    plain.load_state_dict(head, strict=False)
+    with torch.no_grad():
+        (got,) = shell([(head, None)], inputs)
+        torch.testing.assert_close(got, plain.eval()(**inputs).logits)
+
+
 def test_a_layer_of_8_bit_floats_is_refused_with_what_to_do(lora_folder, tmp_path):
     source = lora_folder("qwen3", "small")
     weights = source / "adapter_model.safetensors"

@@ -51,7 +51,7 @@ def test_states_and_losses_are_those_of_each_document_alone(kind, attention, tin
         assert (labels[row, at:] == -100).all()
     if backbone.kind == "decoder":
         nats = task.loss(model, {**batch, "labels": labels}, [])
-        alone = [Example(document, ROW) for row in rows for document in row]
+        alone = [Example(document, ROW, 0) for row in rows for document in row]
         each = task.loss(model, task.collate(alone, backbone), [])
         sums = [part.sum() for part in each.split(list(map(len, rows)))]
         torch.testing.assert_close(nats, torch.stack(sums), atol=1e-3, rtol=1e-4)
@@ -61,7 +61,7 @@ def test_a_row_of_one_document_is_as_it_would_be_unpacked(tiny):
     model = ah.load_backbone(str(tiny("qwen3")))
     task = LanguageModeling(max_length=16)
     packed = [Packed(document, ROW, documents=(len(document),)) for document in DOCUMENTS]
-    plain = [Example(document, ROW) for document in DOCUMENTS]
+    plain = [Example(document, ROW, 0) for document in DOCUMENTS]
     losses = [task.loss(model, task.collate(some, model.backbone), []) for some in (packed, plain)]
     torch.testing.assert_close(*losses)
 

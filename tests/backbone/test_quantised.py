@@ -88,6 +88,38 @@ def test_gradients_pass_through_quantised_layers(bits, tiny, library, inputs):
 
 
 @needs_bitsandbytes
+def test_a_4_bit_model_that_ran_on_the_cpu_before_is_refused(tiny, tmp_path):
+    """Of one that did not, the layers stay as they are when the backbone runs."""
+    import transformers
+    from bitsandbytes.functional import has_avx512bf16
+    from conftest import tiny_tokenizer
+
+    if not has_avx512bf16():
+        pytest.skip("on this processor bitsandbytes repacks nothing")
+    config = transformers.AutoConfig.from_pretrained(tiny("qwen3"))
+    config.update({"hidden_size": 64, "intermediate_size": 64, "head_dim": 32})  # what it can pack
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
+    tiny_tokenizer().save_pretrained(tmp_path / "wide")
+    asked = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    fresh, used = (
+        transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "wide", quantization_config=asked, device_map={"": "cpu"}
+        )
+        for _ in range(2)
+    )
+    ids = {"input_ids": torch.tensor([[5, 6, 7]])}
+    with torch.no_grad():
+        want = used(**ids).logits
+        with pytest.raises(BackboneError, match=r"already ran on the CPU .*q_proj is the first"):
+            ah.load_backbone(used, library=tmp_path / "library")
+        model = ah.load_backbone(fresh, library=tmp_path / "library")
+        got = model(**ids).logits
+        assert torch.equal(model(**ids).logits, got)
+    torch.testing.assert_close(got, want, atol=0.05, rtol=0.05)
+    ah.load_backbone(fresh, library=tmp_path / "library")  # so it was not repacked
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["qwen3", "bert", "mt5", "gpt2"])
 def test_embeddings_of_an_8_bit_backbone_take_16_bits_and_stay_tied(kind, tiny, library, inputs):
     small = ah.load_backbone(str(tiny(kind)), library=library, bits=8).backbone

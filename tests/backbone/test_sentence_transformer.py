@@ -1,6 +1,7 @@
 """A sentence-transformers folder: how it pools, its prompts and its length are followed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,52 @@ def test_what_is_not_followed_is_refused_unless_a_pooling_is_given(
     with pytest.raises(BackboneError, match=reason):
         model.embed(TEXTS)
     assert model.embed(TEXTS, pooling="mean").shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode": 2},
+            "pooling_mode: must be a name such as 'mean', or a list of names; it is 2",
+        ),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode": ["mean", ["cls"]]},
+            "pooling_mode: must be a name such as 'mean', or a list of names; it is ['mean', ['cls']]",
+        ),
+        ("1_Pooling/config.json", [], "a JSON list, not a dict"),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "7"},
+            "max_seq_length: not a count; it is '7'",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": ["a"]},
+            "prompts: must be an object; it is ['a']",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": ["query"]},
+            "default_prompt_name: must be text; it is ['query']",
+        ),
+    ],
+)
+def test_a_field_that_cannot_be_is_named_with_its_file(file, content, said, folder):
+    model = folder({"pooling_mode_mean_tokens": True})
+    path = Path(model.backbone.name)
+    (path / file).write_text(json.dumps(content))
+    with pytest.raises(BackboneError) as caught:
+        ah.load_backbone(path, library=model.library)
+    assert str(caught.value) == f"{path / file}: {said}"
+
+
+def test_several_modes_are_named(folder):
+    model = folder({"pooling_mode": ["mean", "lasttoken"]})
+    with pytest.raises(BackboneError, match="pools by mean and lasttoken"):
+        model.embed(TEXTS)
 
 
 def test_an_adapters_own_pooling_comes_before_the_folders(folder, lora_folder, tmp_path):

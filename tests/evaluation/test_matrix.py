@@ -15,6 +15,7 @@ from adapters_hub.compose.methods import delta
 from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
+from adapters_hub.evaluation.cell_file import CONTROLS, CellFile, Composed
 from adapters_hub.evaluation.matrix import Cell, at_most, random_like
 from adapters_hub.evaluation.report import correlations, draw, read_cells, summary, tables
 from adapters_hub.inference.records import collect_records
@@ -109,6 +110,10 @@ def test_every_cell_has_every_column(finished):
     }  # fmt: skip
     for cell in cells:
         source = cell["language"] == "en"
+        assert cell.keys() == CellFile.__annotations__.keys()
+        for composed in cell["composed"].values():
+            assert Composed.__required_keys__ <= composed.keys() <= Composed.__annotations__.keys()
+            assert set(CONTROLS) - composed.keys() == ({"over source kept"} if source else set())
         assert cell["columns"].keys() == (every if source else {*every, "source kept"})
         assert cell["rows"] == {"test": 8, "dev": 6}
         assert ("forgetting" in cell["composed"]["sum"]) is not source

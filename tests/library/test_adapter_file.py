@@ -11,6 +11,7 @@ from adapters_hub.errors import AdapterFileError, UnsupportedAdapterError
 from adapters_hub.library.adapter_file import AdapterInfo, LoraSpec, metadata, read_adapter
 from adapters_hub.library.library import Library
 from adapters_hub.library.model_card import read_front_matter, write_card
+from adapters_hub.library.pair_weight import PairWeight
 
 STEMS = [f"base_model.model.{site}" for site in SITES]
 FULL = AdapterInfo(
@@ -19,10 +20,15 @@ FULL = AdapterInfo(
     domain="hotel",
     task="classification",
     labels=("schlecht", "gut"),
+    problem_type="single_label_classification",
     pipeline_tag="text-classification",
+    pooling="mean",
+    prompts={"query": "q: "},
     backbone="org/model",
+    revision="main",
     fingerprint="tiny-2L-8-0123456789abcdef",
     over=("de",),
+    pair_weights={"de": PairWeight(0.5, "sha256:1", "matching", "macro-F1", 0.4, 0.6, 99)},
     license="cc-by-4.0",
     description="Hotel reviews: größer | besser.",
     metrics={"accuracy": 0.91, "macro_f1": 0.9},
@@ -30,6 +36,7 @@ FULL = AdapterInfo(
     rank=2,
     sites=2,
     parameters=40,
+    bytes=320,
     hash="sha256:00",
 )
 
@@ -187,6 +194,8 @@ def test_patterns_that_are_not_safe_to_match_are_refused_by_name(tmp_path, patte
 def test_json_there_and_back():
     data = json.loads(json.dumps(FULL.to_json()))
     assert "path" not in data
+    bare = AdapterInfo("x").to_json()
+    assert not [key for key, value in FULL.to_json().items() if value == bare[key]]  # all are set
     assert AdapterInfo.from_json(data) == FULL
     assert AdapterInfo.from_json(data | {"of_a_later_version": 1}) == FULL
     assert AdapterInfo.from_json({"name": "x"}) == AdapterInfo("x")
@@ -194,7 +203,7 @@ def test_json_there_and_back():
 
 @pytest.mark.parametrize("change", [{"language": 5}, {"labels": [1]}, {"metrics": {"f1": "high"}}])
 def test_values_of_the_wrong_type(change):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=f"^{next(iter(change))}: "):
         AdapterInfo.from_json(FULL.to_json() | change)
 
 

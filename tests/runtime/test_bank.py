@@ -1,5 +1,6 @@
 """The bank: rows, tokens, ranks, slots, threads, failures. All compared with dense arithmetic."""
 
+import gc
 import threading
 import weakref
 
@@ -206,15 +207,32 @@ def test_a_thousand_loads_keep_the_bank_small():
     bank, layers = make([])
     bank.memory = 4 * 4 * (IN + OUT)
     x = torch.randn(1, 1, IN)
+    plans = []
     for number in range(1000):
         factors = {"a": (torch.full((1, IN), float(number % 7)), torch.ones(OUT, 1))}
         bank.put(f"n{number}", factors, {"a": 1.0})
-        with bank.using(bank.plan([{f"n{number}": 1.0}])):
+        plan = bank.plan([{f"n{number}": 1.0}])
+        plans.append(weakref.ref(plan))
+        with bank.using(plan):
             got = layers["a"](x)
         want = layers["a"](x) + (number % 7) * x.sum()
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert len(bank) == 4
-    assert len(bank._plans) <= bank_module._MAX_PLANS
+    gc.collect()
+    assert [plan() is not None for plan in plans] == [False] * 996 + [True] * 4
+
+
+def test_only_the_plans_of_the_last_calls_are_kept():
+    bank, _ = make([2])
+    plans = [weakref.ref(bank.plan([{"ad0": 1.0 + number}])) for number in range(100)]
+    gc.collect()
+    kept = [number for number, plan in enumerate(plans) if plan() is not None]
+    assert kept == list(range(100 - bank_module._MAX_PLANS, 100))
+    oldest = plans[kept[0]]()
+    assert bank.plan([{"ad0": 1.0 + kept[0]}]) is oldest
+    bank.plan([{"ad0": 0.5}])
+    gc.collect()
+    assert plans[kept[1]]() is None  # the one that was not asked for again
 
 
 def test_plans_of_the_same_atoms_share_their_factors():
@@ -232,40 +250,45 @@ def test_plans_of_the_same_atoms_share_their_factors():
 
 @pytest.mark.parametrize("way", [True, False])
 def test_training_keeps_frozen_stacks_from_step_to_step_and_every_bit(monkeypatch, way):
-    """With plans kept, and with none kept; midway a frozen adapter is replaced."""
+    """As with a new bank for each step; before the last one a frozen adapter is replaced."""
     monkeypatch.setattr(plan_module.Plan, "_masked_pays", lambda *_, learning=False: way)
+    made, stacked = [], plan_module.stacked
+
+    def recorded(*given, **options):
+        made.append(stacked(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(plan_module, "stacked", recorded)
     blends = [{"t": 1.0, "ad0": 1.0}, {"t": 1.0, "ad2": 0.5}]
-    results, stacks = [], []
+    results, counts = [], []
     for keep in (True, False):
-        torch.manual_seed(0)
-        bank, layers = make([2, 3, 2])
         random = torch.Generator().manual_seed(1)
         learning = {
             site: tuple(
                 torch.randn(shape, generator=random).requires_grad_()
                 for shape in ((2, IN), (OUT, 2))
             )
-            for site in layers
+            for site in ("a", "b")
         }
-        bank.put("t", learning, dict.fromkeys(learning, 1.0), trained=True)
         optimizer = torch.optim.Adam([t for pair in learning.values() for t in pair], lr=0.1)
-        for step, index in enumerate([[0, 1], [0, 1], [1, 0], [0, 1]]):
-            if not keep:
-                bank._plans.clear()
-            if step == 3:
+        for step, index in enumerate([[0, 1], [0, 1], [1, 0], [0, 1], [0, 1]]):
+            if step == 0 or not keep:
+                torch.manual_seed(0)
+                bank, layers = make([2, 3, 2])
+                bank.put("t", learning, dict.fromkeys(learning, 1.0), trained=True)
+            if step == 4:
                 new = {site: (torch.ones(2, IN), torch.ones(OUT, 2)) for site in layers}
                 bank.put("ad0", new, dict.fromkeys(layers, 1.0))
             x = torch.randn(2, 3, IN, generator=random)
+            made.clear()
             with bank.using(bank.plan(blends, index)):
                 sum(layer(x).square().mean() for layer in layers.values()).backward()
+            counts.append(len(made))
             optimizer.step()
             optimizer.zero_grad()
-            if keep and step == 0:
-                stacks = [weakref.ref(stack) for stack in bank._stacks.values()]
-            if keep:
-                assert len(stacks) == 2
-                assert all((stack() is not None) == (step < 3) for stack in stacks)
         results.append([t.detach() for pair in learning.values() for t in pair])
+    turned = 0 if way else 2  # groups are in the order of their rows
+    assert counts == [2, 0, turned, 0, 2, *[2] * 5]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -256,6 +256,29 @@ def test_generating_asks_for_the_last_position_alone(load):
         assert set(seen) == {1}
 
 
+@pytest.mark.parametrize("kind", ["untied", "gemma2", "bert", "t5-tied"])
+@pytest.mark.parametrize("by", ["dispatch_model", "add_hook_to_module"])
+def test_a_model_with_accelerates_hooks_makes_logits_by_blocks_too(kind, by, load):
+    """They put a forward on the model itself that would run it whole."""
+    from accelerate import dispatch_model
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    plain, hooked = load(kind), load(kind)
+    if by == "dispatch_model":
+        dispatch_model(hooked.backbone.model, {"": "cpu"}, force_hooks=True)
+    else:
+        for module in {hooked.backbone.model, hooked.backbone.base}:
+            add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
+    assert "forward" in vars(hooked.backbone.model)
+    assert hooked.splits_head
+    task, batch = batch_of(hooked)
+    one = learner(hooked, "one", head=bool(hooked.backbone.head_sites))
+    compare(hooked, task, batch, [one], ["one", None, "one", "one"], **CLOSE)
+    learner(plain, "one", head=bool(plain.backbone.head_sites))
+    with torch.no_grad(), hooked.adapted(4, "one"), plain.adapted(4, "one"):
+        torch.testing.assert_close(task.loss(hooked, batch, []), task.loss(plain, batch, []))
+
+
 def test_a_head_that_needs_more_than_the_last_hidden_states_is_called_whole(load, caplog):
     model = load("qwen3")
     task, batch = batch_of(model)

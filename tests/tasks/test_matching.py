@@ -92,6 +92,58 @@ def test_words_are_matched_to_the_words_that_they_mean(kind, load):
         assert loss.item() == pytest.approx(0.5 * float(total / sure), rel=1e-3)
 
 
+@pytest.mark.parametrize("max_length", [256, 5])  # the latter cuts words off
+def test_what_is_kept_by_words_is_what_tokens_are_matched_by(max_length, load, monkeypatch):
+    """Against the weights of all pairs of tokens, computed at once; each text is tokenised once."""
+    model = load("bert")
+    rows = [*PAIRS[:3], pair("The qzx room was clean", "lovely view, never rude and slow")]
+    task = Matching.from_rows(Matching(max_length=max_length), {"train": PAIRS + rows}, {})
+    model.add(moved(new(model, "de", task)))
+    tokenizer = model.backbone.tokenizer
+    dense = []
+    for row in rows:
+        sides = []
+        for text in (row.text, row.fields["positive"]):
+            encoded = tokenizer(
+                text, return_offsets_mapping=True, truncation=True, max_length=max_length
+            )
+            words, at, starts = split_words(text), 0, []
+            for word in words:
+                starts.append(text.index(word, at))
+                at = starts[-1] + len(word)
+            member = torch.zeros(len(encoded["input_ids"]), len(words))
+            for token, (start, end) in enumerate(encoded["offset_mapping"]):
+                if start < end:
+                    member[token, max(n for n, s in enumerate(starts) if s <= start)] = 1
+            sides.append((words, member / member.sum(0).clamp_min(1)))
+        (words, ours), (others, theirs) = sides
+        weights = torch.tensor(task.aligner.weights(words, others), dtype=torch.float32)
+        dense.append(ours @ weights @ theirs.T)
+    given, tokenise = [], type(tokenizer).__call__
+
+    def recorded(self, texts, *more, **options):
+        given.extend(texts)
+        return tokenise(self, texts, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "__call__", recorded)
+        examples = task.encode(rows, model.backbone)
+    assert sorted(given) == sorted(t for row in rows for t in (row.text, row.fields["positive"]))
+    for example in examples:
+        assert example.target.links.weights.size < len(example.input_ids) * len(example.target.ids)
+    batch = task.collate(examples, model.backbone)
+    aligned = torch.zeros_like(batch["aligned"])
+    for number, weights in enumerate(dense):
+        aligned[number, : weights.shape[0], : weights.shape[1]] = weights
+    torch.testing.assert_close(batch["aligned"], aligned)
+    assert aligned.count_nonzero() > 0
+    with torch.no_grad(), model.bank.using(model.plan([model.resolve("de")] * len(rows))):
+        got, want = (
+            task.loss(model, {**batch, "aligned": a}, []) for a in (batch["aligned"], aligned)
+        )
+    torch.testing.assert_close(got, want)
+
+
 def test_without_an_alignment_only_texts_are_matched(load, monkeypatch, caplog):
     model, plain = load("bert"), Matching(words=0.0)
     model.add(moved(new(model, "de", plain)))

@@ -258,7 +258,7 @@ def test_query_and_positive_are_each_over_their_own_language(load, lora_folder):
     row = pair("the room", "quiet view", "rude", language="en", positive_language="de")
     task = Retrieval()
     (example,) = task.encode([row], model.backbone)
-    assert [own.language for own in task.rows(example)] == ["en", "de", "de"]
+    assert [own.language for own in task.rows(example.row)] == ["en", "de", "de"]
     german = model.resolve("de")
     over = lambda row: german if row.language == "de" else Blend()
     (record,) = collect_records(model, task, [example], over)
@@ -296,7 +296,7 @@ def test_pairs_from_files(tmp_path):
         {"other": 1, "positive": "e", "negatives": ["f"]},
         {"positive": "h"},
     ]
-    assert Retrieval().rows(Example([], rows[0]))[1].language == "de"
+    assert Retrieval().rows(rows[0])[1].language == "de"
     (tmp_path / "pairs.csv").write_text("text,positive,negatives\na,b,c\n")
     (row,) = pair_rows(read_data(tmp_path / "pairs.csv")["train"])
     assert row.fields == {"positive": "b", "negatives": ["c"]}

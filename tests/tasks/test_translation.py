@@ -280,7 +280,7 @@ def test_a_row_goes_over_the_adapter_of_the_language_it_is_written_in(load, lora
     over = lambda row: german if row.language == "de" else ah.Blend()
     task = Translation()
     examples = task.encode([ROWS[0], ROWS[2]], model.backbone)
-    assert [row.language for example in examples for row in task.rows(example)] == ["de", "en"]
+    assert [row.language for example in examples for row in task.rows(example.row)] == ["de", "en"]
     assert [task.language(example.row) for example in examples] == ["de", "en"]
     records = collect_records(model, task, examples, over)
     want = losses(model, [ROWS[0], ROWS[2]], ["de", None])

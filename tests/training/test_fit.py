@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_finite_differences(tiny, tmp_path, lora_folder,
     for given, names in ((weights, layers), (weights[:, :1], ())):
         with _resident(model, blend, task, names) as run:
             at = given.clone().requires_grad_()
-            losses, counts, _ = run.losses(at, examples)
+            losses, counts = run.losses(at, examples)
             (gradient,) = torch.autograd.grad(losses.sum() / counts.sum(), at)
             assert (gradient != 0).all()
             for place in range(given.numel()):
@@ -287,7 +287,7 @@ def under(model, blend, file, inputs):
     weights = torch.tensor([[*t.weight] if file.layers else [t.weight] for t in file.terms])
     with (
         _resident(model, blend, LanguageModeling(), file.layers) as run,
-        run.under(weights),
+        run.under(weights, ()),
         torch.no_grad(),
     ):
         return model.backbone.model(**inputs).logits

@@ -191,6 +191,7 @@ def test_columns_need_a_column():
         {"dtype": "int8"},
         {"schedule": "quadratic"},
         {"mixed_precision": "fp8"},
+        {"options": 3},
     ],
 )
 def test_values_that_cannot_work(values):
