@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.compose.core_space import energy_of
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, deltas_of, in_depth, one_term
-from adapters_hub.interpretability.geometry import energy
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.tasks.base import Example, pad
@@ -60,7 +60,7 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
     norms: dict[str, tuple[float, float | None]] = {}
     deltas = deltas_of(model, blend)
     for site in in_depth(deltas):
-        norms[site] = energy(deltas[site]), _weight_energy(model.backbone.sites[site])
+        norms[site] = energy_of(deltas[site]), _weight_energy(model.backbone.sites[site])
     total = sum(energy for energy, _ in norms.values())
 
     def shares(group_of: Callable[[str], str]) -> dict[str, Share]:
