@@ -44,6 +44,7 @@ from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
+from adapters_hub.training.starts import check_start
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Experiment:
             device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,
         )
+        check_start(settings.init, self.model.backbone)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if settings.tracker:
@@ -222,7 +224,7 @@ class Experiment:
             seed=settings.seed,
         )
         below = self.language_blend if over else lambda row: Blend()
-        return train_adapters(
+        trained, progress = train_adapters(
             self.model,
             self.task,
             adapters,
@@ -236,6 +238,10 @@ class Experiment:
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
         )
+        for adapter in trained:
+            if adapter.info.description:
+                self.print(f"{adapter.name}: {adapter.info.description}")
+        return trained, progress
 
     @cached_property
     def examples(self) -> dict[str, list[Example]]:
