@@ -272,8 +272,9 @@ class AdaptedModel(Runtime):
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
 
         ``method``, ``rank`` and further options are those of `compose.methods.METHODS`; the
-        default is exact. The head, if one adapter has one, goes along. Raises `HeadError` for two
-        heads, `SettingsError` for a method or an option that cannot work.
+        default is exact. ``method="svd", energy=0.95`` cuts each site to the smallest rank that
+        keeps this share of the sum's energy. The head, if one adapter has one, goes along. Raises
+        `HeadError` for two heads, `SettingsError` for a method or an option that cannot work.
         """
         options = options if rank is None else {"rank": rank, **options}
         return composed(self, blend, method, name, options).save(folder)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, type] = {  # of methods of composition: what is not given keeps its default
     "rank": int,
+    "energy": float,
     "density": float,
     "seed": int,
     "lam": float,
@@ -99,6 +100,7 @@ class _ComposeHelp(argparse.Action):
 
 def _compose(options: argparse.Namespace) -> int:
     from adapters_hub.compose.methods import check_options
+    from adapters_hub.library.adapter_file import read_adapter
     from adapters_hub.library.blend import Blend
     from adapters_hub.library.blend_file import SUFFIX, BlendFile
 
@@ -114,6 +116,8 @@ def _compose(options: argparse.Namespace) -> int:
         model = load_model(options, *blend.terms[:1])
     folder = model.export(blend, options.output, method=options.method, name=options.name, **given)
     print(f"wrote {folder}")
+    if options.energy is not None:
+        print(read_adapter(folder).info.description)
     return 0
 
 

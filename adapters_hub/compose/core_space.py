@@ -105,6 +105,21 @@ def expand(space: CoreSpace, core: Tensor, rank: int | None) -> tuple[Tensor, Te
     return space.right.lift(vh).float(), space.left.lift((core @ vh.mT).mT).mT.float()
 
 
+def energy_of(piece: Piece) -> float:
+    """‖w·B·A‖_F², the sum of the squared singular values, from r × r products."""
+    weight, a, b = piece[0], piece[1].double(), piece[2].double()
+    return weight**2 * ((a @ a.mT) * (b.mT @ b)).sum().item()
+
+
+def rank_that_keeps(energy: float, b: Tensor) -> int:
+    """The smallest rank from 1 on that keeps a share of ‖B·A‖_F²; factors as `expand` gives them.
+
+    A has orthonormal rows, so the columns of B (out, r) are as long as the singular values.
+    """
+    sums = b.double().square().sum(0).cumsum(0)
+    return min(len(sums), int((sums < energy * sums[-1:]).sum()) + 1)
+
+
 def orthogonal_sum(cores: Sequence[Tensor]) -> Tensor:
     """Σ Uᵢ·Σᵢ·Vᵢᵀ with all Uᵢ together, and all Vᵢ, replaced by the nearest orthonormal ones."""
     parts = [directions(core) for core in cores]

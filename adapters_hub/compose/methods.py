@@ -19,7 +19,15 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from adapters_hub.compose.core_space import Piece, core_space, directions, expand, orthogonal_sum
+from adapters_hub.compose.core_space import (
+    Piece,
+    core_space,
+    directions,
+    energy_of,
+    expand,
+    orthogonal_sum,
+    rank_that_keeps,
+)
 from adapters_hub.compose.entrywise import (
     Rule,
     disjoint_mean,
@@ -115,13 +123,21 @@ def layer_swap(
 # ── spectral: in the core space, by singular values ──────────────────────────────────────────────
 
 
-def svd(pieces: Sequence[Piece], *, rank: int | None = None) -> Factors:
+def svd(
+    pieces: Sequence[Piece], *, rank: int | None = None, energy: float | None = None
+) -> Factors:
     """The sum cut to a rank by its singular values: no adapter of that rank is closer to it.
 
-    Equal to PEFT's ``svd``, without its dense delta. At full rank it is the sum.
+    Equal to PEFT's ``svd``, without its dense delta. At full rank it is the sum. ``energy`` is the
+    share of ‖ΔW‖_F² that the rank of each site keeps at least; ``rank`` is then the most it may be.
     """
     space = core_space(pieces)
-    return expand(space, total(space.cores), rank)
+    a, b = expand(space, total(space.cores), rank if energy is None else None)
+    if energy is None:
+        return a, b
+    kept = rank_that_keeps(energy, b)
+    kept = kept if rank is None else min(kept, rank)
+    return a[:kept], b[:, :kept]
 
 
 def iso(pieces: Sequence[Piece], *, rank: int | None = None) -> Factors:
@@ -297,7 +313,8 @@ METHODS: dict[str, Method] = {
     "subtract": subtract,
 }
 
-_AT_ONCE = ("svd",)  # methods that take the factors of many sites of one shape, stacked
+_AT_ONCE = ("svd",)  # methods that take the factors of many sites of one shape, stacked, …
+_APART = ("energy",)  # … but not with these options, by which ranks differ
 INNER = ("tsv", "dare", "magnitude_prune")
 _NAMED = {"sum": "svd", "svd": "svd", "iso": "iso", "ties": "core_ties"}
 
@@ -328,7 +345,8 @@ def compose_sites(
     check_options(method, options)
     apply, places = _prepared(method, options), locate([*pieces, *sites])
     made: dict[str, Factors] = {}
-    for group in _alike(pieces) if method in _AT_ONCE else [[site] for site in pieces]:
+    at_once = method in _AT_ONCE and all(options.get(name) is None for name in _APART)
+    for group in _alike(pieces) if at_once else [[site] for site in pieces]:
         place, first = places[group[0]], pieces[group[0]]
         if len(group) == 1:
             made[group[0]] = apply(first, place)
@@ -378,13 +396,16 @@ def check_options(method: str, options: Mapping[str, object]) -> None:
     taken = options_of(method)
     for name, value in options.items():
         if name not in taken:
-            hint = "; method='svd' cuts a sum to a rank" if name == "rank" else ""
+            hint = {
+                "rank": "; method='svd' cuts a sum to a rank",
+                "energy": "; method='svd' cuts a sum to the ranks that keep a share of its energy",
+            }.get(name, "")
             takes = ", ".join(taken) if taken else "no options"
             raise SettingsError(f"method={method!r} takes no {name}: it takes {takes}{hint}")
         if name == "inner" and str(value) in _NAMED:
             raise SettingsError(f"inner={value!r} is method={_NAMED[str(value)]!r}; use that")
         wanted, holds = _VALUES[name]
-        if not (value is None and name == "rank") and not holds(value):
+        if not (value is None and name in ("rank", "energy")) and not holds(value):
             raise SettingsError(f"{name}={value!r}: give {wanted}")
 
 
@@ -400,9 +421,14 @@ _COUNT: tuple[str, Callable[[object], bool]] = (
     "a whole number of layers, 0 or more",
     lambda value: _whole(value) and value >= 0,
 )
+_SHARE: tuple[str, Callable[[object], bool]] = (
+    "a share above 0, at most 1",
+    lambda value: _finite(value) and 0 < value <= 1,
+)
 _VALUES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "rank": ("a whole number, 1 or more", lambda value: _whole(value) and value >= 1),
-    "density": ("a share above 0, at most 1", lambda value: _finite(value) and 0 < value <= 1),
+    "energy": _SHARE,
+    "density": _SHARE,
     "seed": ("a whole number", _whole),
     "lam": ("a finite number", _finite),
     "inner": (f"one of {', '.join(INNER)}", lambda value: value in INNER),
@@ -437,6 +463,18 @@ def describe_methods() -> str:
         summary = (inspect.getdoc(method) or "").splitlines()[0]
         lines.append(f"  {name:16} {summary} [{', '.join(options_of(name))}]".replace(" []", ""))
     return "\n".join(lines)
+
+
+def describe_cut(pieces: Mapping[str, Sequence[Piece]], made: Mapping[str, Factors]) -> str:
+    """What is left of the sums at all sites in words: ranks, and the share of ‖ΔW‖_F²."""
+    whole = sum(energy_of((1.0, *concatenate(of_site))) for of_site in pieces.values())
+    kept = sum(energy_of((1.0, *factors)) for factors in made.values())
+    ranks = [len(a) for a, _ in made.values()]
+    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+    return (
+        f"rank {spread} (mean {sum(ranks) / len(ranks):.1f} over {len(ranks)} sites), "
+        f"{kept / whole if whole else 1.0:.2%} of the energy"
+    )
 
 
 def delta(pieces: Sequence[Piece]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adapters_hub.backbone.copies import remove_hooks, untie
-from adapters_hub.compose.methods import check_options, compose_sites
+from adapters_hub.compose.methods import check_options, compose_sites, describe_cut
 from adapters_hub.errors import BackboneError, NotFoundError
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.folder import check_name
@@ -55,6 +55,7 @@ def composed(
     if not embeds and (prompt := prompt_of(model, resolved)):
         prompts = prompt.stored()
     how = ", ".join(f"{key}={value}" for key, value in options.items())
+    cut = f" It keeps {describe_cut(pieces, factors)}." if options.get("energy") else ""
     info = AdapterInfo(
         name=check_name(name or "-".join(part.name for part in parts)),
         task=main.info.task,
@@ -66,7 +67,7 @@ def composed(
         backbone=model.backbone.name,
         revision=model.backbone.revision,
         fingerprint=model.backbone.fingerprint,
-        description=f"The {method} of {resolved}{how and f' ({how})'}.",
+        description=f"The {method} of {resolved}{how and f' ({how})'}.{cut}",
     )
     config = {
         key: value

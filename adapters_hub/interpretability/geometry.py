@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters_hub.compose.core_space import Piece, core_space, directions
+from adapters_hub.compose.core_space import Piece, core_space, directions, energy_of
 from adapters_hub.compose.entrywise import blocks, generator
 
 SAMPLE = 1 << 20
@@ -107,12 +107,6 @@ def spectrum(piece: Piece) -> Spectrum:
     return Spectrum(space.left.lift(u.mT), values, space.right.lift(vh))
 
 
-def energy(piece: Piece) -> float:
-    """‖w·B·A‖_F², from r × r products."""
-    weight, a, b = piece[0], piece[1].double(), piece[2].double()
-    return weight**2 * ((a @ a.mT) * (b.mT @ b)).sum().item()
-
-
 def compare_site(first: Piece | None, second: Piece | None, seed: str = "") -> SitePair:
     """Two deltas w·B·A of one site of the same shape; None where an adapter does not act.
 
@@ -136,7 +130,7 @@ def compare_site(first: Piece | None, second: Piece | None, seed: str = "") -> S
 
 
 def _energies(first: Piece | None, second: Piece | None) -> tuple[float, float]:
-    return 0.0 if first is None else energy(first), 0.0 if second is None else energy(second)
+    return 0.0 if first is None else energy_of(first), 0.0 if second is None else energy_of(second)
 
 
 def _overlap(products: Tensor, dimensions: int) -> float:

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.padding import padded
+from adapters_hub.compose.core_space import energy_of
 from adapters_hub.errors import BackboneError, DataError, SettingsError
 from adapters_hub.interpretability.comparison import OUTSIDE, deltas_of, in_depth, one_term
-from adapters_hub.interpretability.geometry import energy
 from adapters_hub.library.layers import layer_of, layers_of
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
 from adapters_hub.text.tokenising import encode_texts
@@ -62,7 +62,7 @@ def where_it_acts(model: Runtime, adapter: Weights) -> Whereabouts:
     for site in in_depth(deltas):
         layer = backbone.sites.get(site)
         weight = _energy(matrices[site]) if layer is None else _weight_energy(layer)
-        norms[site] = energy(deltas[site]), weight
+        norms[site] = energy_of(deltas[site]), weight
     total = sum(energy for energy, _ in norms.values())
 
     def shares(group_of: Callable[[str], str]) -> dict[str, Share]:

@@ -50,11 +50,15 @@ class _State(TypedDict):
 
 @dataclass
 class Trainee:
-    """One adapter being trained: its parameters, its optimizer, its best state on dev."""
+    """One adapter being trained: its parameters, its optimizer, its best state on dev.
+
+    ``start`` is the frozen adapter that is subtracted from it meanwhile, if there is one.
+    """
 
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     peaks: list[float]  # learning rate of each parameter group
+    start: Adapter | None = None
     best_score: float | None = None
     best: list[Tensor] = field(default_factory=list)
     best_step: int = 0
@@ -62,21 +66,30 @@ class Trainee:
     stopped: bool = False
 
     @classmethod
-    def of(cls, adapter: Adapter, settings: TrainingSettings) -> "Trainee":
-        """A trainee from a trainable adapter."""
-        head_rate = settings.head_learning_rate or settings.learning_rate
-        factors = [t for site in sorted(adapter.factors) for t in adapter.factors[site]]
+    def of(
+        cls, adapter: Adapter, settings: TrainingSettings, start: Adapter | None = None
+    ) -> "Trainee":
+        """A trainee from a trainable adapter.
+
+        With ``lora_plus`` B has a group of its own (LoRA+, arXiv:2402.12354), as PEFT's
+        ``create_loraplus_optimizer`` makes it; the head keeps its rate, where PEFT gives it that of
+        A or, of one dimension, that of B.
+        """
+        rate = settings.learning_rate
+        pairs = [adapter.factors[site] for site in sorted(adapter.factors)]
+        of_factors = [(rate, [tensor for pair in pairs for tensor in pair])]
+        if settings.lora_plus is not None:
+            faster = rate * settings.lora_plus
+            of_factors = [(rate, [a for a, _ in pairs]), (faster, [b for _, b in pairs])]
         groups: list[dict[str, object]] = [
-            {
-                "params": factors,
-                "weight_decay": settings.weight_decay,
-                "lr": settings.learning_rate,
-            },
-            {"params": [adapter.head[k] for k in sorted(adapter.head)], "lr": head_rate},
+            {"params": tensors, "weight_decay": settings.weight_decay, "lr": of_group}
+            for of_group, tensors in of_factors
         ]
+        head = [adapter.head[k] for k in sorted(adapter.head)]
+        groups.append({"params": head, "lr": settings.head_learning_rate or rate})
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-        return cls(adapter, optimizer, [group["lr"] for group in optimizer.param_groups])
+        return cls(adapter, optimizer, [group["lr"] for group in optimizer.param_groups], start)
 
     def remember(self, score: float, step: int, higher_is_better: bool) -> None:
         """Keep the parameters if the score is the best so far."""
@@ -141,6 +154,8 @@ class Checkpoint:
                     tensors[f"{number}/{place}/{key}"] = value
             for place, tensor in enumerate(trainee.best):
                 tensors[f"{number}/{place}/best"] = tensor
+            for place, tensor in enumerate(trainee.start.parameters() if trainee.start else ()):
+                tensors[f"{number}/start/{place}"] = tensor
             facts.append({name: getattr(trainee, name) for name in _REMEMBERED})
         state: _State = {
             "step": step,
@@ -244,6 +259,9 @@ def _restore(
             trainee.optimizer.state[parameter] = {
                 key: value.to(parameter.device) for key, value in of_parameter.items()
             }
+    with torch.no_grad():
+        for place, tensor in enumerate(trainee.start.parameters() if trainee.start else ()):
+            tensor.copy_(tensors[f"{prefix}start/{place}"])
     if f"{prefix}0/best" in tensors:
         trainee.best = [
             tensors[f"{prefix}{place}/best"].to(parameter.device)

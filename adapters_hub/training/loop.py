@@ -37,7 +37,9 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
+from adapters_hub.training.finishing import plain
 from adapters_hub.training.settings import TrainingSettings
+from adapters_hub.training.starts import Beginning
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,8 +98,8 @@ def train_adapters(
     done, loss = 0, math.nan
     look_every = settings.eval_every or max(1, len(batches) // 10)
     saved = f"; saved in {folder}, the same command goes on from there" if folder else ""
-    with _in_training(model, adapters) as live:
-        trainees = [Trainee.of(adapter, settings) for adapter in live]
+    begin = Beginning(model, task, examples, owners, batches, over, settings, accelerator)
+    with _in_training(model, adapters, settings, begin) as trainees:
         run = _Run(model, task, trainees, over, settings, accelerator)
         if checkpoint and settings.resume:
             done = checkpoint.load(trainees, history, run.scaler)
@@ -129,8 +131,11 @@ def train_adapters(
                     raise KeyboardInterrupt(f"interrupted after step {done}{saved}")
         for trainee in trainees:
             trainee.restore_best()
-        still = [adapter.map(lambda t: t.detach()) for adapter in live]
-        finished = [model.add(task.finished(adapter)) for adapter in still]
+        kept = [
+            plain(trainee.adapter.map(lambda t: t.detach()), trainee.start, settings)
+            for trainee in trainees
+        ]
+        finished = [model.add(task.finished(adapter)) for adapter in kept]
     accelerator.wait_for_everyone()
     if checkpoint and accelerator.is_main_process:
         checkpoint.remove()
@@ -299,12 +304,14 @@ class _Run:
     def blend_of(self, row: Row, owner: int) -> Blend:
         """What a row of an adapter's data runs under: the adapter, over the row's frozen blend."""
         names, below = [trainee.adapter.name for trainee in self.trainees], self.over(row)
+        start = self.trainees[owner].start
         if twice := sorted({*names} & {*below.terms}):
             raise TrainingError(
                 f"{row.where or repr(row.text)}: {twice[0]!r} is trained here, so it cannot be a "
                 "frozen adapter below too; leave it out there, or give the new one another name"
             )
-        return Blend(((names[owner], 1.0),), exact=True) + below
+        taken = [] if start is None else [(start.name, -1.0)]
+        return Blend(((names[owner], 1.0), *taken), exact=True) + below
 
     @property
     def scaler(self) -> "GradScaler | None":
@@ -323,14 +330,28 @@ class _Piece:
 
 
 @contextmanager
-def _in_training(model: Runtime, adapters: Sequence[Adapter]) -> Iterator[list[Adapter]]:
-    """Trainable copies, resident; if the block fails, nothing half-trained is left behind."""
+def _in_training(
+    model: Runtime, adapters: Sequence[Adapter], settings: TrainingSettings, begin: Beginning
+) -> Iterator[list[Trainee]]:
+    """Trainees of copies, resident with their starts; these go at the end.
+
+    If the block fails, nothing half-trained is left behind.
+    """
+    trainees: list[Trainee] = []
     try:
-        yield [model.add(adapter.trainable(), trained=True) for adapter in adapters]
+        begun = [begin(number, adapter) for number, adapter in enumerate(adapters)]
+        for adapter, start in begun:
+            live = model.add(adapter.trainable(), trained=True)
+            trainees.append(Trainee.of(live, settings, start and model.add(start)))
+        yield trainees
     except BaseException:
         for adapter in adapters:
             model.drop(adapter.name)
         raise
+    finally:
+        for trainee in trainees:
+            if trainee.start is not None:
+                model.drop(trainee.start.name)
 
 
 def _facts(

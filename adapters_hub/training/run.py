@@ -47,6 +47,7 @@ from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
+from adapters_hub.training.starts import check_start
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ class Experiment:
             device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
             trust_remote_code=settings.trust_remote_code,
         )
+        check_start(settings.init, self.model.backbone)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if settings.tracker:
@@ -238,7 +240,7 @@ class Experiment:
             seed=settings.seed,
         )
         below = self.language_blend if over else lambda row: Blend()
-        return train_adapters(
+        trained, progress = train_adapters(
             self.model,
             self.task,
             adapters,
@@ -253,6 +255,10 @@ class Experiment:
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
             known_by=known_by,
         )
+        for adapter in trained:
+            if adapter.info.description:
+                self.print(f"{adapter.name}: {adapter.info.description}")
+        return trained, progress
 
     @cached_property
     def examples(self) -> dict[str, Sequence[Example]]:

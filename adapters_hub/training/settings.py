@@ -28,6 +28,8 @@ SYNONYMS = {
     "r": "rank",
     "lora_dropout": "dropout",
     "use_rslora": "rslora",
+    "init_lora_weights": "init",
+    "loraplus_lr_ratio": "lora_plus",
     "target_modules": "targets",
     "target_parameters": "parameters",
     "max_steps": "steps",
@@ -40,6 +42,9 @@ SYNONYMS = {
 _PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
 
 _Value = TypeVar("_Value")
+
+Init = Literal["gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"]
+"""PEFT's names of what an adapter may start with, where it is not the default."""
 
 _MODEL = "backbone"
 _DATA = "data"
@@ -146,7 +151,17 @@ class TrainingSettings:
     over_share: float = _setting(1.0, "share of the rows that see their language adapter", _ADAPTER)
     rank: int = _setting(8, "LoRA rank", _ADAPTER)
     lora_alpha: float | None = _setting(None, "LoRA alpha; default: twice the rank", _ADAPTER)
-    rslora: bool = _setting(False, "scale by alpha / sqrt(rank)", _ADAPTER)
+    rslora: bool = _setting(
+        False, "scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)", _ADAPTER
+    )
+    init: Init | None = _setting(
+        None,
+        "what A and B start with, as PEFT computes it: from the weights pissa (arXiv:2404.02948), "
+        "olora (arXiv:2406.01775) and orthogonal, from the first train batches eva "
+        "(arXiv:2410.07170) and lora_ga (arXiv:2407.05000), or gaussian; "
+        "default: A uniform, B zero",
+        _ADAPTER,
+    )
     dropout: float = _setting(0.0, "dropout before A", _ADAPTER)
     targets: tuple[str, ...] = _setting(
         ("all-linear",),
@@ -159,10 +174,22 @@ class TrainingSettings:
         "their names",
         _ADAPTER,
     )
+    cut: float | None = _setting(
+        None,
+        "when trained, cut each site's delta to the smallest rank that keeps this share of its "
+        "energy, the sum of squared singular values (Eckart and Young, 1936)",
+        _ADAPTER,
+    )
+    cut_rank: int | None = _setting(
+        None, "when trained, cut each site's delta to this rank at most, likewise", _ADAPTER
+    )
     steps: int = _setting(300, "optimizer steps", _STEPS)
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces", _STEPS)
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in", _STEPS)
     learning_rate: float = _setting(1e-3, "peak learning rate of the adapter", _STEPS)
+    lora_plus: float | None = _setting(
+        None, "B learns at so many times the rate of A (LoRA+, arXiv:2402.12354, with 16)", _STEPS
+    )
     head_learning_rate: float | None = _setting(
         None, "of the head; default: as the adapter", _STEPS
     )
@@ -194,6 +221,21 @@ class TrainingSettings:
         for name in ("steps", "batch_size", "accumulation", "rank"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("cut_rank", "lora_plus"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < float("inf"):
+                raise SettingsError(f"{name}={value}: must be 1 or more")
+        if self.cut is not None and not 0 < self.cut <= 1:
+            raise SettingsError(
+                f"cut={self.cut}: must be a share above 0, at most 1 (a rank is cut_rank)"
+            )
+        if self.init is not None and self.parameters:
+            raise SettingsError(
+                f"init={self.init!r} is for layers, and parameters={' '.join(self.parameters)} are "
+                "none: leave out one of them"
+            )
+        if self.init == "orthogonal" and self.rank % 2:
+            raise SettingsError(f"rank={self.rank}: init='orthogonal' needs an even one")
         for name in ("dropout", "warmup", "over_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be between 0 and 1")

@@ -1,6 +1,7 @@
 """The command line, in process; one run as a subprocess for speed of start and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -82,6 +83,13 @@ def test_compose_takes_methods_and_their_options(run, library, tmp_path):
     assert run("compose", "pt-BR + hotel", "-o", tmp_path / "swap", *options)[0] == 0
     options = ["--method", "core", "--inner", "dare", "--seed", 1, "--rank", 2]
     assert run("compose", "pt-BR + hotel", "-o", tmp_path / "core", *options)[0] == 0
+    options = ["--method", "svd", "--energy", 0.5, "--name", "half"]
+    status, out, _ = run("compose", "pt-BR + hotel", "-o", tmp_path / "half", *options)
+    assert status == 0
+    assert re.search(
+        r"\(energy=0.5\)\. It keeps rank .* sites\), [5-9]\d\.\d\d% of the energy", out
+    )
+    assert library.add(tmp_path / "half").rank < 8
     options = ["--method", "subtract", "--lam", 0.5]
     assert run("compose", "pt-BR - hotel", "-o", tmp_path / "less", *options)[0] == 0
 
@@ -90,6 +98,8 @@ def test_compose_takes_methods_and_their_options(run, library, tmp_path):
     ("options", "message"),
     [
         (["--rank", 4], "takes no rank: it takes no options; method='svd'"),
+        (["--energy", 0.9], "takes no energy: it takes no options; method='svd'"),
+        (["--method", "svd", "--energy", 95], "energy=95.0: give a share above 0, at most 1"),
         (["--method", "svd", "--seed", 1], "takes no seed: it takes rank"),
         (["--method", "svd", "--rank", 0], "rank=0: give a whole number, 1 or more"),
         (["--method", "ties", "--density", 2], "density=2.0: give a share above 0, at most 1"),

@@ -13,6 +13,7 @@ from adapters_hub.compose import entrywise as entries
 from adapters_hub.compose.core_space import core_space, rows_to_basis
 from adapters_hub.compose.entrywise import kth_largest
 from adapters_hub.compose.methods import METHODS, compose, compose_sites, delta, options_of
+from adapters_hub.errors import SettingsError
 
 CASES = {
     "one": ([3], [1.5], (7, 9)),
@@ -346,3 +347,48 @@ def test_no_delta_is_ever_held(method, shape, monkeypatch):
     blockwise = method in ("ties", "dare", "magnitude_prune")
     largest = 2048 * 256 // (2 if blockwise else 8)  # float64 Gram 256 × 256, or factors
     assert 0 < watch.largest <= largest
+
+
+# ── a share of the energy ────────────────────────────────────────────────────────────────────────
+
+
+@given(some_pieces(), st.floats(0.05, 1.0))
+def test_energy_is_kept_by_the_smallest_rank(pieces, energy):
+    a, b = compose(pieces, "svd", energy=energy)
+    values = np.linalg.svd(sum(dense(piece) for piece in pieces), compute_uv=False) ** 2
+    rank, whole = len(a), values.sum()
+    assert np.linalg.norm(product((a, b))) ** 2 >= (energy - 1e-5) * whole - 1e-12
+    assert values[: max(0, rank - 1)].sum() <= energy * whole * (1 + 1e-5) + 1e-12
+
+
+def test_all_of_the_energy_is_the_sum():
+    pieces = make((3, 2), (1.0, -0.5), (12, 10))
+    close(product(compose(pieces, "svd", energy=1.0)), sum(map(dense, pieces)), size_of(pieces))
+    twice = [*pieces[:1], *pieces[:1]]
+    a, b = compose(twice, "svd", energy=1.0)
+    assert len(a) == 3
+    close(product((a, b)), 2 * dense(pieces[0]), size_of(twice))
+
+
+def test_sites_of_one_shape_are_cut_each_to_its_rank():
+    flat, steep = make((4,), (1.0,), (12, 10)), make((4,), (1.0,), (12, 10), seed=1)
+    steep[0][2].mul_(torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    pieces = {"layers.0.q": flat, "layers.1.q": steep}
+    made = compose_sites(pieces, "svd", energy=0.9)
+    assert len(made["layers.1.q"][0]) < len(made["layers.0.q"][0])
+    for site, of_site in pieces.items():
+        alone = compose(of_site, "svd", energy=0.9)
+        assert all(torch.equal(*pair) for pair in zip(made[site], alone, strict=True))
+    capped = compose_sites(pieces, "svd", energy=0.9, rank=2)
+    assert [len(a) for a, _ in capped.values()] == [2, len(made["layers.1.q"][0])]
+
+
+@pytest.mark.parametrize("energy", [0, -0.1, 1.5, float("nan"), True])
+def test_energy_is_a_share(energy):
+    with pytest.raises(SettingsError, match=r"energy=.*: give a share above 0, at most 1"):
+        compose(make((2,), (1.0,), (6, 5)), "svd", energy=energy)
+
+
+def test_energy_is_for_svd():
+    with pytest.raises(SettingsError, match="method='svd' cuts a sum to the ranks that keep"):
+        compose(make((2,), (1.0,), (6, 5)), "sum", energy=0.9)

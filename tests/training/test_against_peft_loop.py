@@ -2,65 +2,25 @@
 
 import pytest
 import torch
+from helpers.peft_loop import LABELS, RATE, ours, rows, theirs, tiny_decoder
 from peft import LoraConfig, PeftModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn import functional
+from peft.optimizers import create_loraplus_optimizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GptOssConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
     Qwen3MoeConfig,
 )
 
 import adapters_hub as ah
-from adapters_hub.data.rows import Row
 from adapters_hub.runtime.stored import stored
 from adapters_hub.tasks import make_task
-from adapters_hub.training.loop import train_adapters
-
-TEXT = "the room was clean quiet staff rude slow never again view station breakfast cold bed"
-WORDS = TEXT.split()
-LABELS = ("bad", "good", "mixed")
-BATCHES = [[0, 5, 2, 7], [1, 3, 6, 4], [7, 2, 0, 1]]
-RATE, CLIP = 1e-2, 0.5
+from adapters_hub.training.checkpoint import Trainee
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Qwen3."""
-    return backbone(tmp_path_factory.mktemp("backbone"), Qwen3Config, tie_word_embeddings=True)
-
-
-def backbone(path, config_class, **options):
-    """The folder of a tiny decoder with a word-level tokenizer, padded on the right."""
-    tokens = ["<pad>", "<unk>", "</s>", *WORDS]
-    words = Tokenizer(models.WordLevel({t: n for n, t in enumerate(tokens)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
-        padding_side="right",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    config = config_class(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=2,
-        initializer_range=0.2, **options,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def rows():
-    """Eight texts of three to ten words."""
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for number in range(8):
-        chosen = torch.randint(len(WORDS), (3 + number,), generator=generator).tolist()
-        made.append(Row(" ".join(WORDS[i] for i in chosen), LABELS[number % 3]))
-    return made
+    return tiny_decoder(tmp_path_factory.mktemp("backbone"))
 
 
 def start(task, backbone, **options):
@@ -72,50 +32,6 @@ def start(task, backbone, **options):
     for _, b in adapter.factors.values():
         b.normal_(std=0.1, generator=generator)
     return adapter
-
-
-def ours(model, task, adapter, examples, accumulation):
-    """The adapter after our training loop."""
-    from accelerate import Accelerator
-
-    settings = ah.TrainingSettings(
-        steps=len(BATCHES), batch_size=4, learning_rate=RATE, schedule="linear", warmup=0.0,
-        clip=CLIP, accumulation=accumulation, cpu=True,
-    )  # fmt: skip
-    owners = [0] * len(examples)
-    (trained,), _ = train_adapters(
-        model, task, [adapter], examples, owners, BATCHES, settings, Accelerator(cpu=True)
-    )
-    return trained
-
-
-def theirs(peft, texts, targets, tokenizer):
-    """PEFT's parameters after the loop anyone would write; ``targets`` None for the text itself."""
-    parameters = [p for p in peft.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(BATCHES))
-    losses = []
-    for numbers in BATCHES:
-        batch = tokenizer([texts[i] for i in numbers], padding=True, return_tensors="pt")
-        if targets is None:
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            loss = peft(**batch, labels=labels).loss
-        else:
-            loss = functional.cross_entropy(
-                peft(**batch).logits, torch.tensor([targets[i] for i in numbers])
-            )
-        loss.backward()
-        losses.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    assert losses[0] != losses[-1]
-    return {
-        name.replace(".default", "").replace(".modules_to_save", ""): p.detach()
-        for name, p in peft.named_parameters()
-        if p.requires_grad
-    }
 
 
 def compare(trained, before, reference):
@@ -150,7 +66,9 @@ def test_classifier_trains_as_in_pefts_own_loop(folder, tmp_path, options, accum
     peft = PeftModel.from_pretrained(base, adapter.save(tmp_path / "start"), is_trainable=True)
 
     data = rows()
-    trained = ours(model, task, adapter, task.encode(data, model.backbone), accumulation)
+    trained = ours(
+        model, task, adapter, task.encode(data, model.backbone), accumulation=accumulation
+    )
     targets = [LABELS.index(row.label) for row in data]
     reference = theirs(peft, [row.text for row in data], targets, model.backbone.tokenizer)
     compare(trained, adapter, reference)
@@ -164,7 +82,7 @@ def test_language_model_trains_as_in_pefts_own_loop(folder, tmp_path):
     ("config", "router"), [(GptOssConfig, "router"), (Qwen3MoeConfig, "gate")], ids=["gpt", "qwen"]
 )
 def test_experts_train_as_in_pefts_own_loop(config, router, tmp_path):
-    folder = backbone(
+    folder = tiny_decoder(
         tmp_path / "backbone", config, num_local_experts=4, num_experts_per_tok=2,
         moe_intermediate_size=24,
     )  # fmt: skip
@@ -181,7 +99,51 @@ def language_model_trains_alike(folder, tmp_path, **options):
     peft = PeftModel.from_pretrained(base, adapter.save(tmp_path / "start"), is_trainable=True)
 
     examples = task.encode(rows(), model.backbone)
-    trained = ours(model, task, adapter, examples, accumulation=1)
+    trained = ours(model, task, adapter, examples)
     texts = [f"{row.text} </s>" for row in rows()]  # as `encode` ends a decoder's text
     reference = theirs(peft, texts, None, model.backbone.tokenizer)
     compare(trained, adapter, reference)
+
+
+def test_with_lora_plus_it_trains_as_with_pefts_optimizer(folder, tmp_path):
+    """Weight decay too; PEFT's learning rate of a head is another one, so there is none here."""
+    task = make_task("language-modeling")
+    model = ah.load_backbone(str(folder), library=tmp_path / "library", device="cpu")
+    adapter = start(task, model.backbone, target_modules="all-linear")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    peft = PeftModel.from_pretrained(base, adapter.save(tmp_path / "start"), is_trainable=True)
+    optimizer = create_loraplus_optimizer(
+        peft, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=16, loraplus_weight_decay=0.3
+    )
+    settings = ah.TrainingSettings(learning_rate=RATE, lora_plus=16, weight_decay=0.3)
+    expected = {
+        (group["lr"], group["weight_decay"]): sorted(map(tuple, (p.shape for p in group["params"])))
+        for group in optimizer.param_groups
+        if group["params"]
+    }
+    assert expected == {
+        (group["lr"], group["weight_decay"]): sorted(map(tuple, (p.shape for p in group["params"])))
+        for group in Trainee.of(adapter.trainable(), settings).optimizer.param_groups
+    }
+    assert len(expected) == 2
+
+    texts = [f"{row.text} </s>" for row in rows()]
+    examples = task.encode(rows(), model.backbone)
+    trained = ours(model, task, adapter, examples, lora_plus=16, weight_decay=0.3)
+    reference = theirs(peft, texts, None, model.backbone.tokenizer, optimizer)
+    compare(trained, adapter, reference)
+
+
+def test_a_head_keeps_its_rate_with_lora_plus(folder, tmp_path):
+    task = make_task("classification", label_names=LABELS)
+    model = ah.load_backbone(str(folder), library=tmp_path / "library", device="cpu")
+    adapter = start(task, model.backbone, target_modules="all-linear").trainable()
+    settings = ah.TrainingSettings(learning_rate=1e-3, loraplus_lr_ratio=4, head_learning_rate=0.5)
+    trainee = Trainee.of(adapter, settings)
+    assert trainee.peaks == [1e-3, 4e-3, 0.5]
+    groups = [group["params"] for group in trainee.optimizer.param_groups]
+    rates = {id(p): rate for rate, group in zip(trainee.peaks, groups, strict=True) for p in group}
+    for a, b in adapter.factors.values():
+        assert (rates[id(a)], rates[id(b)]) == (1e-3, 4e-3)
+    assert [rates[id(t)] for t in adapter.head.values()] == [0.5]
+    assert len(rates) == len(adapter.parameters())
