@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from adapters_hub.openmp import wait_asleep
+
+wait_asleep()
 pytest.register_assert_rewrite("helpers")
 
 WORDS = [

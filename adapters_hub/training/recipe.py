@@ -1,4 +1,4 @@
-"""How a recipe runs as a program: its log, its errors on one line, and what Ctrl-C leaves.
+"""How a recipe runs as a program: its threads, its log, its errors on one line, and Ctrl-C.
 
 Imports no torch, so that help and wrong flags are shown at once.
 """
@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 
 from adapters_hub.errors import AdaptersHubError
+from adapters_hub.openmp import wait_asleep
 
 
 def main(recipe: Callable[[], None]) -> None:
     """Run a recipe; an error that the library raises on purpose is shown without a traceback."""
+    wait_asleep()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
