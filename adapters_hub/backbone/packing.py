@@ -7,15 +7,13 @@ up by its name; does not know where documents come from.
 import inspect
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from adapters_hub.backbone.backbone import Backbone
+from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,31 @@ class Packing:
         return inputs
 
 
+class Reader(Protocol):
+    """What is asked of a backbone here."""
+
+    name: str
+    base: PreTrainedModel
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills a row."""
+
+    def hidden_states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The last hidden states (rows, tokens, width)."""
+
+
 @torch.no_grad()
-def packing_of(backbone: "Backbone", tokens: int) -> Packing | None:
+def packing_of(backbone: Reader, tokens: int) -> Packing | None:
     """How documents in rows of so many tokens are kept apart; None where the model cannot.
 
     Two documents are computed in one row in each way there is. In a good one neither changes with
