@@ -5,14 +5,16 @@ import re
 import pytest
 import torch
 from conftest import TEXTS
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from helpers.peft_loop import tiny_decoder
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.tasks import make_task
 from adapters_hub.training.checkpoint import Trainee
 from adapters_hub.training.finishing import plain
 from adapters_hub.training.settings import TrainingSettings, parse_settings
@@ -165,3 +167,33 @@ def test_pefts_names_are_taken_and_the_help_names_the_papers(capsys):
     papers = ("2312.03732", "2402.12354", "2404.02948", "2406.01775", "2410.07170", "2407.05000")
     for paper in papers:
         assert f"arXiv:{paper}" in text
+
+
+def test_experts_are_cut_each_by_itself_and_stay_a_peft_adapter(tmp_path):
+    """An expert's slice is a site; PEFT's file has one rank for all of a parameter's."""
+    folder = tiny_decoder(
+        tmp_path / "backbone", Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=24,
+    )  # fmt: skip
+    model = ah.load_backbone(str(folder), library=tmp_path / "library", device="cpu")
+    task = make_task("language-modeling")
+    lora = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["experts.down_proj"])
+    adapter = task.new_adapter(ah.AdapterInfo(name="one", task=task.name), model.backbone, lora)
+    generator = torch.Generator().manual_seed(2)
+    for number, (_, b) in enumerate(adapter.factors.values()):
+        b.normal_(generator=generator)
+        b *= torch.tensor([1.0, 0.5, 0.3, 0.2]) ** (number % 3)
+    kept = plain(adapter, None, TrainingSettings(cut=0.8))
+    assert len({len(a) for a, _ in kept.factors.values()}) > 1
+    for site in adapter.factors:
+        whole = squares(delta(adapter, site)).sum()
+        assert 0.8 * whole <= squares(delta(kept, site)).sum() <= whole
+    saved = kept.save(tmp_path / "kept")
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), saved)
+    model.add(kept)
+    ids = torch.arange(4, 12).view(2, 4)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**inputs, adapters="one").logits, peft(**inputs).logits, atol=1e-4, rtol=1e-4
+        )

@@ -202,6 +202,11 @@ def test_values_that_cannot_work(values):
         TrainingSettings().changed(**values)
 
 
+def test_starts_are_for_layers():
+    with pytest.raises(SettingsError, match=r"init='pissa' is for layers, and parameters=experts"):
+        TrainingSettings(init="pissa", parameters=("experts.down_proj",))
+
+
 def test_settings_cannot_be_changed_but_copied():
     settings = TrainingSettings()
     with pytest.raises(FrozenInstanceError):
