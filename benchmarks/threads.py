@@ -82,9 +82,9 @@ def rows(part: str, times: Times) -> list[list[str]]:
     for name in times["alone"]:
         line = [part, name]
         for of_condition in times.values():
-            own, one = of_condition[name], of_condition[ONE]
-            ratio = statistics.median(a / b for a, b in zip(own, one, strict=True))
-            line += [f"{min(own) * 1e3:,.1f}", f"{statistics.median(own) * 1e3:,.1f}"]
+            seconds, one = of_condition[name], of_condition[ONE]
+            ratio = statistics.median(a / b for a, b in zip(seconds, one, strict=True))
+            line += [f"{min(seconds) * 1e3:,.1f}", f"{statistics.median(seconds) * 1e3:,.1f}"]
             line.append(f"{ratio:.2f}")
         shown.append(line)
     return shown
@@ -108,7 +108,7 @@ def main() -> None:
     head = ["", ""]
     for condition in times[options.parts[0]]:
         head += [f"{condition}: best, ms", "median, ms", "/ one thread"]
-    shown = markdown(head, [line for part, own in times.items() for line in rows(part, own)], 2)
+    shown = markdown(head, [line for part in times for line in rows(part, times[part])], 2)
     title = f"{options.threads} threads, alone and beside {options.busy} busy process(es)"
     report(f"{title}, {options.rounds} rounds", shown, {"seconds": times}, options.json)
 

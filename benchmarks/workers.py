@@ -151,10 +151,10 @@ def train() -> Callable[[], float]:
         bar = contextlib.redirect_stderr(io.StringIO())
         with contextlib.redirect_stdout(shown), bar:
             runpy.run_path("recipes/lora_domain.py", run_name="__main__")
-        found = re.search(r"([\d,]+) tokens a second", shown.getvalue())
-        if found is None:
+        speed = re.search(r"([\d,]+) tokens a second", shown.getvalue())
+        if speed is None:
             raise SystemExit(f"the recipe printed no speed:\n{shown.getvalue()}")
-        return 1000 / float(found[1].replace(",", ""))
+        return 1000 / float(speed[1].replace(",", ""))
 
     return run
 

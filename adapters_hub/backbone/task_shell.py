@@ -16,6 +16,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from adapters_hub.errors import BackboneError
 
+BODY_OUTPUTS = ("last_hidden_state", "pooler_output")
+"""What heads read of a body: (rows, tokens, width), and (rows, width) where it has a pooler."""
+
 
 class TaskShell:
     """A transformers task class that computes its head and borrows everything below it.
@@ -100,14 +103,33 @@ class TaskShell:
         self,
         heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
         inputs: dict[str, torch.Tensor],
+        known: Mapping[str, torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
         """Logits, a tensor for each (head parameters, row indices or None = all).
 
         (rows, labels) or (rows, tokens, labels), as the class has them; start and end logits of
         question answering are two labels (rows, tokens, 2). The body runs once over the whole
-        batch, however many heads there are.
+        batch, however many heads there are, and not at all where ``known`` are its `features`.
         """
+        return self._run(_Body(self._base, known), heads, inputs)
+
+    @torch.no_grad()
+    def features(
+        self, head: Mapping[str, torch.Tensor], inputs: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What heads read of the body, by `BODY_OUTPUTS`, whatever ``head`` is the one at hand."""
         body = _Body(self._base)
+        # Detached: autocast may keep the copies that it makes here, which have no gradient.
+        self._run(body, [({name: p.detach() for name, p in head.items()}, None)], inputs)
+        outputs = {name: getattr(body.output, name, None) for name in BODY_OUTPUTS}
+        return {name: tensor for name, tensor in outputs.items() if tensor is not None}
+
+    def _run(
+        self,
+        body: "_Body",
+        heads: list[tuple[dict[str, torch.Tensor], torch.Tensor | None]],
+        inputs: dict[str, torch.Tensor],
+    ) -> list[torch.Tensor]:
         logits: list[torch.Tensor] = []
         for parameters, rows in heads:
             shell = _bind(self._shell, parameters)
@@ -143,12 +165,13 @@ class KnownBody(nn.Module):
 
 @dataclass
 class _HiddenStates(ModelOutput):
-    """A body's output with nothing but its last hidden states.
+    """A body's output with nothing but what heads read of it.
 
     Caches, routers' logits and whatever else a class passes on are None.
     """
 
     last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -158,14 +181,16 @@ class _HiddenStates(ModelOutput):
 class _Body(nn.Module):
     """Stands where a task class has its body: runs it once, then hands out rows of its output.
 
+    It is not run where its output is ``known``.
     Heads compute in float32, whatever the precision of the body.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, known: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__()
         self._run = base.__call__  # not a submodule: its parameters are not the head's
         self.activation = _pooler_activation(base)
-        self.output: ModelOutput | None = None  # of the class that the body returns
+        # of the class that the body returns
+        self.output: ModelOutput | None = _HiddenStates(**known) if known else None
         self.rows: torch.Tensor | None = None
         self.pooler: nn.Module | None = None
 

@@ -14,6 +14,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Record, Target, Task
+from adapters_hub.tasks.features import Features
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,11 +31,13 @@ def collect_records(
     *,
     batch_size: int = 64,
     accelerator: "Accelerator | None" = None,
+    features: Features | None = None,
 ) -> list[Record]:
     """A task's record for every example, in order; each example under a resolved blend.
 
     With an `accelerate.Accelerator` the work is done at its precision, spread over its processes,
-    and every one of them gets all records.
+    and every one of them gets all records. ``features`` keep what a frozen body makes of examples
+    that are seen again.
     """
     process, processes = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -48,6 +51,8 @@ def collect_records(
         batch = task.collate(chosen, model.backbone)
         precision = accelerator.autocast() if accelerator else nullcontext()
         with model.bank.using(model.plan(blends)), precision:
+            if features is not None:
+                batch = features.added(batch, heads, chosen)
             records = task.records(model, batch, heads, chosen)
         numbered += zip(numbers, records, strict=True)
     if processes > 1:

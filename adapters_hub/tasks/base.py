@@ -175,6 +175,14 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
     def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """Each row's loss summed over its targets (rows,), in nats, under the current plan."""
 
+    def features(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> dict[str, Tensor]:
+        """What heads read of the body, under the current plan, whichever of ``heads`` it is.
+
+        (rows, tokens, width) or (rows, width), by the names under which `loss` and `records` take
+        them from a batch instead of running the body; empty where they would not.
+        """
+        return {}
+
     def outputs(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """What the rows of a task that couples compare: (sequences, width), float32."""
         raise NotImplementedError(f"{self.name} does not couple rows")

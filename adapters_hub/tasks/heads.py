@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.backbone.task_shell import TaskShell
+from adapters_hub.backbone.task_shell import BODY_OUTPUTS, TaskShell
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import HeadError
 from adapters_hub.library.adapter_file import MULTI_LABEL
@@ -57,6 +57,12 @@ class HeadTask(Task[Target, Record]):
     def needs_head(self) -> bool:
         return True
 
+    def features(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> dict[str, Tensor]:
+        inputs = _inputs_of(batch)
+        features = self.shell(model.backbone).features(heads[0][0], inputs)
+        whole = features["last_hidden_state"].shape[:2] == inputs["input_ids"].shape
+        return features if whole else {}
+
 
 @dataclass(frozen=True)
 class LabelledTask(HeadTask[Target, Record]):
@@ -91,10 +97,14 @@ def _auto_class(task: str) -> str:
     return name
 
 
+def _inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: batch[key] for key in _INPUTS if key in batch}
+
+
 def row_logits(shell: TaskShell, batch: Mapping[str, Tensor], heads: Heads) -> Tensor:
     """(rows, labels) or (rows, tokens, labels), each row by the head of its blend."""
-    inputs = {key: batch[key] for key in _INPUTS if key in batch}
-    parts = shell(heads, inputs)
+    inputs = _inputs_of(batch)
+    parts = shell(heads, inputs, {key: batch[key] for key in BODY_OUTPUTS if key in batch})
     if heads[0][1] is None:
         return parts[0]
     out = parts[0].new_empty(len(inputs["input_ids"]), *parts[0].shape[1:])

@@ -35,6 +35,7 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
+from adapters_hub.tasks.features import Features
 from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.finishing import plain
@@ -100,7 +101,9 @@ def train_adapters(
     saved = f"; saved in {folder}, the same command goes on from there" if folder else ""
     begin = Beginning(model, task, examples, owners, batches, over, settings, accelerator)
     with _in_training(model, adapters, settings, begin) as trainees:
-        run = _Run(model, task, trainees, over, settings, accelerator)
+        alone = _heads_alone(task, [trainee.adapter for trainee in trainees])
+        features = Features(model, task) if alone else None
+        run = _Run(model, task, trainees, over, settings, accelerator, features)
         if checkpoint and settings.resume:
             done = checkpoint.load(trainees, history, run.scaler)
         started = time.perf_counter()
@@ -155,6 +158,7 @@ class _Run:
     over: Callable[[Row], Blend]
     settings: TrainingSettings
     accelerator: "Accelerator"
+    features: Features | None  # where they stay as they are
     tokens: int = 0
 
     def step(
@@ -240,7 +244,10 @@ class _Run:
         heads = self.model.heads(blends) if task.needs_head() else []
         plan = self.model.plan(blends, settings.dropout)
         with self.model.bank.using(plan), accelerator.autocast():
-            return run(self.model, piece.inputs, heads)
+            inputs = piece.inputs
+            if self.features is not None:
+                inputs = self.features.added(inputs, heads, piece.examples)
+            return run(self.model, inputs, heads)
 
     def _backward_coupled(
         self,
@@ -291,7 +298,12 @@ class _Run:
                 continue
             blend_of = partial(self.blend_of, owner=number)
             records = collect_records(
-                self.model, self.task, dev_examples, blend_of, accelerator=self.accelerator
+                self.model,
+                self.task,
+                dev_examples,
+                blend_of,
+                accelerator=self.accelerator,
+                features=self.features,
             )
             score = self.task.metrics(records)[self.task.metric]
             trainee.remember(score, done, self.task.higher_is_better)
@@ -352,6 +364,11 @@ def _in_training(
         for trainee in trainees:
             if trainee.start is not None:
                 model.drop(trainee.start.name)
+
+
+def _heads_alone(task: Task, adapters: Sequence[Adapter]) -> bool:
+    """Whether nothing but heads learns, so that what the body makes of a row stays as it is."""
+    return task.needs_head() and not any(adapter.factors for adapter in adapters)
 
 
 def _facts(
