@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = 0.01
 """Share of unknown tokens from which on a language counts as hardly known."""
-MISSED = 0.05
+LONGER = 1.4
+"""Tokens of texts over those of their translations, from which on it does, for want of bits."""
+MISSED = 0.1
 """Share of texts that do not find their translation, from which on it does."""
 BITS = 1.5
 """Bits of texts over those of their translations, from which on it does."""
@@ -112,6 +114,8 @@ class Known:
             said.append(f"{self.unknown:.1%} of the tokens are unknown")
         if self.finds is not None and 1 - self.finds >= MISSED:
             said.append(f"{1 - self.finds:.0%} of the texts do not find their translation")
+        if self.surplus is None and self.longer is not None and self.longer >= LONGER:
+            said.append(f"{self.longer:.1f} times the tokens of the translations")
         if self.surplus is not None and self.surplus >= BITS:
             said.append(f"{self.surplus:.1f} times the bits of the translations")
         return said

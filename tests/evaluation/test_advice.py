@@ -98,7 +98,11 @@ def test_the_one_that_knows_most_is_recommended_and_of_equals_the_faster():
     fast = Measured("fast", "encoder", 1.0, 2**30, {"de": good, "yo": bad})
     assert good.reasons() == []
     assert fast.hardly() == {
-        "yo": ["2.0% of the tokens are unknown", "40% of the texts do not find their translation"]
+        "yo": [
+            "2.0% of the tokens are unknown",
+            "40% of the texts do not find their translation",
+            "1.9 times the tokens of the translations",
+        ]
     }
     said = recommendation([fast, slow])
     assert "recommended: fast" in said
@@ -107,6 +111,7 @@ def test_the_one_that_knows_most_is_recommended_and_of_equals_the_faster():
     )
     assert "--objective match" in said
     assert "should pay in yo" in said
+    assert Known(0, 1, longer=1.9, surplus=1.2).reasons() == []
     assert Known(0, 1, surplus=1.7).reasons() == ["1.7 times the bits of the translations"]
     whole = Measured("whole", "decoder", 1.0, 2**30, {"de": good})
     assert "No language stands out" in recommendation([whole])
