@@ -83,8 +83,17 @@ class Adapter:
         )
 
     def trainable(self) -> "Adapter":
-        """A float32 copy whose tensors are parameters."""
-        return self.map(lambda t: nn.Parameter(t.detach().to(torch.float32, copy=True)))
+        """A float32 copy whose tensors are parameters.
+
+        They are contiguous, as gradients that went through other processes and what a checkpoint
+        brings back are: a fused optimizer takes all of it in the order of memory.
+        """
+
+        def parameter(tensor: Tensor) -> Tensor:
+            ordered = torch.contiguous_format
+            return nn.Parameter(tensor.detach().to(torch.float32, copy=True, memory_format=ordered))
+
+        return self.map(parameter)
 
     # ── from ─────────────────────────────────────────────────────────────────────────────────
 

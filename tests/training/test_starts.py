@@ -231,6 +231,16 @@ def test_every_kind_of_backbone_begins(tiny, tmp_path, kind, init):
     assert model.bank.names() == []
 
 
+def test_parameters_lie_in_order_whatever_they_begin_with(model):
+    """Else the fused optimizer pairs a tensor's numbers with others of its gradient."""
+    begun = fresh(model, LanguageModeling()).map(lambda t: t.t().contiguous().t())
+    assert not any(t.is_contiguous() for t in begun.parameters())
+    live = begun.trainable()
+    for tensor, before in zip(live.parameters(), begun.parameters(), strict=True):
+        assert torch.equal(tensor, before)
+        assert tensor.is_contiguous()
+
+
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,11 +285,12 @@ class Interrupted(LanguageModeling):
 seen: list[int] = []
 
 
-def test_a_start_survives_a_checkpoint(model, tmp_path):
+@pytest.mark.parametrize("init", ["pissa", "eva"])
+def test_a_start_survives_a_checkpoint(model, tmp_path, init):
     def run(task=None, folder=None):
         task = task or LanguageModeling()
         examples = task.encode(rows(), model.backbone)
-        settings = TrainingSettings(init="pissa", save_every=1, learning_rate=1e-2, warmup=0.0)
+        settings = TrainingSettings(init=init, save_every=1, learning_rate=1e-2, warmup=0.0)
         (made,), progress = train_adapters(
             model, task, [fresh(model, task)], examples, [0] * 8, BATCHES, settings,
             Accelerator(cpu=True), folder=folder, dev=examples[:2], dev_owners=[0, 0],
