@@ -3,6 +3,7 @@
 Knows lists of numbers and Arrow files; does not know what a token is.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,20 +61,23 @@ class Packer:
 
 
 def write_rows(path: Path, rows: Iterable[tuple[int, Documents]]) -> None:
-    """An Arrow file of rows of documents, each with the number of its group."""
+    """An Arrow file of rows of documents, and beside it (``.npy``) each row's group and length.
+
+    Those are asked for all rows at once. In the Arrow file they lie between the tokens, so most of
+    it would be read for them.
+    """
     datasets = require("datasets", "data", "packing")
     writer_of = require("datasets.arrow_writer", "data", "packing").ArrowWriter
     numbers = datasets.List(datasets.Value("int32"))
-    features = datasets.Features(
-        group=datasets.Value("int32"), input_ids=numbers, documents=numbers
-    )
+    features = datasets.Features(input_ids=numbers, documents=numbers)
+    index = array("i")
     with writer_of(path=str(path), features=features) as writer:
         for group, documents in rows:
             ids = [token for document in documents for token in document]
-            writer.write(
-                {"group": group, "input_ids": ids, "documents": [len(part) for part in documents]}
-            )
+            index.extend((group, len(ids)))
+            writer.write({"input_ids": ids, "documents": [len(part) for part in documents]})
         writer.finalize()
+    np.save(_index(path), np.array(index, dtype=np.int32).reshape(-1, 2))
 
 
 class PackedRows:
@@ -82,11 +86,10 @@ class PackedRows:
     def __init__(self, path: Path) -> None:
         datasets = require("datasets", "data", "packing")
         self._table: Dataset = datasets.Dataset.from_file(str(path))
-        columns = self._table.data
-        self.groups: np.ndarray = columns.column("group").to_numpy()
+        index = np.load(_index(path))
+        self.groups: np.ndarray = index[:, 0]
         """The number of each row's group (rows,)."""
-        lengths = require("pyarrow.compute", "data", "packing").list_value_length
-        self.lengths: np.ndarray = lengths(columns.column("input_ids")).to_numpy()
+        self.lengths: np.ndarray = index[:, 1]
         """Tokens of each row (rows,)."""
 
     def __len__(self) -> int:
@@ -96,3 +99,7 @@ class PackedRows:
         """A row's tokens, and the lengths of its documents."""
         row = self._table[int(number)]
         return row["input_ids"], tuple(row["documents"])
+
+
+def _index(path: Path) -> Path:
+    return path.with_suffix(".npy")

@@ -146,7 +146,7 @@ def packed_corpus(
         if not path.exists():
             rows = _packed(survey, settings, task, backbone, numbers)
             partial = path.with_suffix(".partial")
-            write_rows(partial, rows)
+            write_rows(partial, rows)  # and its index, under the name that it keeps
             os.replace(partial, path)
     packed = PackedRows(path)
     if not len(packed):
