@@ -106,7 +106,7 @@ def main() -> None:
                 f"{statistics.mean(run['parameters'] for run in of_way):,.0f}",
             ]
         )  # fmt: skip
-    head = ["way", "dev bits", "sd", f"less {options.ways[0]}", "CPU s, x", "rank", "parameters"]
+    head = ["way", "dev bits", "sd", f"- {options.ways[0]}", "CPU s, x", "rank", "parameters"]
     title = (
         f"{options.domain} on {options.backbone}: {options.steps} steps of {options.batch_size} "
         f"rows, rate {options.learning_rate:g}, {options.seeds} seeds, {options.threads} threads"
