@@ -105,7 +105,9 @@ class PackedCorpus(Sequence[Example[int]]):
             whose = owner(row)
             if whose is not None and len(of_group):
                 owners[of_group] = whose
-                members[(whose, row.language), row.domain] = of_group
+                part = (whose, row.language), row.domain
+                # rows that name no language are another group than those of the one they are in
+                members[part] = np.concatenate([members.get(part, of_group[:0]), of_group])
         return owners, members
 
     def known_by(self, owner: Callable[[Row], int | None]) -> list[tuple[Example[int], int]]:

@@ -124,6 +124,12 @@ def test_a_text_without_a_language_is_in_the_one_asked_for(tiny, corpus, capsys)
     assert "40 of 400 train rows name no language: taken as yo" in out
     rows = {example.row.language for example in experiment.examples["train"]}
     assert rows == {"yo"}
+    train = experiment.examples["train"]
+    owners, members = train.owned(lambda row: 0)
+    assert set(owners) == {0}
+    assert {part: sorted(places) for part, places in members.items()} == {
+        ((0, "yo"), None): list(range(len(train)))
+    }
     both = Experiment(given(tiny, corpus, language=("yo", "de")))
     both.require_languages()
     assert "left out: 40 of 400 train rows" in capsys.readouterr().out
