@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters_hub.openmp import wait_asleep
+from adapters_hub.openmp import wait_shortly
 
-wait_asleep()
+wait_shortly()
 pytest.register_assert_rewrite("helpers")
 
 WORDS = [

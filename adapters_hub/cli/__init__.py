@@ -9,7 +9,7 @@ from adapters_hub import __version__
 from adapters_hub.cli import backbones, blends, library, reports
 from adapters_hub.cli.base import Run
 from adapters_hub.errors import AdaptersHubError
-from adapters_hub.openmp import wait_asleep
+from adapters_hub.openmp import wait_shortly
 
 _GROUPS = (("library", library), ("blends", blends), ("backbones", backbones),
            ("reports", reports))  # fmt: skip
@@ -17,7 +17,7 @@ _GROUPS = (("library", library), ("blends", blends), ("backbones", backbones),
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a refusal, 2 for wrong arguments."""
-    wait_asleep()
+    wait_shortly()
     options = _parser().parse_args(arguments)
     run: Run = options.run
     try:

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 
 from adapters_hub.errors import AdaptersHubError
-from adapters_hub.openmp import wait_asleep
+from adapters_hub.openmp import wait_shortly
 
 
 def main(recipe: Callable[[], None]) -> None:
     """Run a recipe; an error that the library raises on purpose is shown without a traceback."""
-    wait_asleep()
+    wait_shortly()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "huggingface_hub", "filelock", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
