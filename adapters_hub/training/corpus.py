@@ -21,7 +21,7 @@ from adapters_hub.data.packing import Documents, PackedRows, Packer, write_rows
 from adapters_hub.data.reading import Splits, data_files, stream_data
 from adapters_hub.data.rows import Row
 from adapters_hub.data.survey import Group, Survey
-from adapters_hub.errors import DataError
+from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.extras import require
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.tasks.base import Example
@@ -130,8 +130,13 @@ def packed_corpus(
 ) -> PackedCorpus:
     """The texts of the groups that rows of `surveyed` stand for, tokenised and packed.
 
-    Raises `DataError` where no text is left to train on.
+    Raises `DataError` where no text is left to train on, `SettingsError` for rows of another kind.
     """
+    if any(_GROUP not in row.fields for row in train):
+        raise SettingsError(
+            "packing=True: rows that are given are in memory already; give the name of a file, a "
+            "folder or a Hub data set instead, or leave it out"
+        )
     survey = _survey(settings)
     groups = list(survey.first)
     stands_for: dict[int, Row] = {}

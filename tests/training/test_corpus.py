@@ -14,7 +14,8 @@ from helpers.recipes import launch, run
 from helpers.training import assert_same
 
 import adapters_hub as ah
-from adapters_hub.errors import DataError
+from adapters_hub.data.rows import Row
+from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.tasks.language_modeling import LanguageModeling
 from adapters_hub.training.corpus import packs
 from adapters_hub.training.run import Experiment
@@ -190,7 +191,7 @@ def test_a_checkpoint_of_other_texts_is_not_gone_on_from(tiny, corpus, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             trained(tiny, corpus, tmp_path, "run")
     (corpus / "yo.jsonl").write_text((corpus / "yo.jsonl").read_text().replace("room", "view"))
-    with pytest.raises(ah.errors.SettingsError, match="examples"):
+    with pytest.raises(SettingsError, match="examples"):
         trained(tiny, corpus, tmp_path, "run")
 
 
@@ -277,6 +278,14 @@ def test_large_files_are_packed_unless_that_is_not_wanted(tmp_path):
     assert decided(small, "--packing")
     assert not decided(large, "--objective", "match")
     assert not decided(large, "--task", "classification")
+
+
+def test_rows_in_memory_are_not_packed(tiny, corpus):
+    """They would not be what is trained on: that is read from the data that settings name."""
+    rows = [Row(text, language="de", key=f"{n}") for n, text in enumerate(TEXTS)]
+    experiment = Experiment(given(tiny, corpus, language=("de",)), rows=rows, quiet=True)
+    with pytest.raises(SettingsError, match="packing=True: rows that are given are in memory"):
+        _ = experiment.examples
 
 
 def test_no_text_long_enough(tiny, tmp_path):
