@@ -27,6 +27,7 @@ def only_for_types(node):
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+@pytest.mark.slow
 def test_every_module_imports_by_itself_first():
     rooms = ("library", "data", "cli")
     light = [name for name in modules() if name.partition(".")[0] in rooms]

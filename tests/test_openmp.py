@@ -41,6 +41,7 @@ def test_what_a_user_sets_wins(program, name, monkeypatch):
     assert waiting(PROGRAMS[program]) == {**dict.fromkeys(WAITING), name: "7"}
 
 
+@pytest.mark.slow
 def test_an_import_sets_nothing():
     code = """
 import os
@@ -54,10 +55,12 @@ run()
     assert waiting(code) == dict.fromkeys(WAITING)
 
 
+@pytest.mark.slow
 def test_nothing_is_set_once_torch_is_loaded():
     assert waiting(f"import torch\n{PROGRAMS['recipe']}") == dict.fromkeys(WAITING)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what GNU's OpenMP prints")
 def test_openmp_reads_it_in_a_recipe(monkeypatch):
     monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")

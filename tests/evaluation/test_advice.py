@@ -47,6 +47,7 @@ def test_a_positive_is_a_translation_too():
     assert Sample.of(pairs, 3).translations == {"yo": ["e0", "e1", "e2"]}
 
 
+@pytest.mark.slow
 def test_what_an_encoder_and_a_decoder_know(tiny):
     sample = Sample.of(rows(), 12)
     encoder, decoder = str(tiny("bert")), str(tiny("qwen3"))
@@ -117,6 +118,7 @@ def test_the_one_that_knows_most_is_recommended_and_of_equals_the_faster():
     assert "No language stands out" in recommendation([whole])
 
 
+@pytest.mark.slow
 def test_the_command(tiny, tmp_path, capsys):
     lines = [
         {"text": text, "language": tag, "id": n}
@@ -134,6 +136,7 @@ def test_the_command(tiny, tmp_path, capsys):
     assert "no/such-model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_of_a_backbone_comes_through(tmp_path):
     with pytest.raises(BackboneError):
         advise([str(tmp_path)], Sample.of(rows(), 3))

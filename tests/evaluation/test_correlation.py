@@ -41,6 +41,7 @@ def test_the_interval_covers_what_was_drawn():
     assert 88 <= held <= 99
 
 
+@pytest.mark.slow
 def test_spearman_of_little_or_nothing():
     assert spearman([1, 2, 3, 4], [2, 4, 6, 8]) == spearman([1, 2, 3, 4], [2, 4, 6, 8])
     assert spearman([1, 2, 3, 4], [5, 4, 3, 2]).rho == -1
@@ -60,6 +61,7 @@ def reports_with(cosines, conflicts):
     ]
 
 
+@pytest.mark.slow
 def test_predictors_are_correlated_with_gains():
     rng = np.random.default_rng(5)
     gains = rng.normal(size=25)

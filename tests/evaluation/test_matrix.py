@@ -250,6 +250,7 @@ def test_a_language_without_an_adapter_has_the_columns_that_need_none(
     assert draw(read_cells(tmp_path / "results"), tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_source_without_an_adapter_has_no_task_adapter_apart(
     tiny, reviews, tmp_path, lora_folder, monkeypatch
 ):
@@ -271,6 +272,7 @@ def test_a_source_without_an_adapter_has_no_task_adapter_apart(
     assert not (tmp_path / "results" / "adapters" / "hotel.apart.0").exists()
 
 
+@pytest.mark.slow
 def test_a_domain_that_is_called_all_is_not_that_of_rows_that_name_none(
     tiny, reviews, library, tmp_path, monkeypatch
 ):
@@ -299,6 +301,7 @@ def test_a_domain_that_is_called_all_is_not_that_of_rows_that_name_none(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_language_without_train_rows_is_measured_without_an_oracle(
     tiny, reviews, library, tmp_path, monkeypatch
 ):
@@ -407,6 +410,7 @@ def test_recovery_counts_bits_the_right_way_round():
     assert summary(lower, "sum")[7] == "50%"
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_come_from_the_files_alone(tmp_path, capsys):
     results = write(tmp_path / "results")
     assert [c["language"] for c in read_cells(results)] == ["en", "da", "de", "sv"]

@@ -197,6 +197,7 @@ def test_old_files_have_no_pooling(lora_folder):
             AdapterInfo.from_json({**old, **wrong})
 
 
+@pytest.mark.slow
 def test_sentence_transformers_loads_what_was_saved(load, tmp_path):
     models = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from sentence_transformers import SentenceTransformer

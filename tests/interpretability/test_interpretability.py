@@ -351,6 +351,7 @@ def test_the_table_has_a_row_a_depth(library, model):
     assert "interference" in describe(compare(model, "de", "hotel", TINY_TEXTS))
 
 
+@pytest.mark.slow
 def test_plots_are_what_their_names_say(model, tmp_path, monkeypatch):
     report = compare(model, "de", "hotel", TINY_TEXTS)
     assert plot(report, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -398,6 +399,7 @@ def run(capsys):
     return command
 
 
+@pytest.mark.slow
 def test_compare_from_the_command_line(run, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Das Zimmer war ruhig.\nWir kommen wieder.\n", encoding="utf-8")

@@ -260,6 +260,7 @@ def soon():
     signal.signal(signal.SIGALRM, old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "patterns",
     [

@@ -19,6 +19,7 @@ numbers = st.floats(min_value=-1e6, max_value=1e6, allow_subnormal=False).filter
 blends = st.dictionaries(terms, numbers, min_size=1, max_size=5).map(Blend.of)
 
 
+@pytest.mark.slow
 @given(blends)
 @settings(max_examples=100, deadline=None)
 def test_text_and_blend_are_each_others_reverse(blend):
@@ -32,6 +33,7 @@ def test_a_weight_that_float32_does_not_hold_is_refused(text):
         Blend.parse(text)
 
 
+@pytest.mark.slow
 @given(blends, blends, st.floats(min_value=-8, max_value=8).map(lambda x: round(x * 4) / 4))
 @settings(max_examples=50, deadline=None)
 def test_arithmetic_is_that_of_the_weights(left, right, factor):

@@ -177,6 +177,7 @@ def test_damaged_checkpoints(tmp_path, file, text):
         fingerprint(folder)
 
 
+@pytest.mark.slow
 def test_every_tensor_counts(tmp_path):
     """Also in a model whose tensors repeat in their sorted order, of which few would be met."""
     rng = np.random.default_rng(1)

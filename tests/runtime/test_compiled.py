@@ -72,6 +72,7 @@ def test_what_the_slots_cannot_hold_is_refused_and_the_next_call_works(model, in
     assert model.bank.current() is None
 
 
+@pytest.mark.slow
 def test_threads_take_turns_at_a_compiled_model(model, inputs):
     names = ("one", "two", "three")
     want = {name: logits(model, inputs, name) for name in names}

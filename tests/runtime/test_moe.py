@@ -70,6 +70,7 @@ def near(got, want, inputs):
     torch.testing.assert_close(got[seen], want[seen], **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MOE)
 def test_each_adapter_is_what_peft_makes_of_it(kind, make, peft_logits, inputs):
     model = make(kind)
@@ -120,6 +121,7 @@ def test_what_is_stored_is_what_was_read(kind, make, tmp_path):
             assert torch.equal(got[key], tensor), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MOE)
 def test_generation_follows_each_row(kind, make, monkeypatch):
     from adapters_hub.inference import generate as generation
@@ -230,6 +232,7 @@ def test_two_models_on_one_backbone_add_up(make, tiny, lora_folder, tmp_path, in
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_refuses_routers_and_experts(make, inputs):
     model = make("mixtral")
     want = logits(model, inputs, "attention")

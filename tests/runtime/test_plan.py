@@ -82,6 +82,7 @@ cases = given(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @cases
 def test_all_strategies_agree(ranks, missing, blends, tokens, dtype, way, grad):

@@ -325,6 +325,7 @@ def streams():
     return [thread for thread in threading.enumerate() if thread.name == "adapters_hub.stream"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("blend", [None, "one - 0.5*two"])
 def test_streamed_pieces_are_what_is_generated(kind, blend, load):

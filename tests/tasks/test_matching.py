@@ -167,6 +167,7 @@ def test_a_copy_is_matched_from_the_start(load):
     assert losses(model, task, PAIRS[:3], "de").min() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_brings_the_states_to_the_translations(load):
     model, task = load("bert"), Matching(strength=1.0)
     with torch.no_grad():

@@ -273,6 +273,7 @@ def test_a_head_of_one_output_has_no_labels(load, lora_folder):
 # ── the recipe ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_the_recipe_and_the_command_from_a_separated_column(
     tiny, tmp_path, monkeypatch, capsys, fresh_accelerate
 ):  # fmt: skip

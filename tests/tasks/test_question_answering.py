@@ -298,6 +298,7 @@ def test_a_few_rows_are_learnt_saved_and_loaded(load, kind, tmp_path, tiny):
     assert "pipeline_tag: question-answering" in (saved / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_long_contexts_give_characters_of_the_whole(load):
     model = load("bert")
     learn_task(model, QuestionAnswering(), LEARNT)
@@ -351,6 +352,7 @@ def test_one_text_stands_for_all_rows(load, qa_folder):
 # ── PEFT ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pefts_logits_both_ways(tiny, load, qa_folder, lora_folder, inputs, tmp_path, kind):
     source = qa_folder(kind, "qa")

@@ -203,6 +203,7 @@ def test_training_lowers_the_loss_and_raises_recall(load, kind):
         assert all(site.startswith("encoder.") for site in adapter.factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [2, 3])
 def test_accumulation_changes_nothing(load, pieces):
     model = load("qwen3")

@@ -230,6 +230,7 @@ def test_tags_are_learnt_over_a_language_adapter_saved_and_loaded(
         torch.testing.assert_close(got, peft(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pefts_logits_both_ways(tiny, load, token_folder, lora_folder, inputs, tmp_path, kind):
     source = token_folder(kind, "ner")

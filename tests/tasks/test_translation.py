@@ -322,6 +322,7 @@ def test_scores_are_sacrebleus():
     assert signature("bleu", "de").startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|versio")
 
 
+@pytest.mark.slow
 def test_the_share_in_the_wrong_language():
     german = "Das Zimmer war sauber und sehr ruhig, wir kommen wieder."
     english = "The room was clean and very quiet, we will come again."
@@ -332,6 +333,7 @@ def test_the_share_in_the_wrong_language():
     assert wrong_language([german], "de", ["de"]) is None
 
 
+@pytest.mark.slow
 def test_a_table_is_by_target_language_and_leaves_out_what_cannot_be_measured(load):
     model = load("qwen3")
     task = Translation(languages=("en", "de", "zh", "uk"), max_new_tokens=4).final()

@@ -94,6 +94,7 @@ def test_every_text_that_is_not_held_out_is_in_one_row(tiny, corpus):
     assert [e.input_ids for e in train[:3]] == [train[n].input_ids for n in range(3)]
 
 
+@pytest.mark.slow
 def test_what_is_made_once_is_used_again(tiny, corpus, cache, tmp_path, monkeypatch, capsys):
     stamps = []
     for library in ("one", "two"):
@@ -160,6 +161,7 @@ def trained(tiny, corpus, tmp_path, name, **more):
     return adapters
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_interrupted(tiny, corpus, tmp_path, monkeypatch):
     whole = trained(tiny, corpus, tmp_path, "whole", steps=6, dropout=0.1)
     collate, calls = LanguageModeling.collate, []

@@ -88,6 +88,7 @@ teacher: list[Blend] = [Blend()]
 # ── the weights ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2", "bert", "modernbert", "mt5"])
 def test_the_gradient_is_that_of_finite_differences(tiny, tmp_path, lora_folder, kind):
     model = ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
@@ -195,6 +196,7 @@ def test_l1_makes_weights_small(model):
     assert len(layers) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"learning_rate": 5.0}, {"method": "lorahub", "l1": 0.0}])
 def test_dev_chooses_and_the_start_is_a_choice(model, options):
     teacher[0] = model.resolve("one + two")  # the start itself is best, and rows lead away from it
@@ -293,6 +295,7 @@ def under(model, blend, file, inputs):
         return model.backbone.model(**inputs).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["adapter", "layer"])
 def test_a_loaded_file_is_what_was_found(model, inputs, tmp_path, per):
     found = fit(model, "one - 0.5*two", per=per, steps=10)

@@ -110,6 +110,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_the_body_sees_each_text_once_and_the_head_is_the_same(load, kind, task, monkeypatch):
     model, seen = load(kind)

@@ -61,6 +61,7 @@ def test_a_language_is_learnt_from_pairs_too(tiny, tmp_path, monkeypatch, capsys
     assert set(info.metrics) == {"nDCG@10, bare", "nDCG@10, adapted"}
 
 
+@pytest.mark.slow
 def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorboard")
     backbone = str(tiny("qwen3"))
@@ -105,6 +106,7 @@ def test_domain_recipe_over_language_adapters(tiny, feedback, tmp_path, monkeypa
     assert set(model.classify("lovely quiet room")[0]) == {"negative", "positive"}
 
 
+@pytest.mark.slow
 def test_the_domain_recipe_measures_language_adapters_it_was_not_trained_over(
     tiny, feedback, tmp_path, lora_folder, monkeypatch, capsys
 ):

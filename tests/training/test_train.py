@@ -27,6 +27,7 @@ def fresh(tiny, tmp_path, monkeypatch, fresh_accelerate):
     return lambda kind: ah.load_backbone(str(tiny(kind)), library=tmp_path / "library")
 
 
+@pytest.mark.slow
 def test_rows_become_a_stored_adapter_that_classifies(fresh, tiny, tmp_path):
     model = fresh("bert")
     info = ah.train(model, ROWS, domain="hotel", **FEW)
@@ -41,6 +42,7 @@ def test_rows_become_a_stored_adapter_that_classifies(fresh, tiny, tmp_path):
         assert one == pytest.approx(two, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_the_domain_adapter_that_the_settings_of_a_run_give(fresh, tiny, tmp_path):
     """A file and a backbone's name go the same way as rows and a model."""
     with open(tmp_path / "rows.jsonl", "w") as file:
@@ -59,6 +61,7 @@ def test_it_is_the_domain_adapter_that_the_settings_of_a_run_give(fresh, tiny, t
         torch.testing.assert_close(two[key], tensor, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_just_a_language_it_is_a_language_adapter(fresh):
     model = fresh("qwen3")
     rows = [Row(row.text) for row in ROWS]

@@ -322,6 +322,7 @@ def test_mixed_precision_learns_and_keeps_full_precision_factors(tiny, tmp_path,
     assert any(b.abs().max() > 0 for _, b in adapter.factors.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_training_over_a_quantised_backbone(tiny, tmp_path, accelerator, bits):
     pytest.importorskip("bitsandbytes")
@@ -335,6 +336,7 @@ def test_training_over_a_quantised_backbone(tiny, tmp_path, accelerator, bits):
     assert adapter.factors
 
 
+@pytest.mark.slow
 def test_users_example_english_and_chinese_two_labels(tiny, tmp_path, accelerator):
     """Tokenise a few English and Chinese sentences, two labels, train, evaluate, save, load back."""
     rows = [
