@@ -29,7 +29,7 @@ from adapters_hub.inference.classify import (
 )
 from adapters_hub.inference.embed import embed
 from adapters_hub.inference.encoder import Encoder
-from adapters_hub.inference.export import composed, merge
+from adapters_hub.inference.export import merge
 from adapters_hub.inference.generate import Prompted, Prompts, generate, prompts_of, stream
 from adapters_hub.inference.inputs import texts_of
 from adapters_hub.inference.tag import Entity, tag
@@ -40,6 +40,8 @@ from adapters_hub.library.blend import Blend
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.bank import MEMORY
 from adapters_hub.runtime.core import ACTIVE, Active, Adapters, Languages, Runtime, Weights
+from adapters_hub.sharing.engine import Source
+from adapters_hub.sharing.engines import write_for
 from adapters_hub.tasks.question_answering import Answer, QuestionAnswering
 
 
@@ -267,9 +269,14 @@ class AdaptedModel(Runtime):
         method: str = "sum",
         rank: int | None = None,
         name: str | None = None,
+        engine: str = "peft",
+        dtype: str = "float32",
         **options: object,
     ) -> Path:
         """Write a blend as one standard PEFT adapter, which plain PEFT loads.
+
+        ``engine`` writes what another one reads: vllm, sglang, gguf (llama.cpp), ollama, mlx,
+        openvino, or a whole model: merged, keras. ``dtype`` is the number format in the file.
 
         ``method``, ``rank`` and further options are those of `compose.methods.METHODS`; the
         default is exact. ``method="svd", energy=0.95`` cuts each site to the smallest rank that
@@ -277,7 +284,8 @@ class AdaptedModel(Runtime):
         `HeadError` for two heads, `SettingsError` for a method or an option that cannot work.
         """
         options = options if rank is None else {"rank": rank, **options}
-        return composed(self, blend, method, name, options).save(folder)
+        source = Source(self, blend, method, options, name, dtype)
+        return write_for(engine, source, Path(folder)).folder
 
     def merge(self, blend: Weights) -> nn.Module:
         """A plain transformers model, a copy, with the blend added into its weights.

@@ -100,6 +100,20 @@ def merge(model: Runtime, blend: Weights) -> PreTrainedModel:
     return plain
 
 
+def without_blend(model: Runtime, blend: Weights) -> PreTrainedModel:
+    """The plain model that `merge` adds a blend to, the backbone's weights as they are.
+
+    A task's head, where the blend has one, is zero.
+    """
+    resolved = model.resolve(blend)
+    owners = [name for name in resolved.terms if model.resident(name).head]
+    plain = _plain_copy(model, model.head_owner(resolved) if owners else None)
+    for name in owners:
+        for path in model.resident(name).head:
+            nn.init.zeros_(plain.get_parameter(path))
+    return plain
+
+
 def _plain_copy(model: Runtime, head_owner: str | None) -> PreTrainedModel:
     """The model of a class that transformers would load, with nothing of ours on it."""
     if head_owner is None:

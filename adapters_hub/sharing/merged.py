@@ -1,0 +1,61 @@
+"""A whole plain model with the blend in its weights: for engines that read no adapters.
+
+Knows transformers' folders, and of KerasHub which models it reads. Never imports Keras.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from adapters_hub.inference.export import merge, without_blend
+from adapters_hub.sharing.checks import Check, check_outputs
+from adapters_hub.sharing.engine import Engine, Source, of_type, written
+
+_KERAS_TYPES = (
+    "bert", "distilbert", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2",
+    "qwen3", "roberta", "xlm-roberta",
+)  # fmt: skip
+
+
+class Merged(Engine):
+    """A transformers folder with weights, configuration, tokenizer and head."""
+
+    name = "merged"
+    what = "a whole transformers model with the blend in its weights, for any engine"
+
+    def write(self, source: Source, folder: Path) -> str:
+        number: torch.dtype = getattr(torch, source.dtype)
+        plain = merge(source.model, source.blend).to(number)
+        with written(folder) as stage:
+            plain.save_pretrained(stage)
+            source.model.backbone.tokenizer.save_pretrained(stage)
+        return f"{type(plain).__name__}.from_pretrained(FOLDER)"
+
+    def check(self, source: Source, folder: Path, texts: Sequence[str]) -> Check:
+        """By transformers."""
+        expected = merge(source.model, source.blend)
+        loaded = type(expected).from_pretrained(folder, dtype=torch.float32).eval()
+        return check_outputs(
+            f"transformers {transformers.__version__}",
+            loaded,
+            expected,
+            without_blend(source.model, source.blend),
+            AutoTokenizer.from_pretrained(folder),
+            texts,
+            source.dtype,
+        )
+
+
+class Keras(Merged):
+    """The same, of a type that KerasHub reads on TensorFlow, JAX or PyTorch."""
+
+    name = "keras"
+    what = "the same for KerasHub (TensorFlow, JAX, PyTorch)"
+
+    def write(self, source: Source, folder: Path) -> str:
+        of_type(source, self.name, _KERAS_TYPES)
+        super().write(source, folder)
+        return "adapters_hub.sharing.keras.load_keras(FOLDER)"
