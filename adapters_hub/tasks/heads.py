@@ -181,7 +181,7 @@ def plain_model(backbone: Backbone, adapter: Adapter) -> PreTrainedModel:
             setattr(copied, name, None)
     setattr(plain, plain.base_model_prefix, copied)
     dtype = next(backbone.base.parameters()).dtype
-    head = {name: tensor.to(dtype) for name, tensor in adapter.head.items()}
+    head = {name: tensor.to(dtype, copy=True) for name, tensor in adapter.head.items()}
     plain.load_state_dict(head, strict=False, assign=True)
     return plain.eval().requires_grad_(False)
 

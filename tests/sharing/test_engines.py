@@ -319,3 +319,15 @@ def test_from_the_command_line(load, tmp_path, capsys):
 
 def test_the_command_knows_every_engine():
     assert tuple(ENGINES) == commands.ENGINES
+
+
+def test_what_is_done_to_a_merged_model_does_not_reach_the_adapter(tiny, lora_folder, tmp_path):
+    library = ah.Library(tmp_path / "library")
+    library.add(lora_folder("bert", "cls", labels=3), name="cls")
+    model = ah.load_backbone(str(tiny("bert")), library=library)
+    before = model.classify(TEXTS, adapters="cls")
+    plain = model.merge("cls")
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.zero_()
+    assert model.classify(TEXTS, adapters="cls") == before
