@@ -223,7 +223,7 @@ def test_a_task_head_is_refused_where_it_would_be_lost(tiny, lora_folder, tmp_pa
     library = ah.Library(tmp_path / "library")
     library.add(lora_folder("llama", "cls", labels=3), name="cls")
     model = ah.load_backbone(str(tiny("llama")), library=library)
-    with pytest.raises(UnsupportedAdapterError, match="task head.*--for merged"):
+    with pytest.raises(UnsupportedAdapterError, match=r"task head.*--for merged"):
         model.export("cls", tmp_path / "out", engine=engine)
     assert not (tmp_path / "out").exists()
 
