@@ -10,14 +10,14 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
+from adapters_hub.errors import UnsupportedAdapterError
 from adapters_hub.inference.export import merge, without_blend
 from adapters_hub.sharing.checks import Check, check_outputs
 from adapters_hub.sharing.engine import Engine, Source, of_type, written
 
-_KERAS_TYPES = (
-    "bert", "distilbert", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2",
-    "qwen3", "roberta", "xlm-roberta",
-)  # fmt: skip
+_CAUSAL = ("gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3")
+_ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
+"""What KerasHub reads: of these the causal language model, of those the text classifier."""
 
 
 class Merged(Engine):
@@ -56,6 +56,18 @@ class Keras(Merged):
     what = "the same for KerasHub (TensorFlow, JAX, PyTorch)"
 
     def write(self, source: Source, folder: Path) -> str:
-        of_type(source, self.name, _KERAS_TYPES)
+        kind = of_type(source, self.name, (*_CAUSAL, *_ENCODERS))
+        owners = [n for n in source.blend.terms if source.model.resident(n).head]
+        tasks = {source.model.resident(name).info.task for name in owners}
+        if (kind in _ENCODERS) != (tasks <= {"classification", None} and bool(owners)):
+            raise UnsupportedAdapterError(
+                f"--for keras: KerasHub has text classifiers of {', '.join(_ENCODERS)}, and causal "
+                f"language models of {', '.join(_CAUSAL)}; {source.blend} on {kind} is neither"
+            )
+        if "roberta" in kind and source.model.backbone.pad_token_id != 1:
+            raise UnsupportedAdapterError(
+                f"--for keras: the padding token of {source.model.backbone.name} is not 1, from "
+                "which KerasHub counts a RoBERTa's positions"
+            )
         super().write(source, folder)
         return "adapters_hub.sharing.keras.load_keras(FOLDER)"
