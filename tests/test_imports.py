@@ -121,3 +121,7 @@ def test_modules_and_recipes_stay_small():
     recipes = sorted((ROOT / "recipes").glob("*.py"))
     assert len(recipes) >= 2
     assert {path.name: lines(path) for path in recipes if lines(path) > 200} == {}
+
+
+def test_what_keras_needs_brings_in_no_torch():
+    assert not loaded_after("import adapters_hub.sharing.keras") & HEAVY

@@ -5,33 +5,21 @@ It wants an environment of its own, whose Python is named by $ADAPTERS_HUB_TEST_
     python -m venv keras && keras/bin/pip install keras-hub tensorflow-cpu safetensors torch
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import TEXTS, tiny_config, tiny_tokenizer
+from helpers.other_python import engine, run
 from transformers import AutoModelForMaskedLM
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
 
-PYTHON = os.environ.get("ADAPTERS_HUB_TEST_KERAS")
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.skipif(PYTHON is None, reason="$ADAPTERS_HUB_TEST_KERAS names no Python"),
-]
+PYTHON, pytestmark = engine("KERAS")
 READ = """
-import sys
-import numpy as np
 from adapters_hub.sharing.keras import load_keras
-folder, inputs, outputs = sys.argv[1:]
-given = {name: array.astype("int32") for name, array in np.load(inputs).items()}
-np.save(outputs, np.asarray(load_keras(folder).predict(given, verbose=0)))
-
+ids = {name: array.astype("int32") for name, array in given.items()}
+result = load_keras(folder).predict(ids, verbose=0)
 """
 
 
@@ -43,14 +31,7 @@ def in_keras(backend, folder, inputs, tmp_path):
     }
     if "token_type_ids" in inputs:
         given["segment_ids"] = inputs["token_type_ids"].numpy()
-    np.savez(tmp_path / "inputs.npz", **given)
-    outputs = tmp_path / "outputs.npy"
-    command = [PYTHON, "-c", READ, str(folder), str(tmp_path / "inputs.npz"), str(outputs)]
-    root = str(Path(ah.__file__).parents[1])
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": root}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.tensor(np.load(outputs))
+    return run(PYTHON, READ, folder, tmp_path, given, KERAS_BACKEND=backend)
 
 
 @pytest.fixture
@@ -117,8 +98,3 @@ def test_a_language_model_says_the_same_in_keras(
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[real], want[real], atol=1e-4, rtol=1e-4)
     assert (bare - want).abs().max() > 1e-2
-
-
-def test_keras_is_read_without_torch():
-    code = "import sys, adapters_hub.sharing.keras; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
