@@ -167,6 +167,19 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
     ) -> dict[str, Tensor]:
         """One padded batch on the backbone's device; ``seed`` for what is random (masking)."""
 
+    def mixed(
+        self,
+        batch: dict[str, Tensor],
+        others: dict[str, Tensor],
+        shares: Tensor,
+        backbone: Backbone,
+    ) -> dict[str, Tensor]:
+        """A collated batch, of each row so large a share (rows,), with the rows of another one.
+
+        Of tasks that withstand a change of embeddings; see `adapters_hub.tasks.mixing`.
+        """
+        raise NotImplementedError(f"{self.name} does not mix rows")
+
     @abstractmethod
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         """The number of targets of each row (rows,): what a mean loss divides by."""

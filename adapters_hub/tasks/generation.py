@@ -151,7 +151,15 @@ class Generation(BitsTask[Target], GenerationOptions):
         sources = self.sources(rows, backbone)
         if cut := sum(len(ids) > most for ids, most in zip(sources, limits, strict=True)):
             end = "beginning" if decoder else "end"
-            log.warning("%d of %d prompts lose their %s: max_length=%d", cut, len(rows), end, limit)
+            # a row by itself is one that is drawn anew, again and again
+            log.log(
+                logging.WARNING if len(rows) > 1 else logging.DEBUG,
+                "%d of %d prompts lose their %s: max_length=%d",
+                cut,
+                len(rows),
+                end,
+                limit,
+            )
             sources = self.sources(rows, backbone, limits)
         examples = []
         for row, source, given, target_ids in zip(rows, sources, starts, targets, strict=True):

@@ -1,8 +1,8 @@
 """What words are translated by, learnt from pairs of texts alone.
 
 Words are aligned by `WordAligner`; a word's translation is the word that it means most, with what
-comes from it too and is joined to that without a space: in scripts without spaces, characters. Knows
-texts; does not know files or tokenizers.
+comes from it too and is joined to that without a space: in scripts without spaces, characters.
+Knows texts; does not know files or tokenizers.
 """
 
 from collections import Counter, defaultdict
@@ -36,8 +36,11 @@ def learn_lexicon(
     back: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for (text, other), (words, others) in zip(pairs, cut, strict=True):
         weights = aligner.weights(words, others)
-        _count(forth, words, others, other, weights, aligner.back.posterior(others, words))
-        _count(back, others, words, text, weights.T, aligner.forth.posterior(words, others))
+        plain, plain_others = ([word.casefold() for word in side] for side in (words, others))
+        origins = aligner.back.posterior(plain_others, plain)
+        _count(forth, words, others, other, weights, origins)
+        origins = aligner.forth.posterior(plain, plain_others)
+        _count(back, others, words, text, weights.T, origins)
     return _kept(forth, languages[1]), _kept(back, languages[0])
 
 
@@ -62,9 +65,9 @@ def _count(
         start = text.index(other, end)
         end = start + len(other)
         spans.append((start, end))
-    origins = np.where(comes_from.max(1) >= _SURE, comes_from.argmax(1), -1).tolist()
+    best_of = np.where(comes_from.max(1) >= _SURE, comes_from.argmax(1), -1).tolist()
     for number, best in enumerate(weights.argmax(1).tolist()):
-        linked = [origin == number for origin in origins]
+        linked = [origin == number for origin in best_of]
         if not linked[best] or weights[number, best] < _SURE or not _is_word(words[number]):
             continue
         first = last = best

@@ -118,7 +118,7 @@ class BPESegmenter(Segmenter):
 
     def draw(self, word: str, amount: float, random: Random) -> list[Piece] | None:
         """Every word is merged anew."""
-        symbols: list[str | None] = [*word[:1], *(self.prefix + letter for letter in word[1:])]
+        symbols = [*word[:1], *(self.prefix + letter for letter in word[1:])]
         symbols[-1] = f"{symbols[-1]}{self._suffix}"
         ends = list(range(1, len(word) + 1))  # of the symbol at each place
         before = list(range(-1, len(word) - 1))  # the place of the symbol before it
@@ -127,7 +127,6 @@ class BPESegmenter(Segmenter):
         def offer(left: int, right: int) -> None:
             if left >= 0 and right < len(word):
                 one, other = symbols[left], symbols[right]
-                assert one is not None and other is not None
                 rank = self._ranks.get((one, other))
                 if rank is not None:
                     heapq.heappush(queue, (rank, left, one, other))
@@ -144,7 +143,7 @@ class BPESegmenter(Segmenter):
             if random.random() < amount:
                 left_out.append(best)
                 continue
-            symbols[left], symbols[right] = one + other[len(self.prefix) :], None
+            symbols[left], symbols[right] = one + other[len(self.prefix) :], ""
             ends[left] = ends[right]
             if ends[left] < len(word):
                 before[ends[left]] = left
@@ -155,7 +154,7 @@ class BPESegmenter(Segmenter):
             offer(left, ends[left])
         pieces = []
         for start, symbol in enumerate(symbols):
-            if symbol is not None:
+            if symbol:
                 if symbol not in self._vocabulary:
                     return None
                 pieces.append(Piece(symbol, self._vocabulary[symbol], ends[start] - start))
@@ -205,10 +204,8 @@ def segmenter_of(model: Mapping[str, Any], reserved: Collection[str], name: str)
         }
         return UnigramSegmenter(scores)
     if kind == "BPE":
-        merges = [
-            tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1])
-            for merge in model["merges"]
-        ]
+        halves = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+        merges = [(one, other) for one, other in halves]
         prefix, suffix = (
             model.get(f"{name}") or ""
             for name in ("continuing_subword_prefix", "end_of_word_suffix")

@@ -25,7 +25,7 @@ def methods() -> MappingProxyType[str, type[Method]]:
     return MappingProxyType({kind.name: kind for kind in sorted(known, key=lambda m: m.order)})
 
 
-def chosen(given: Mapping[str, object]) -> tuple[Method, ...]:
+def methods_of(given: Mapping[str, float]) -> tuple[Method, ...]:
     """The methods of a setting ``augment``, with their numbers, in the order of application.
 
     Raises `SettingsError` for a name that no method has, or a number that cannot be.
@@ -34,12 +34,7 @@ def chosen(given: Mapping[str, object]) -> tuple[Method, ...]:
         raise SettingsError(
             f"augment {unknown[0]}: no such method; there are {', '.join(sorted(methods()))}"
         )
-    return tuple(kind(_number(name, given[name])) for name, kind in methods().items()
-                 if name in given)  # fmt: skip
-
-
-def _number(name: str, value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        raise SettingsError(f"augment {name}={value}: {value!r} is no number") from None
+    for name, amount in given.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise SettingsError(f"augment {name}={amount!r}: give a number")
+    return tuple(kind(given[name]) for name, kind in methods().items() if name in given)
