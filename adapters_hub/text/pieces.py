@@ -8,8 +8,8 @@ import heapq
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect
-from collections.abc import Collection, Mapping
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate, chain, pairwise
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
@@ -115,9 +115,27 @@ class BPESegmenter(Segmenter):
         self._vocabulary = vocabulary
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.prefix, self._suffix = prefix, suffix
+        self._merges: dict[str, int] = {}  # of a word, if none is left out
 
     def draw(self, word: str, amount: float, random: Random) -> list[Piece] | None:
-        """Every word is merged anew."""
+        """Every word is merged anew; None for one of which no merge was left out."""
+        if word not in self._merges:
+            if len(self._merges) >= _MOST_KEPT:
+                self._merges.clear()
+            self._merges[word] = len(word) - len(self._merged(word, lambda: False))
+        merges, made = self._merges[word], 0
+        while made < merges and random.random() >= amount:
+            made += 1
+        if made == merges:
+            return None
+        drawn = chain([False] * made, [True], iter(lambda: random.random() < amount, None))
+        pieces = self._merged(word, drawn.__next__)
+        if any(piece.text not in self._vocabulary for piece in pieces):
+            return None
+        return pieces
+
+    def _merged(self, word: str, leaves_out: Callable[[], bool]) -> list[Piece]:
+        """A word's pieces; ``leaves_out`` is asked of each merge that is the first possible."""
         symbols = [*word[:1], *(self.prefix + letter for letter in word[1:])]
         symbols[-1] = f"{symbols[-1]}{self._suffix}"
         ends = list(range(1, len(word) + 1))  # of the symbol at each place
@@ -140,7 +158,7 @@ class BPESegmenter(Segmenter):
             right = ends[left]
             if symbols[left] != one or right >= len(word) or symbols[right] != other:
                 continue  # one of them is part of a longer symbol by now
-            if random.random() < amount:
+            if leaves_out():
                 left_out.append(best)
                 continue
             symbols[left], symbols[right] = one + other[len(self.prefix) :], ""
@@ -152,13 +170,11 @@ class BPESegmenter(Segmenter):
             left_out.clear()
             offer(before[left], left)
             offer(left, ends[left])
-        pieces = []
-        for start, symbol in enumerate(symbols):
-            if symbol:
-                if symbol not in self._vocabulary:
-                    return None
-                pieces.append(Piece(symbol, self._vocabulary[symbol], ends[start] - start))
-        return pieces
+        return [
+            Piece(symbol, self._vocabulary.get(symbol, -1), ends[start] - start)
+            for start, symbol in enumerate(symbols)
+            if symbol
+        ]
 
 
 class WordPieceSegmenter(Segmenter):

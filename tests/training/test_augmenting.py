@@ -332,7 +332,7 @@ def test_windows_of_a_long_text_are_drawn_as_windows(with_unigram, tmp_path):
     augmenter = augmenter_of(values, task, model.backbone, rows)
     examples = task.encode(rows, model.backbone)
     windows = sum(example.row is rows[0] for example in examples)
-    assert windows > 3
+    assert windows > 2
     draw = list(augmenter.draw(0, range(len(examples)), examples, [0] * len(examples)))
     decode = model.backbone.tokenizer.decode
     parts = [decode(e.input_ids, skip_special_tokens=True) for e in draw[:windows]]
