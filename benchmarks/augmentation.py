@@ -88,7 +88,7 @@ class Costs:
         started = time.process_time()
         for step, batch in enumerate(batches):
             places = range(len(batch))
-            draw = augmenter and augmenter.draw(step, batch, self.examples, owners)
+            draw = augmenter and augmenter.draw(step, batch, self.examples, owners, seed)
             chosen = draw.taken(places) if draw else [self.examples[number] for number in batch]
             inputs = self.task.collate(chosen, backbone)
             if draw:

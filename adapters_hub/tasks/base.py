@@ -146,6 +146,10 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
+    def encode_again(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
+        """The same of rows that were encoded before, and changed since; warns of nothing."""
+        return self.encode(rows, backbone)
+
     def rows(self, row: Row) -> list[Row]:
         """A row for each sequence of a row's example, in the order of `collate`'s batch.
 

@@ -44,13 +44,13 @@ class Augmenter:
     """
 
     def __init__(
-        self, used: Sequence[Method], material: Material, task: Task, backbone: Backbone, seed: int
+        self, used: Sequence[Method], material: Material, task: Task, backbone: Backbone
     ) -> None:
         """Raises `SettingsError` for a method that the task or the tokenizer does not go with,
         `BackboneError` for a model whose embeddings cannot be mixed.
         """
-        self.methods, self.material, self.task, self.seed = used, material, task, seed
-        self.backbone = backbone
+        self.methods, self.material = used, material
+        self.task, self.backbone = task, backbone
         for method in used:
             _check_task(method, material, task)
         by_change = {method.change(material): method for method in used}
@@ -85,33 +85,30 @@ class Augmenter:
         batch: Sequence[int],
         examples: Sequence[Example],
         owners: Sequence[int] | np.ndarray,
+        seed: int,
     ) -> "Draw":
         """The examples of a batch, which are those of these indices, as a step has them."""
-        return Draw(self, step, batch, examples, [int(owners[number]) for number in batch])
+        return Draw(self, f"{seed} {step}", batch, examples, [int(owners[i]) for i in batch])
 
-    def random(self, step: int, place: int, method: str) -> Random:
-        """What a method draws from, for a row of a step."""
-        return Random(f"{self.seed} {step} {place} {method}")
-
-    def drawn(self, example: Example, window: int, step: int, place: int) -> "Drawn":
-        """An example drawn anew, and how many words each method changed.
+    def drawn(self, example: Example, window: int, draws: str) -> "Drawn":
+        """An example drawn anew, and how many words each method changed; ``draws``: the seed.
 
         Of a row that is several windows it is the window of the same number, or the last.
         What no longer fits the task, as a longer target may not, stays as it is.
         """
         row, changed = example.row, {}
         for method in self.methods:
-            row, words = method.row(row, self.random(step, place, method.name), self.material)
+            row, words = method.row(row, Random(f"{draws} {method.name}"), self.material)
             if words:
                 changed[method.name] = words
         backbone = self.backbone
         if self.resegmented:
-            self.resegmented.begin(self.random(step, place, "subword"))
+            self.resegmented.begin(Random(f"{draws} subword"))
             backbone = self.resegmented.backbone
         elif not changed:
             return example, changed
         try:
-            windows = self.task.encode([row], backbone)
+            windows = self.task.encode_again([row], backbone)
         except (DataError, SettingsError) as error:
             log.debug("%s stays as it is: %s", row.where, error)
             return example, {_LEFT: 1}
@@ -148,12 +145,12 @@ class Draw:
     def __init__(
         self,
         augmenter: Augmenter,
-        step: int,
+        seed: str,
         batch: Sequence[int],
         examples: Sequence[Example],
         owners: Sequence[int],
     ) -> None:
-        self._augmenter, self._step = augmenter, step
+        self._augmenter, self._seed = augmenter, seed
         self._batch, self._examples = batch, examples
         self._rows_of: dict[int, list[int]] = defaultdict(list)  # places of each adapter's rows
         self._among: list[tuple[int, int]] = []  # of each place: its adapter, and which row of it
@@ -187,7 +184,7 @@ class Draw:
         for place in places:
             owner, among = self._among[place]
             rows = self._rows_of[owner]
-            random = augmenter.random(self._step, among, "mixup")
+            random = Random(f"{self._seed} {among} mixup")
             partner, share = augmenter.mixup.partner(among, len(rows), random)
             partners.append(self[rows[partner]])
             shares.append(share)
@@ -202,9 +199,8 @@ class Draw:
             row = self._examples[number].row
             while window < number and self._examples[number - window - 1].row is row:
                 window += 1
-            among = self._among[place][1]
-            example = self._examples[number]
-            self._known[place] = self._augmenter.drawn(example, window, self._step, among)
+            draws = f"{self._seed} {self._among[place][1]}"
+            self._known[place] = self._augmenter.drawn(self._examples[number], window, draws)
         return self._known[place]
 
 
@@ -231,7 +227,7 @@ def augmenter_of(
     for method in used:  # before a lexicon is learnt
         _check_task(method, Material(mask=_mask(backbone)), task)
     material = material_of(settings, used, train, Material(split_words, _mask(backbone)))
-    return Augmenter(used, material, task, backbone, settings.seed)
+    return Augmenter(used, material, task, backbone)
 
 
 def described(counts: Mapping[str, int]) -> str:

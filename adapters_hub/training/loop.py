@@ -193,7 +193,9 @@ class _Run:
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
         pieces: list[_Piece] = []
         whole = [i for i in batch if owners[i] in present]
-        drawn = self.augmenter and self.augmenter.draw(number, whole, examples, owners)
+        drawn = self.augmenter and self.augmenter.draw(
+            number, whole, examples, owners, settings.seed
+        )
         for places in share(
             range(len(whole)),
             accelerator.process_index,

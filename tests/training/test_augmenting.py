@@ -220,11 +220,13 @@ def test_each_time_a_row_is_drawn_it_is_another_one(tiny, tmp_path, dictionary):
     task = task_class("classification").from_rows(values.task_options, {"train": rows}, {})
     augmenter = augmenter_of(values, task, model.backbone, rows)
     examples = task.encode(rows, model.backbone)
-    drawn = [augmenter.draw(step, [0, 0], examples, [0] * 12) for step in range(6)]
+    drawn = [augmenter.draw(step, [0, 0], examples, [0] * 12, 3) for step in range(6)]
     texts = [(draw[0].row.text, draw[1].row.text) for draw in drawn]
     assert len({text for pair in texts for text in pair}) > 6
-    again = augmenter.draw(3, [0, 0], examples, [0] * 12)
+    again = augmenter.draw(3, [0, 0], examples, [0] * 12, 3)
     assert (again[0].row.text, again[1].row.text) == texts[3]
+    other_seed = augmenter.draw(3, [0, 0], examples, [0] * 12, 4)
+    assert (other_seed[0].row.text, other_seed[1].row.text) != texts[3]
     assert all(e.row.text == row.text for e, row in zip(examples, rows, strict=True))
 
 
@@ -280,7 +282,7 @@ def examples_of(task_name, model, values, step=0):
     task = kind.from_rows(values.task_options, {"train": rows, "dev": [], "test": []}, {})
     augmenter = augmenter_of(values, task, model.backbone, rows)
     examples = task.encode(rows, model.backbone)
-    draw = augmenter.draw(step, range(len(examples)), examples, [0] * len(examples))
+    draw = augmenter.draw(step, range(len(examples)), examples, [0] * len(examples), 3)
     return task, examples, list(draw)
 
 
@@ -333,7 +335,7 @@ def test_windows_of_a_long_text_are_drawn_as_windows(with_unigram, tmp_path):
     examples = task.encode(rows, model.backbone)
     windows = sum(example.row is rows[0] for example in examples)
     assert windows > 2
-    draw = list(augmenter.draw(0, range(len(examples)), examples, [0] * len(examples)))
+    draw = list(augmenter.draw(0, range(len(examples)), examples, [0] * len(examples), 3))
     decode = model.backbone.tokenizer.decode
     parts = [decode(e.input_ids, skip_special_tokens=True) for e in draw[:windows]]
     starts = [text.replace(" ", "").index(part.replace(" ", "")) for part in parts]
