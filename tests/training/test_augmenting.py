@@ -1,14 +1,13 @@
 """Augmentation in training: the same draws whatever is cut how, train rows alone, and errors."""
 
-import json
-
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import TEXTS, VOCABULARY
+from helpers.augmenting import load, of, rows_of, write_dictionary, write_translations
 from helpers.recipes import launch
 from helpers.tokenizers import unigram
-from helpers.training import assert_same, settings
+from helpers.training import assert_same
 from peft import LoraConfig
 from safetensors.torch import load_file
 
@@ -21,36 +20,10 @@ from adapters_hub.tasks.registry import task_class
 from adapters_hub.training.augmentation import augmenter_of
 from adapters_hub.training.loop import train_adapters
 from adapters_hub.training.run import Experiment
-from adapters_hub.training.settings import Resolved, parse_settings
+from adapters_hub.training.settings import Resolved
 
 BATCHES = [[0, 3, 5, 7], [1, 2, 4, 6], [8, 9, 10, 11], [0, 2, 4, 8], [1, 3, 9, 11], [5, 6, 7, 10]]
-WORDS = {"the": "le", "room": "chambre", "staff": "personnel", "view": "vue", "again": "encore"}
 ALL = {"subword": 0.3, "span": 0.2, "codeswitch": 0.5, "mixup": 0.4}
-
-
-def rows_of(task):
-    texts = [f"{text} {n}" for n, text in enumerate(TEXTS[:4] * 3)]
-    fields = {
-        "classification": [{} for _ in texts],
-        "language-modeling": [{} for _ in texts],
-        "retrieval": [{"positive": f"about {n} {text}"} for n, text in enumerate(texts)],
-        "matching": [{"positive": f"rum {n}"} for n in range(12)],
-        "generation": [{"target": f"it was {n}"} for n in range(12)],
-        "translation": [{"target": f"es war {n}", "target_language": "de"} for n in range(12)],
-        "question-answering": [
-            {"question": "which?", "answers": {"text": [text.split()[1]],
-             "answer_start": [text.index(text.split()[1])]}} for text in texts
-        ],
-        "token-classification": [
-            {"words": text.split(), "tags": ["B-X" if w[0] in "rsv" else "O" for w in text.split()]}
-            for text in texts
-        ],
-    }[task]  # fmt: skip
-    label = {"classification": ["good", "bad", "fine"]}.get(task, [None])
-    return [
-        Row(text, label[n % len(label)], "en", key=f"None/{n}", where=f"rows:{n}", fields=some)
-        for n, (text, some) in enumerate(zip(texts, fields, strict=True))
-    ]
 
 
 @pytest.fixture
@@ -60,20 +33,12 @@ def accelerator():
 
 @pytest.fixture
 def dictionary(tmp_path):
-    path = tmp_path / "words.tsv"
-    lines = [f"{word}\t{other}\tfr" for word, other in WORDS.items()]
-    path.write_text("\n".join(["word\ttranslation\tlanguage", *lines]) + "\n", encoding="utf-8")
-    return str(path)
+    return write_dictionary(tmp_path)
 
 
 @pytest.fixture
 def translations(tmp_path):
-    folder = tmp_path / "translations"
-    folder.mkdir()
-    lines = [{"id": str(n), "text": f"la chambre {n}", "language": "fr"} for n in range(12)]
-    path = folder / "fr.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    return str(folder)
+    return write_translations(tmp_path)
 
 
 @pytest.fixture
@@ -89,10 +54,6 @@ def with_unigram(tiny, tmp_path):
         return path
 
     return folder
-
-
-def load(folder, tmp_path):
-    return ah.load_backbone(str(folder), library=tmp_path / "library")
 
 
 def fit(model, task_name, accelerator, values, names=("a",), batches=BATCHES, owners=None, **more):
@@ -115,10 +76,6 @@ def fit(model, task_name, accelerator, values, names=("a",), batches=BATCHES, ow
     )  # fmt: skip
 
 
-def of(task, **values):
-    return settings(task=task, **values)
-
-
 # ── what must not change a draw ──────────────────────────────────────────────────────────────────
 
 
@@ -132,6 +89,7 @@ def test_off_is_bit_equal_and_asks_for_nothing(tiny, tmp_path, accelerator):
     assert progress.augmented == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "kind", "augment"),
     [
@@ -157,6 +115,7 @@ def test_accumulation_changes_nothing(task, kind, augment, tiny, tmp_path, accel
     assert max(apart) > 1e-3
 
 
+@pytest.mark.slow
 def test_adapters_trained_together_equal_those_trained_alone(
     tiny, tmp_path, accelerator, dictionary
 ):
@@ -414,119 +373,6 @@ def test_a_summary_is_printed(tiny, tmp_path, dictionary, capsys):
     assert line.startswith("augmented, of 24 rows drawn: codeswitch ")
     assert "words), span " in line
     assert line.endswith("mixup 24 rows")
-
-
-# ── what is refused before anything is trained ───────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("task", "kind", "augment", "message"),
-    [
-        ("question-answering", "bert", {"codeswitch": 0.3}, "codeswitch: it changes words, and the "
-         r"targets of question-answering would no longer be right; leave it out \(subword can"),
-        ("question-answering", "bert", {"span": 0.3}, "span: it changes masks"),
-        ("token-classification", "qwen3", {"span": 0.3}, "span: it changes dropped words"),
-        ("token-classification", "bert", {"translate": 0.3}, "translate: it changes text"),
-        ("language-modeling", "bert", {"span": 0.3}, "span: it changes masks"),
-        ("retrieval", "bert", {"mixup": 0.3}, "mixup: it changes embeddings"),
-        ("matching", "bert", {"subword": 0.3}, "the targets of match.*no method can be used"),
-        ("classification", "mt5", {"mixup": 0.3}, "is an encoder-decoder, whose two parts embed"),
-        ("classification", "bert", {"codeswitch": 0.3}, "the train rows gave no translation of a "
-         "word from en; give --augment-data a dictionary"),
-        ("classification", "bert", {"translate": 0.3}, "translate: there is no --augment-data"),
-    ],
-)  # fmt: skip
-def test_methods_that_do_not_go_are_refused(task, kind, augment, message, tiny, tmp_path):
-    model = load(tiny(kind), tmp_path)
-    rows, kind = rows_of(task), task_class(task)
-    values = of(task, augment=augment)
-    made = kind.from_rows(values.task_options, {"train": rows, "dev": [], "test": []}, {})
-    with pytest.raises(SettingsError, match=message):
-        augmenter_of(values, made, model.backbone, rows)
-
-
-def test_data_that_does_not_go_is_refused(tiny, tmp_path, dictionary, translations):
-    model, rows = load(tiny("bert"), tmp_path), rows_of("classification")
-    kind = task_class("classification")
-
-    def refuse(message, **values):
-        chosen = of("classification", **values)
-        task = kind.from_rows(chosen.task_options, {"train": rows}, {})
-        with pytest.raises(SettingsError, match=message):
-            augmenter_of(chosen, task, model.backbone, rows)
-
-    refuse("augment_data: no method of --augment reads it", augment_data=dictionary)
-    refuse("augment_data: no method", augment={"span": 0.1}, augment_data=dictionary)
-    refuse("augment_language: no method", augment={"span": 0.1}, augment_language=("fr",))
-    given = {"augment": {"codeswitch": 0.3}, "augment_data": dictionary}
-    refuse("gave no translation of a word from en into yo", **given, augment_language=("yo",))
-    refuse(r"found in yo \(.*has fr\)", **given, augment_language=("yo", "fr"))
-    refuse("words.tsv is a dictionary", augment={"translate": 0.3}, augment_data=dictionary)
-    given = {"augment": {"translate": 0.3}, "augment_data": translations}
-    refuse("has no train row with the id of one .* of yo", **given, augment_language=("yo",))
-
-
-def test_packed_texts_are_refused(tiny, tmp_path):
-    values = of("language-modeling", augment={"subword": 0.1}, packing=True)
-    model = load(tiny("qwen3"), tmp_path)
-    task = task_class("language-modeling")()
-    with pytest.raises(SettingsError, match=r"packed texts are cut into tokens once.*--no-packing"):
-        augmenter_of(values, task, model.backbone, [Row("a")])
-
-
-def test_flags():
-    resolved = parse_settings(["--augment", "subword=0.1", "mixup=0.2", "--augment-language", "yo"])
-    assert resolved.settings.augment == {"subword": 0.1, "mixup": 0.2}
-    assert resolved.settings.augment_language == ("yo",)
-    with pytest.raises(SettingsError, match="command line: augment: write NAME=NUMBER"):
-        parse_settings(["--augment", "subword"])
-    with pytest.raises(SettingsError, match="augment subword=much: 'much' is no number"):
-        parse_settings(["--augment", "subword=much"])
-    with pytest.raises(SettingsError, match="augment subwords: no such method"):
-        parse_settings(["--augment", "subwords=0.1"])
-
-
-# ── words from pairs ─────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_lexicon_is_learnt_from_a_folder_of_parallel_texts(tiny, tmp_path):
-    folder = tmp_path / "parallel"
-    folder.mkdir()
-    pairs = [(a, b) for a in WORDS for b in WORDS if a != b] * 3
-    lines = {
-        "en": [f"{a} {b}" for a, b in pairs],
-        "fr": [f"{WORDS[a]} {WORDS[b]}" for a, b in pairs],
-        "da": ["ord her"] * len(pairs),
-    }
-    for tag, texts in lines.items():
-        (folder / f"{tag}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    values = of("classification", augment={"codeswitch": 1.0}, augment_data=str(folder),
-                augment_language=("fr",))  # fmt: skip
-    rows = rows_of("classification")
-    task = task_class("classification").from_rows(values.task_options, {"train": rows}, {})
-    augmenter = augmenter_of(values, task, load(tiny("bert"), tmp_path).backbone, rows)
-    lexicon = augmenter.material.lexicon
-    assert lexicon.keys() == {"en"}
-    assert {word: some[0].text for word, some in lexicon["en"].items()} == WORDS
-
-
-@pytest.mark.parametrize("field", ["id", "positive", "target"])
-def test_a_lexicon_is_learnt_from_the_train_rows_themselves(field, tiny, tmp_path):
-    pairs = [(a, b) for a in WORDS for b in WORDS if a != b] * 3
-    rows = []
-    for number, (a, b) in enumerate(pairs):
-        text, other = f"{a} {b}", f"{WORDS[a]} {WORDS[b]}"
-        if field == "id":
-            rows += [Row(text, "x", "en", key=str(number)), Row(other, "y", "fr", key=str(number))]
-        else:
-            fields = {field: other, f"{field}_language": "fr"}
-            rows.append(Row(text, "xy"[number % 2], "en", fields=fields))
-    values = of("classification", augment={"codeswitch": 1.0})
-    task = task_class("classification").from_rows(values.task_options, {"train": rows}, {})
-    augmenter = augmenter_of(values, task, load(tiny("bert"), tmp_path).backbone, rows)
-    known = {word: some[0].text for word, some in augmenter.material.lexicon["en"].items()}
-    assert known == WORDS
-    assert augmenter.material.lexicon.keys() == ({"en", "fr"} if field == "id" else {"en"})
 
 
 # ── two processes ────────────────────────────────────────────────────────────────────────────────
