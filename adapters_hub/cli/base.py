@@ -53,6 +53,6 @@ def declare_columns(sub: argparse.ArgumentParser) -> None:
 
 def columns_of(options: argparse.Namespace) -> dict[str, str]:
     """What `declare_columns` was given."""
-    from adapters_hub.training.conversion import named_columns
+    from adapters_hub.training.conversion import named_values
 
-    return named_columns("columns", options.columns, "command line")
+    return named_values("columns", options.columns, "command line", "COLUMN")

@@ -146,6 +146,10 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
         """Tokenise rows. Raises `DataError` naming file and line where a row will not do."""
 
+    def encode_again(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
+        """The same of rows that were encoded before, and changed since; warns of nothing."""
+        return self.encode(rows, backbone)
+
     def rows(self, row: Row) -> list[Row]:
         """A row for each sequence of a row's example, in the order of `collate`'s batch.
 
@@ -166,6 +170,19 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
         self, examples: Sequence[Example[Target]], backbone: Backbone, seed: int = 0
     ) -> dict[str, Tensor]:
         """One padded batch on the backbone's device; ``seed`` for what is random (masking)."""
+
+    def mixed(
+        self,
+        batch: dict[str, Tensor],
+        others: dict[str, Tensor],
+        shares: Tensor,
+        backbone: Backbone,
+    ) -> dict[str, Tensor]:
+        """A collated batch, of each row so large a share (rows,), with the rows of another one.
+
+        Of tasks that withstand a change of embeddings; see `adapters_hub.tasks.mixing`.
+        """
+        raise NotImplementedError(f"{self.name} does not mix rows")
 
     @abstractmethod
     def count(self, batch: dict[str, Tensor]) -> Tensor:

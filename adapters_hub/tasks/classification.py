@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.mixing import mixed_embeddings
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.library.adapter_file import MULTI_LABEL, AdapterInfo
@@ -21,6 +22,7 @@ from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.classification import DECLARATION, ClassificationOptions
 from adapters_hub.tasks.heads import LabelledTask, multi_label, row_logits
+from adapters_hub.tasks.mixing import mixed_batch
 from adapters_hub.text.tokenising import encode_texts
 
 if TYPE_CHECKING:
@@ -149,8 +151,18 @@ class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOpti
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
+    def mixed(
+        self,
+        batch: dict[str, Tensor],
+        others: dict[str, Tensor],
+        shares: Tensor,
+        backbone: Backbone,
+    ) -> dict[str, Tensor]:
+        return mixed_batch(batch, others, shares, len(self.label_names), backbone.pad_token_id)
+
     def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
+        with mixed_embeddings(model.backbone, batch):
+            logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
         if self.multi_label:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from adapters_hub.data.augmentation.method import Change
 from adapters_hub.errors import SettingsError
 
 _Value = TypeVar("_Value")
@@ -54,7 +55,7 @@ class Declaration:
     bring (None: they bring none), ``peft_task_type`` PEFT's word for that class. ``fields`` are
     those of its rows that not every task has: `Row.fields` has them under these names.
     ``objectives``: what it is called as a way to teach a language; none where it teaches what to do
-    with one.
+    with one. ``withstands``: the changes by augmentation that leave a row's targets right.
     """
 
     name: str
@@ -65,4 +66,5 @@ class Declaration:
     auto_class: str | None = None
     peft_task_type: str | None = None
     objectives: tuple[str, ...] = ()
+    withstands: tuple[Change, ...] = ()
     sample: Sample = field(default_factory=Sample)

@@ -134,6 +134,15 @@ class Generation(BitsTask[Target], GenerationOptions):
         return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]
 
     def encode(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
+        return self._encoded(rows, backbone, logging.WARNING)
+
+    def encode_again(self, rows: Sequence[Row], backbone: Backbone) -> list[Example[Target]]:
+        return self._encoded(rows, backbone, logging.DEBUG)
+
+    def _encoded(
+        self, rows: Sequence[Row], backbone: Backbone, level: int
+    ) -> list[Example[Target]]:
+        """Examples; how many prompts were cut is logged at a level."""
         check_writes(backbone)
         if not rows:
             return []  # which tokenizers do not take
@@ -151,7 +160,8 @@ class Generation(BitsTask[Target], GenerationOptions):
         sources = self.sources(rows, backbone)
         if cut := sum(len(ids) > most for ids, most in zip(sources, limits, strict=True)):
             end = "beginning" if decoder else "end"
-            log.warning("%d of %d prompts lose their %s: max_length=%d", cut, len(rows), end, limit)
+            said = "%d of %d prompts lose their %s: max_length=%d"
+            log.log(level, said, cut, len(rows), end, limit)
             sources = self.sources(rows, backbone, limits)
         examples = []
         for row, source, given, target_ids in zip(rows, sources, starts, targets, strict=True):

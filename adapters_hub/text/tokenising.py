@@ -97,6 +97,11 @@ def cut(ids: list[int], room: int, backbone: Backbone) -> list[int]:
 
 def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens a tokenizer puts before and after a text."""
+    if tokenizer.is_fast:  # which may draw the tokens of a text anew each time
+        encoded = tokenizer("a", return_special_tokens_mask=True)
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        first, last = special.index(0), len(special) - special[::-1].index(0)
+        return ids[:first], ids[last:]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)

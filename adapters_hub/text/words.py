@@ -4,6 +4,7 @@ Knows characters of Unicode; does not know tokenizers, languages or tasks.
 """
 
 import unicodedata
+from functools import lru_cache
 
 _CHARACTER_IS_WORD = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"))  # kana, Chinese characters
 
@@ -52,6 +53,7 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+@lru_cache(2**16)
 def _kind(character: str) -> str:
     """``space``, ``mark``, ``letter``, ``cluster`` (scripts without spaces), ``alone``, ``sign``.
 

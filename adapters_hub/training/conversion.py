@@ -24,7 +24,7 @@ def add_flag(
     if _without_none(hint) is bool:
         add(action=argparse.BooleanOptionalAction)
     elif get_origin(hint) is dict:
-        add(nargs="*", metavar="NAME=COLUMN")
+        add(nargs="*", metavar=f"NAME={_of_mapping(hint)}")
     elif get_origin(hint) is tuple:
         add(nargs="*")
     elif allowed := choices(hint):
@@ -51,7 +51,10 @@ def converted(
         parts = [[text] if is_whole(text) else text.split(",") for text in texts]
         return tuple(part.strip() for some in parts for part in some if part.strip())
     if get_origin(hint) is dict:
-        return named_columns(name, value, where)
+        pairs = named_values(name, value, where, _of_mapping(hint))
+        if get_args(hint)[1] is not float:
+            return pairs
+        return {key: _number(f"{name} {key}", text, where) for key, text in pairs.items()}
     kind = plain_type(hint)
     if value is None and is_optional(hint):
         return None
@@ -66,14 +69,17 @@ def converted(
     return float(value) if kind is float and isinstance(value, int) else value
 
 
-def named_columns(name: str, value: object, where: str) -> dict[str, str]:
-    """A setting that is a mapping: one of YAML, or ``NAME=COLUMN`` any number of times."""
+def named_values(name: str, value: object, where: str, kind: str) -> dict[str, str]:
+    """A setting that is a mapping: one of YAML, or ``NAME=VALUE`` any number of times.
+
+    ``kind``: what a value is, for messages.
+    """
     if isinstance(value, Mapping):
         return {str(k): str(v) for k, v in value.items()}
     pairs = [str(item).partition("=") for item in _items(value)]
-    if any(not column for _, _, column in pairs):
-        raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
-    return {key: column for key, _, column in pairs}
+    if any(not text for _, _, text in pairs):
+        raise SettingsError(f"{where}: {name}: write NAME={kind}")
+    return {key: text for key, _, text in pairs}
 
 
 def read_yaml(path: str) -> dict[str, object]:
@@ -118,6 +124,18 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(value)
     return str(value)
+
+
+def _of_mapping(hint: object) -> str:
+    """What the values of a mapping are, for help and messages."""
+    return "NUMBER" if get_args(hint)[1] is float else "COLUMN"
+
+
+def _number(name: str, text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{where}: {name}={text}: {text!r} is no number") from None
 
 
 def _items(value: object) -> list[object]:

@@ -16,9 +16,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.features import Features
 from adapters_hub.training.accelerator import check_accelerator
+from adapters_hub.training.augmentation import Augmenter
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.finishing import plain
 from adapters_hub.training.settings import TrainingSettings
@@ -51,12 +52,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run did: steps, real (unpadded) tokens, seconds, and each look at dev."""
+    """What a run did: steps, real (unpadded) tokens, seconds, each look at dev, and what
+    augmentation changed (see `Augmenter.summary`).
+    """
 
     steps: int
     tokens: int
     seconds: float
     history: list[dict[str, float]]
+    augmented: Mapping[str, int] = field(default_factory=dict)
 
 
 def train_adapters(
@@ -74,12 +78,14 @@ def train_adapters(
     dev_owners: Sequence[int] = (),
     folder: Path | None = None,
     known_by: Sequence[tuple[Example, int]] | None = None,
+    augmenter: Augmenter | None = None,
 ) -> tuple[list[Adapter], Progress]:
     """Train adapters on batches of example indices; returns them as they were best on dev.
 
     ``owners`` says which adapter each example trains, ``over`` which frozen, resolved blend its
     row sees below that. ``folder`` takes checkpoints, which belong to these examples, or to those
-    that a corpus on disk is ``known_by``, each with its owner. Raises `SettingsError` or
+    that a corpus on disk is ``known_by``, each with its owner. An ``augmenter`` draws the train
+    rows anew at each step. Raises `SettingsError` or
     `DataError` before it starts, `TrainingError` for a loss that is not finite; on Ctrl-C (and
     SIGTERM) saves a checkpoint and raises `KeyboardInterrupt`. A run that does not end leaves no
     adapter behind.
@@ -94,7 +100,9 @@ def train_adapters(
     if folder is not None:
         seen = zip(examples, owners, strict=True) if known_by is None else known_by
         every = [*seen, *zip(dev, dev_owners, strict=True)]
-        checkpoint = Checkpoint(folder, settings, _facts(model, task, every, batches, over))
+        facts = _facts(model, task, every, batches, over)
+        facts |= {"augmentation": augmenter.digest} if augmenter else {}
+        checkpoint = Checkpoint(folder, settings, facts)
     history: list[dict[str, float]] = []
     done, loss = 0, math.nan
     look_every = settings.eval_every or max(1, len(batches) // 10)
@@ -102,8 +110,8 @@ def train_adapters(
     begin = Beginning(model, task, examples, owners, batches, over, settings, accelerator)
     with _in_training(model, adapters, settings, begin) as trainees:
         alone = _heads_alone(task, [trainee.adapter for trainee in trainees])
-        features = Features(model, task) if alone else None
-        run = _Run(model, task, trainees, over, settings, accelerator, features)
+        features = Features(model, task) if alone and augmenter is None else None
+        run = _Run(model, task, trainees, over, settings, accelerator, features, augmenter)
         if checkpoint and settings.resume:
             done = checkpoint.load(trainees, history, run.scaler)
         started = time.perf_counter()
@@ -145,7 +153,8 @@ def train_adapters(
     seconds, tokens = time.perf_counter() - started, run.tokens
     if accelerator.num_processes > 1:
         tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
-    return finished, Progress(done, tokens, seconds, history)
+    augmented = augmenter.summary(accelerator) if augmenter else {}
+    return finished, Progress(done, tokens, seconds, history, augmented)
 
 
 @dataclass
@@ -159,6 +168,7 @@ class _Run:
     settings: TrainingSettings
     accelerator: "Accelerator"
     features: Features | None  # where they stay as they are
+    augmenter: Augmenter | None
     tokens: int = 0
 
     def step(
@@ -183,6 +193,9 @@ class _Run:
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
         pieces: list[_Piece] = []
         whole = [i for i in batch if owners[i] in present]
+        drawn = self.augmenter and self.augmenter.draw(
+            number, whole, examples, owners, settings.seed
+        )
         for places in share(
             range(len(whole)),
             accelerator.process_index,
@@ -190,10 +203,11 @@ class _Run:
             settings.accumulation,
         ):
             numbers = [whole[place] for place in places]
-            chosen = [examples[i] for i in numbers]
+            chosen = drawn.taken(places) if drawn else [examples[i] for i in numbers]
             inputs = self.task.collate(
                 chosen, self.model.backbone, seed=settings.seed * 100_003 + number
             )
+            inputs = drawn.mixed(inputs, places) if drawn else inputs
             owners_of_piece = torch.tensor([owners[i] for i in numbers])
             counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu())
             self.tokens += sum(len(example.input_ids) for example in chosen)
@@ -202,7 +216,7 @@ class _Run:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
         if self.task.couples and present:
-            trained = [examples[i] for i in whole], [owners[i] for i in whole]
+            trained = [*(drawn or (examples[i] for i in whole))], [owners[i] for i in whole]
             total[0] = self._backward_coupled(number, *trained, pieces, counts)
         elif not self.task.couples:
             for place, piece in enumerate(pieces):

@@ -42,6 +42,7 @@ from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.language_modeling import LanguageModeling
 from adapters_hub.training.accelerator import make_accelerator, set_threads
+from adapters_hub.training.augmentation import augmenter_of, described
 from adapters_hub.training.corpus import PackedCorpus, count_texts, packed_corpus, packs
 from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
@@ -123,6 +124,8 @@ class Experiment:
             trust_remote_code=settings.trust_remote_code,
         )
         check_start(settings.init, self.model.backbone)
+        train = self.splits["train"]
+        self.augmenter = augmenter_of(settings, self.task, self.model.backbone, train)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if settings.tracker:
@@ -130,7 +133,7 @@ class Experiment:
                 k: v if isinstance(v, int | float) else str(v) for k, v in settings.flat().items()
             }
             self.accelerator.init_trackers("adapters_hub", config=flat)
-        every = {tag for split in self.splits.values() for tag in self._tags(split)}
+        every = {tag for name in self.splits for tag in self._tags(name)}
         self._over = self._language_adapters(every)
 
     # ── what is trained ──────────────────────────────────────────────────────────────────────
@@ -254,7 +257,10 @@ class Experiment:
             dev_owners=dev_owners,
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
             known_by=known_by,
+            augmenter=self.augmenter,
         )
+        if progress.augmented:
+            self.print(described(progress.augmented))
         for adapter in trained:
             if adapter.info.description:
                 self.print(f"{adapter.name}: {adapter.info.description}")
@@ -403,13 +409,14 @@ class Experiment:
 
     def _over_in_training(self) -> tuple[str, ...]:
         """The frozen adapters that train rows see."""
-        tags = self._tags(self.splits["train"])
+        tags = self._tags("train")
         return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
 
-    def _tags(self, rows: Sequence[Row]) -> set[str]:
-        """The languages whose adapters would go below rows."""
-        texts = (text for row in rows for text in self.task.rows(row))
-        return {text.language for text in texts if text.language}
+    def _tags(self, split: str) -> set[str]:
+        """The languages whose adapters would go below a split's rows, as they may be drawn."""
+        texts = (text for row in self.splits[split] for text in self.task.rows(row))
+        drawn = self.augmenter.languages if self.augmenter and split == "train" else frozenset()
+        return {text.language for text in texts if text.language} | drawn
 
     def _language_adapters(self, tags: Iterable[str]) -> dict[str, AdapterInfo]:
         """The frozen adapter for each of these languages, as ``--over`` says."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Literal, Self, TypeVar, get_type_hints
 
+from adapters_hub.data.augmentation.registry import methods, methods_of
 from adapters_hub.errors import SettingsError
 from adapters_hub.tasks.declaration import TaskOptions
 from adapters_hub.tasks.registry import DEFAULT_TASK, declaration_of, declarations, task_names
@@ -127,6 +128,21 @@ class TrainingSettings:
         0.3, "languages, then their domains, are drawn with p ~ n^alpha", _DATA
     )
     max_length: int = _setting(256, "tokens a text is cut at, or into (language, questions)", _DATA)
+    augment: dict[str, float] = _setting(
+        {},
+        "change train rows as they are drawn: "
+        + "; ".join(f"{name}=NUMBER, {method.help}" for name, method in methods().items()),
+        _DATA,
+    )
+    augment_data: str | None = _setting(
+        None,
+        "what codeswitch and translate take: rows of one id in several languages, as --data (a "
+        "folder of en.txt and yo.txt); codeswitch also a file with columns word and translation",
+        _DATA,
+    )
+    augment_language: tuple[str, ...] = _setting(
+        (), "languages that they take of it; none given: all", _DATA
+    )
     name: str | None = _setting(
         None, "the adapter's name; default: its one language or domain", _ADAPTER
     )
@@ -253,6 +269,7 @@ class TrainingSettings:
             raise SettingsError(
                 f"objective={self.objective!r}: choose one of {', '.join(_objectives())}"
             )
+        methods_of(self.augment)  # which checks names and numbers
         if self.label_separator == "":
             raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (None, 32, 16, 8, 4):

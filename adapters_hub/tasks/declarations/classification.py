@@ -25,4 +25,5 @@ DECLARATION = Declaration(
     options=ClassificationOptions,
     auto_class="AutoModelForSequenceClassification",
     peft_task_type="SEQ_CLS",
+    withstands=("segmentation", "words", "masks", "dropped words", "text", "embeddings"),
 )

@@ -28,6 +28,7 @@ DECLARATION = Declaration(
     pipeline_tag="text-generation",
     options=GenerationOptions,
     fields=("target",),
+    withstands=("segmentation", "words", "dropped words"),  # of the prompt's text
     sample=Sample(
         settings={"columns": {"target": "answer"}, "prompt": "{text}\n{question}\n"},
         name="my-hotel-answers",

@@ -31,4 +31,5 @@ DECLARATION = Declaration(
     pipeline_tag="text-generation",
     options=LanguageModelingOptions,
     objectives=("masked", "causal"),
+    withstands=("segmentation", "words"),  # a word that is hidden would be a target
 )

@@ -26,5 +26,6 @@ DECLARATION = Declaration(
     fields=("question", "answers", "answer", "answer_start"),
     auto_class="AutoModelForQuestionAnswering",
     peft_task_type="QUESTION_ANS",
+    withstands=("segmentation",),  # answers are characters of the text
     sample=Sample(folder="questions", name="my-hotel-questions"),
 )

@@ -45,5 +45,6 @@ DECLARATION = Declaration(
     options=RetrievalOptions,
     fields=PAIR,
     objectives=("contrastive",),
+    withstands=("segmentation", "words", "masks", "dropped words", "text"),  # of the query
     sample=Sample(settings={"columns": {"text": "question", "positive": "text"}}),
 )

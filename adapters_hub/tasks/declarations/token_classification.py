@@ -9,5 +9,6 @@ DECLARATION = Declaration(
     fields=("words", "tags"),
     auto_class="AutoModelForTokenClassification",
     peft_task_type="TOKEN_CLS",
+    withstands=("segmentation", "words", "masks"),
     sample=Sample(folder="entities", name="my-hotel-entities"),
 )

@@ -21,5 +21,6 @@ DECLARATION = Declaration(
     pipeline_tag="translation",
     options=TranslationOptions,
     fields=("target", "target_language"),
+    withstands=("segmentation",),
     sample=Sample(settings={"language": ("en",)}, name="my-hotel-translation"),
 )
