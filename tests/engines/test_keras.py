@@ -5,7 +5,6 @@ It wants an environment of its own, whose Python is named by $ADAPTERS_HUB_TEST_
     python -m venv keras && keras/bin/pip install keras-hub tensorflow-cpu safetensors torch
 """
 
-
 import pytest
 import torch
 from conftest import TEXTS, tiny_config, tiny_tokenizer
