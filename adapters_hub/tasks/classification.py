@@ -20,6 +20,7 @@ from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.classification import DECLARATION, ClassificationOptions
+from adapters_hub.tasks.divergence import Distributions
 from adapters_hub.tasks.heads import LabelledTask, multi_label, row_logits
 from adapters_hub.text.tokenising import encode_texts
 
@@ -149,8 +150,8 @@ class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOpti
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
-    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
+        logits, targets = reading.float(), batch["labels"]
         if self.multi_label:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -158,6 +159,15 @@ class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOpti
         return functional.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
+
+    def distributions(self, batch: dict[str, Tensor], logits: Tensor) -> Distributions:
+        """One a row; with ``multi_label`` the yes and no of each label, as shares of a row."""
+        rows = torch.arange(len(logits), device=logits.device)
+        if not self.multi_label:
+            return Distributions(logits, rows)
+        labels = logits.shape[1]
+        both = torch.stack((torch.zeros_like(logits), logits), -1).flatten(0, 1)
+        return Distributions(both, rows.repeat_interleave(labels), 1 / labels)
 
     def records(
         self,
