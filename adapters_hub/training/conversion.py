@@ -24,7 +24,7 @@ def add_flag(
     if _without_none(hint) is bool:
         add(action=argparse.BooleanOptionalAction)
     elif get_origin(hint) is dict:
-        add(nargs="*", metavar="NAME=COLUMN")
+        add(nargs="*", metavar=_pair(names[0]))
     elif get_origin(hint) is tuple:
         add(nargs="*")
     elif allowed := choices(hint):
@@ -67,12 +67,12 @@ def converted(
 
 
 def named_columns(name: str, value: object, where: str) -> dict[str, str]:
-    """A setting that is a mapping: one of YAML, or ``NAME=COLUMN`` any number of times."""
+    """A setting that is a mapping: one of YAML, or ``NAME=VALUE`` any number of times."""
     if isinstance(value, Mapping):
         return {str(k): str(v) for k, v in value.items()}
     pairs = [str(item).partition("=") for item in _items(value)]
     if any(not column for _, _, column in pairs):
-        raise SettingsError(f"{where}: {name}: write NAME=COLUMN")
+        raise SettingsError(f"{where}: {name}: write {_pair(name)}")
     return {key: column for key, _, column in pairs}
 
 
@@ -118,6 +118,11 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(value)
     return str(value)
+
+
+def _pair(name: str) -> str:
+    """How an entry of a setting that is a mapping is written."""
+    return "NAME=COLUMN" if name == "columns" else "NAME=VALUE"
 
 
 def _items(value: object) -> list[object]:

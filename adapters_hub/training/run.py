@@ -45,7 +45,15 @@ from adapters_hub.training.accelerator import make_accelerator, set_threads
 from adapters_hub.training.corpus import PackedCorpus, count_texts, packed_corpus, packs
 from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
-from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
+from adapters_hub.training.regularisers.penalties import check_regularisers
+from adapters_hub.training.rows import (
+    OTHERS,
+    STOPPING,
+    RunRows,
+    fixed_share,
+    languages_of,
+    with_owners,
+)
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 from adapters_hub.training.starts import check_start
 
@@ -123,6 +131,7 @@ class Experiment:
             trust_remote_code=settings.trust_remote_code,
         )
         check_start(settings.init, self.model.backbone)
+        check_regularisers(settings, self.task, self.model)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         if settings.tracker:
@@ -226,7 +235,8 @@ class Experiment:
                 ],
                 [example.row.domain for example in examples],
             )
-        dev, dev_owners = with_owners(self.examples["dev"], owner)
+        stopping = STOPPING if STOPPING in self.examples else "dev"
+        dev, dev_owners = with_owners(self.examples[stopping], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
@@ -255,6 +265,8 @@ class Experiment:
             folder=Path(settings.run_folder) / _folder_name([a.name for a in adapters]),
             known_by=known_by,
         )
+        for note in progress.notes:
+            self.print(note)
         for adapter in trained:
             if adapter.info.description:
                 self.print(f"{adapter.name}: {adapter.info.description}")

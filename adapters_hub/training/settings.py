@@ -23,6 +23,8 @@ from adapters_hub.training.conversion import (
     read_yaml,
     shown,
 )
+from adapters_hub.training.regularisers.control import wanted_of
+from adapters_hub.training.regularisers.registry import method_names
 
 SYNONYMS = {
     "r": "rank",
@@ -38,6 +40,9 @@ SYNONYMS = {
     "max_grad_norm": "clip",
 }
 """What PEFT's ``LoraConfig`` and transformers' ``TrainingArguments`` call a setting → its name."""
+
+WITHOUT_PENALTIES: Mapping[str, object] = {"regularise": {}, "regularise_data": None}
+"""Changes for training a head alone, which adds nothing to the backbone that could be held."""
 
 _PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
 
@@ -123,6 +128,9 @@ class TrainingSettings:
     domain: tuple[str, ...] = _setting(
         (), "domains to train on; rows that name none fit any", _DATA
     )
+    dev_language: tuple[str, ...] = _setting(
+        (), "languages whose dev rows choose the best state and stop; default: as trained", _DATA
+    )
     sampling_alpha: float = _setting(
         0.3, "languages, then their domains, are drawn with p ~ n^alpha", _DATA
     )
@@ -184,6 +192,19 @@ class TrainingSettings:
         None, "when trained, cut each site's delta to this rank at most, likewise", _ADAPTER
     )
     steps: int = _setting(300, "optimizer steps", _STEPS)
+    regularise: dict[str, str] = _setting(
+        {},
+        "penalties beside the loss, each with a weight, or with a value that its weight keeps it "
+        "at: l2=1e-3 kl=target:0.05; of " + ", ".join(method_names()),
+        _STEPS,
+    )
+    regularise_data: str | None = _setting(
+        None, "file of generic text that fisher and kl look at; default: the run's rows", _STEPS
+    )
+    joint_weights: Literal["proportional", "dro"] | None = _setting(
+        None, "weigh each language and domain by its loss, or as group DRO (arXiv:1911.08731)",
+        _STEPS,
+    )  # fmt: skip
     batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces", _STEPS)
     accumulation: int = _setting(1, "pieces each process takes its share of a batch in", _STEPS)
     learning_rate: float = _setting(1e-3, "peak learning rate of the adapter", _STEPS)
@@ -257,6 +278,7 @@ class TrainingSettings:
             raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (None, 32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
+        wanted_of(self.regularise)
         _check_targets(self.targets)
         for name, hint in _hints(type(self)).items():
             value = self.value(name)
