@@ -124,10 +124,11 @@ def _nats_and_gradients(
         logits = [logits_of(state, at) for state in inputs]
         outer = [t.detach().requires_grad_(n) for t, n in zip(logits, needed, strict=True)]
         nats = measure(*outer)
+        total = nats.sum()
     gradients: list[Tensor | None] = [None, None]
     if any(needed):
         wanted = [place for place in range(2) if needed[place]]
-        by_logits = torch.autograd.grad(nats.sum(), [outer[place] for place in wanted])
+        by_logits = torch.autograd.grad(total, [outer[place] for place in wanted])
         for place, gradient in zip(wanted, by_logits, strict=True):
             # of 250,000 probabilities most are below what float16 holds
             scale = FLOAT16_SCALE if logits[place].dtype == torch.float16 else 1.0

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_VIEW = 2**58 + 500_009  # the CPU's generator takes just the low half of a seed
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -265,13 +267,16 @@ class _Run:
         settings, accelerator, task = self.settings, self.accelerator, task or self.task
         if settings.dropout and not reference:  # the same masks whether a run was resumed or not
             seed = (settings.seed * 7919 + number) * 1009 + accelerator.process_index
-            torch.manual_seed(seed + place * 2**40 + view * 2**58)
-        blends = [
-            self.over(row) if reference else self.blend_of(row, int(owner))
+            torch.manual_seed(seed + place * 2**40 + view * _VIEW)
+        rows = [
+            (row, int(owner))
             for example, owner in zip(piece.examples, piece.owners, strict=True)
             for row in task.rows(example.row)
         ]
-        heads = self.model.heads(blends) if task.needs_head() and not reference else []
+        blends = [self.blend_of(row, owner) for row, owner in rows]
+        heads = self.model.heads(blends) if task.needs_head() else []
+        if reference:
+            blends = [self.over(row) for row, _ in rows]
         plan = self.model.plan(blends, 0.0 if reference else settings.dropout)
         follow, gradients = self.model.bank.using(plan), torch.is_grad_enabled() and not reference
         with follow, torch.set_grad_enabled(gradients), accelerator.autocast():

@@ -42,6 +42,6 @@ class Forward(Protocol):
         """What ``run`` gives under the piece's plan.
 
         ``task`` is that of the examples, unless they are of the run's. Passes of another ``view``
-        have other dropout masks. ``reference``: without the adapters that learn, without heads,
-        dropout or gradients.
+        have other dropout masks. ``reference``: without the adapters that learn, but for
+        their heads, and without dropout or gradients.
         """

@@ -109,9 +109,11 @@ def _chosen(setup: Setup, number: int) -> list[Example]:
 
 
 def _measured(setup: Setup, number: int, examples: Sequence[Example]) -> Moments:
-    """The moments of an adapter's sites, of which it changes nothing yet."""
+    """The moments of an adapter's sites, without the adapter."""
     model, task, text = setup.model, setup.task, setup.text
     modules = {site: model.backbone.sites[site] for site in setup.trainees[number].adapter.factors}
+
+    _ = model.splits_head  # which a probe tells, whose inputs must not be seen
 
     def of_task(model: Runtime, inputs: dict[str, Tensor], heads: Heads) -> None:
         see = task.outputs if task.couples else task.read if task.compares else task.loss
@@ -126,9 +128,9 @@ def _measured(setup: Setup, number: int, examples: Sequence[Example]) -> Moments
             collated = task.collate(some, model.backbone) if text is None else text.plain(some)
             piece = Piece(places, some, collated, owners.expand(len(some)))
             if text is None:
-                setup.forward(of_task, piece)
+                setup.forward(of_task, piece, reference=True)
             else:
-                setup.forward(of_text, piece, task=text.task)
+                setup.forward(of_text, piece, task=text.task, reference=True)
     return {site: (total / count).float().cpu() for site, (total, count) in sums.items()}
 
 

@@ -26,10 +26,10 @@ class Kl(OfRows):
 
     On the batch's own rows it is a KL only for tasks of the language-model head (language
     modelling, generation, translation). A task with a fresh head, and one of hidden states
-    (matching, retrieval), have no output that the backbone has too: there it is the relative squared distance
-    ‖h - h₀‖² / ‖h₀‖² of the last hidden states, the mean over a row's tokens, then over rows.
-    On generic text (``regularise_data``) it is a KL wherever the backbone has a language-model
-    head, whatever the task.
+    (matching, retrieval), have no output that the backbone has too: there it is the relative
+    squared distance ‖h - h₀‖² / ‖h₀‖² of the last hidden states, the mean over a row's tokens, then
+    over rows. On generic text (``regularise_data``) it is a KL wherever the backbone has a
+    language-model head, whatever the task.
 
     For every task; not for an adapter that is only a head.
     """
