@@ -16,9 +16,10 @@ files alone: adapters-hub matrix RESULTS draws them again.
 
 from pathlib import Path
 
+from adapters_hub.evaluation.matrix_settings import MatrixSettings
 from adapters_hub.evaluation.report import draw, read_cells, tables
 from adapters_hub.training.recipe import main
-from adapters_hub.training.settings import MatrixSettings, parse_settings
+from adapters_hub.training.settings import parse_settings
 
 RECIPE = {
     "data": str(Path(__file__).parent / "data"),

@@ -28,7 +28,7 @@ from pathlib import Path
 from adapters_hub.metrics.tables import table
 from adapters_hub.tasks import declaration_of
 from adapters_hub.training.recipe import main
-from adapters_hub.training.settings import parse_settings
+from adapters_hub.training.settings import WITHOUT_PENALTIES, parse_settings
 
 RECIPE = {
     "task": "language-modeling",
@@ -69,7 +69,7 @@ def run() -> None:
     if task.needs_head():
         experiment.print("the bare backbone, a head only:")
         head = experiment.new_adapter(f"{name}.head", head_only=True)
-        experiment.train([head], over=False)
+        experiment.train([head], over=False, **WITHOUT_PENALTIES)
         bare = model.resolve(head.name)
     else:
         bare = model.resolve(None)

@@ -42,8 +42,8 @@ def mixed_embeddings(backbone: Backbone, batch: Mapping[str, Tensor]) -> Iterato
         if output.shape[:-1] != others.shape:
             calls = -1
             return None
-        own, theirs = shares.to(output)[..., None]
-        mixed: Tensor = own * output + theirs * module(others)
+        ours, theirs = shares.to(output)[..., None]
+        mixed: Tensor = ours * output + theirs * module(others)
         return mixed
 
     hook = backbone.base.get_input_embeddings().register_forward_hook(mix)

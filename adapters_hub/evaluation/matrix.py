@@ -43,6 +43,7 @@ from adapters_hub.evaluation.cell_file import (
     Composed,
     interval,
 )
+from adapters_hub.evaluation.matrix_settings import MatrixSettings
 from adapters_hub.inference.export import composed
 from adapters_hub.inference.records import collect_records
 from adapters_hub.interpretability import compare, predictors_of
@@ -55,7 +56,7 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.pair_weights import best_weight
 from adapters_hub.training.run import Experiment
-from adapters_hub.training.settings import MatrixSettings, Resolved
+from adapters_hub.training.settings import WITHOUT_PENALTIES, Resolved
 
 _CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
@@ -171,7 +172,8 @@ class Matrix:
         experiment.print(f"training {name}:")
         fresh = experiment.new_adapter(name, domain=cell.domain, head_only=head_only, seed=seed)
         mine = lambda row: 0 if self._cell(row) == cell else None
-        (trained,), _ = experiment.train([fresh], mine, over=over, seed=seed)
+        changes = {"seed": seed, **(WITHOUT_PENALTIES if head_only else {})}
+        (trained,), _ = experiment.train([fresh], mine, over=over, **changes)
         if experiment.accelerator.is_main_process:
             self._keepable(trained).save(folder)
         experiment.accelerator.wait_for_everyone()

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Target = TypeVar("Target")
 """What a task adds to an example."""
 
+Reading = tuple[dict[str, Tensor], Tensor]
+"""A batch and what `Task.read` gave for it."""
+
 Record = TypeVar("Record")
 """What `Task.metrics` needs of one example: JSON values and, in some tasks, numpy arrays."""
 
@@ -65,6 +68,9 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
 
     across: ClassVar[bool] = False
     """Whether `prepare` pairs rows of different languages, before some languages are chosen."""
+
+    compares: ClassVar[bool] = False
+    """Whether two passes over rows can be compared; see `read`, `loss_of` and `divergence`."""
 
     @classmethod
     def prepare(
@@ -199,6 +205,23 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
         them from a batch instead of running the body; empty where they would not.
         """
         return {}
+
+    def read(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        """What `loss_of` and `divergence` need of a pass of a task that ``compares``."""
+        raise NotImplementedError(f"{self.name} does not compare passes")
+
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
+        """`loss` of what `read` gave, under the same plan."""
+        raise NotImplementedError(f"{self.name} does not compare passes")
+
+    def divergence(self, model: Runtime, one: Reading, other: Reading) -> Tensor:
+        """How far two passes are apart, summed over each row's targets (rows,), in nats.
+
+        Half of KL(p ‖ q) + KL(q ‖ p) of their distributions, with gradients to both. The passes may
+        be over other inputs, such as two segmentations of the rows, as long as the distributions
+        are of the same things in the same order; raises `SettingsError` where they are not.
+        """
+        raise NotImplementedError(f"{self.name} does not compare passes")
 
     def outputs(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """What the rows of a task that couples compare: (sequences, width), float32."""

@@ -6,19 +6,21 @@ from.
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.errors import DataError
+from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Example, Target, Task, per_row
+from adapters_hub.tasks.base import Example, Reading, Target, Task, per_row
 from adapters_hub.tasks.cross_entropy import blocked_cross_entropy
+from adapters_hub.tasks.divergence import Measure, blocked_divergence, kl_from, symmetric_kl
 
 IGNORED = -100
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
@@ -42,6 +44,7 @@ class BitsTask(Task[Target, BitsRecord]):
 
     metric: str = "bits"
     higher_is_better: bool = False
+    compares: ClassVar[bool] = True
 
     @abstractmethod
     def counted(self, example: Example[Target], backbone: Backbone) -> tuple[int | None, bool]:
@@ -59,7 +62,61 @@ class BitsTask(Task[Target, BitsRecord]):
         return (batch["labels"] != IGNORED).sum(1).float()
 
     def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        return target_nats(model, batch)
+        return self.loss_of(model, batch, self.read(model, batch, heads))
+
+    def read(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        """Hidden states (n, width) at the positions that predict a target, or, of a head that does
+        more than with these, logits (n, vocabulary).
+        """
+        backbone = model.backbone
+        inputs = {key: value for key, value in batch.items() if key in _INPUTS}
+        rows, tokens, _ = _targets(backbone, batch)
+        if model.splits_head:
+            return backbone.hidden_states(inputs)[rows, tokens]
+        logits: Tensor = backbone.model(**inputs, **backbone.lm_options).logits
+        return logits[rows, tokens]
+
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
+        """Only positions with a target have logits, and only a block of them at a time."""
+        rows, tokens, targets = _targets(model.backbone, batch)
+        if model.splits_head:
+            head, learns = _head(model, rows, tokens)
+            vocabulary = model.backbone.vocabulary
+            nats = blocked_cross_entropy(head, reading, targets, vocabulary, head_learns=learns)
+        else:
+            nats = functional.cross_entropy(reading.float(), targets, reduction="none")
+        return per_row(nats, rows, len(batch["labels"]))
+
+    def divergence(self, model: Runtime, one: Reading, other: Reading) -> Tensor:
+        if one[0] is not other[0] and not torch.equal(one[0]["labels"], other[0]["labels"]):
+            raise SettingsError(
+                f"{self.name}: two passes have other targets, so what they predict cannot be "
+                "compared; compare passes over the same tokens"
+            )
+        return self._apart(model, symmetric_kl, *one, other[1])
+
+    def kl_from(
+        self, model: Runtime, batch: dict[str, Tensor], reading: Tensor, reference: Tensor
+    ) -> Tensor:
+        """KL(reference ‖ model) summed over each row's targets (rows,), from two readings."""
+        return self._apart(model, kl_from, batch, reading, reference)
+
+    def _apart(
+        self,
+        model: Runtime,
+        measure: Measure,
+        batch: dict[str, Tensor],
+        reading: Tensor,
+        other: Tensor,
+    ) -> Tensor:
+        rows, tokens, _ = _targets(model.backbone, batch)
+        if model.splits_head:
+            head, learns = _head(model, rows, tokens)
+            vocabulary = model.backbone.vocabulary
+            nats = blocked_divergence(measure, head, reading, other, vocabulary, head_learns=learns)
+        else:
+            nats = measure(reading, other)
+        return per_row(nats, rows, len(batch["labels"]))
 
     def records(
         self,
@@ -101,31 +158,25 @@ class BitsTask(Task[Target, BitsRecord]):
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
-def target_nats(model: Runtime, batch: dict[str, Tensor]) -> Tensor:
-    """Each row's nats summed over its targets (rows,), under the current plan.
+def _targets(backbone: Backbone, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The row, the position and the token of each target (n,).
 
     ``labels`` stand at the tokens that are to be predicted; beside ``decoder_input_ids``, at those
-    that predict them. Only positions with a target have logits, and only a block of them at a time.
+    that predict them, and so do the positions.
     """
-    backbone, labels = model.backbone, batch["labels"]
-    inputs = {key: value for key, value in batch.items() if key in _INPUTS}
+    labels = batch["labels"]
     if backbone.kind == "decoder":
         labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     rows, tokens = (labels != IGNORED).nonzero(as_tuple=True)
-    targets = labels[rows, tokens]
-    if model.splits_head:
-        hidden = backbone.hidden_states(inputs)[rows, tokens]
-        nats = _head_nats(model, hidden, targets, rows, tokens)
-    else:
-        logits = backbone.model(**inputs, **backbone.lm_options).logits[rows, tokens]
-        nats = functional.cross_entropy(logits.float(), targets, reduction="none")
-    return per_row(nats, rows, len(labels))
+    return rows, tokens, labels[rows, tokens]
 
 
-def _head_nats(
-    model: Runtime, hidden: Tensor, targets: Tensor, rows: Tensor, tokens: Tensor
-) -> Tensor:
-    """The nats (n,) of hidden states (n, width), each under the plan of its row or token."""
+def _head(
+    model: Runtime, rows: Tensor, tokens: Tensor
+) -> tuple[Callable[[Tensor, slice], Tensor], bool]:
+    """What makes logits of hidden states (n, width) at positions, each under the plan of its row or
+    token, and whether the head learns.
+    """
     backbone, plan = model.backbone, model.bank.current()
     if plan is not None:
         acts = backbone.head_sites & plan.sites
@@ -137,6 +188,4 @@ def _head_nats(
 
     atoms = () if plan is None else plan.atoms
     learns = any(atom.trained and backbone.head_sites & atom.factors.keys() for atom in atoms)
-    return blocked_cross_entropy(
-        logits_of, hidden, targets, backbone.vocabulary, head_learns=learns
-    )
+    return logits_of, learns

@@ -21,6 +21,7 @@ from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, pad
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.classification import DECLARATION, ClassificationOptions
+from adapters_hub.tasks.divergence import Distributions
 from adapters_hub.tasks.heads import LabelledTask, multi_label, row_logits
 from adapters_hub.tasks.mixing import mixed_batch
 from adapters_hub.text.tokenising import encode_texts
@@ -160,9 +161,12 @@ class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOpti
     ) -> dict[str, Tensor]:
         return mixed_batch(batch, others, shares, len(self.label_names), backbone.pad_token_id)
 
-    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+    def read(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         with mixed_embeddings(model.backbone, batch):
-            logits, targets = self.logits(model, batch, heads).float(), batch["labels"]
+            return self.logits(model, batch, heads)
+
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
+        logits, targets = reading.float(), batch["labels"]
         if self.multi_label:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -170,6 +174,15 @@ class Classification(LabelledTask[LabelNumbers, LabelRecord], ClassificationOpti
         return functional.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
+
+    def distributions(self, batch: dict[str, Tensor], logits: Tensor) -> Distributions:
+        """One a row; with ``multi_label`` the yes and no of each label, as shares of a row."""
+        rows = torch.arange(len(logits), device=logits.device)
+        if not self.multi_label:
+            return Distributions(logits, rows)
+        labels = logits.shape[1]
+        both = torch.stack((torch.zeros_like(logits), logits), -1).flatten(0, 1)
+        return Distributions(both, rows.repeat_interleave(labels), 1 / labels)
 
     def records(
         self,

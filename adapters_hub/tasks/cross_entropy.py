@@ -19,7 +19,7 @@ BLOCK_BYTES = 64 << 20
 """What a block's logits may take in float32: enough positions to read a frozen head's weight for,
 and a small part of what all of a batch's logits take."""
 
-_FLOAT16_SCALE = 1024.0  # a loss scale (arXiv:1710.03740) within the block
+FLOAT16_SCALE = 1024.0  # a loss scale (arXiv:1710.03740) within the block
 
 LogitsOf = Callable[[Tensor, slice], Tensor]
 """Hidden states (k, width) of the positions in a slice → their logits (k, vocabulary)."""
@@ -35,7 +35,7 @@ def blocked_cross_entropy(
     backward: what a factor in the head gets is a sum over positions, whose weights in the loss are
     known only there.
     """
-    spans = _spans(len(hidden), vocabulary)
+    spans = blocks(len(hidden), vocabulary)
     if head_learns and torch.is_grad_enabled() and spans:
         nats = [
             checkpoint(_nats, logits_of, hidden[at], targets[at], at, use_reentrant=False)
@@ -45,7 +45,7 @@ def blocked_cross_entropy(
     return _OnePass.apply(hidden, targets, logits_of, spans)
 
 
-def _spans(positions: int, vocabulary: int) -> list[slice]:
+def blocks(positions: int, vocabulary: int) -> list[slice]:
     """Blocks of about one size, none above `BLOCK_BYTES` unless it is a single position."""
     most = max(1, BLOCK_BYTES // (4 * vocabulary))
     size = math.ceil(positions / max(1, math.ceil(positions / most)))
@@ -101,8 +101,8 @@ def _nats_and_gradient(
     residual = log_probabilities.exp_()  # softmax less the target's one
     residual.scatter_add_(1, targets[:, None], residual.new_full((len(targets), 1), -1.0))
     if logits.dtype == torch.float16:  # of 250,000 probabilities most are below what it holds
-        residual *= _FLOAT16_SCALE
+        residual *= FLOAT16_SCALE
     (gradient,) = torch.autograd.grad(logits, hidden, residual.to(logits.dtype))
     if logits.dtype == torch.float16:
-        gradient = gradient.float() / _FLOAT16_SCALE
+        gradient = gradient.float() / FLOAT16_SCALE
     return nats, gradient

@@ -4,6 +4,7 @@ Knows heads by their parameters' names and shapes; does not know what their outp
 """
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -16,12 +17,13 @@ from transformers import PreTrainedModel
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.backbone.task_shell import BODY_OUTPUTS, TaskShell
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import HeadError
+from adapters_hub.errors import HeadError, SettingsError
 from adapters_hub.library.adapter_file import MULTI_LABEL
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime
-from adapters_hub.tasks.base import Record, Target, Task
+from adapters_hub.tasks.base import Reading, Record, Target, Task, per_row
+from adapters_hub.tasks.divergence import Distributions, symmetric_kl
 from adapters_hub.tasks.registry import DEFAULT_HEAD_TASK, declaration_of, has_head, task_class
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -30,6 +32,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class HeadTask(Task[Target, Record]):
     """A task whose adapters bring the head of one of transformers' task classes."""
 
+    compares: ClassVar[bool] = True
     has_labels: ClassVar[bool] = False
     """Whether the head's outputs are labels with names; see `LabelledTask`."""
 
@@ -56,6 +59,32 @@ class HeadTask(Task[Target, Record]):
 
     def needs_head(self) -> bool:
         return True
+
+    @abstractmethod
+    def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        """What the head says of each row of a batch, under the current plan."""
+
+    @abstractmethod
+    def distributions(self, batch: dict[str, Tensor], logits: Tensor) -> Distributions:
+        """The distributions that `logits` are, in the order of rows and targets."""
+
+    def read(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        return self.logits(model, batch, heads)
+
+    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+        return self.loss_of(model, batch, self.read(model, batch, heads))
+
+    def divergence(self, model: Runtime, one: Reading, other: Reading) -> Tensor:
+        first, second = self.distributions(*one), self.distributions(*other)
+        same = first.logits.shape == second.logits.shape
+        if not same or not torch.equal(first.rows, second.rows):
+            raise SettingsError(
+                f"{self.name}: two passes have outputs of {tuple(first.logits.shape)} and "
+                f"{tuple(second.logits.shape)}, which are not of the same things; compare passes "
+                "over the same tokens, or rows that keep all of their targets"
+            )
+        apart = symmetric_kl(first.logits, second.logits) * first.weight
+        return per_row(apart, first.rows, len(one[0]["input_ids"]))
 
     def features(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> dict[str, Tensor]:
         inputs = _inputs_of(batch)

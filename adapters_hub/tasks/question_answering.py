@@ -25,6 +25,7 @@ from adapters_hub.tasks.declarations.question_answering import (
     DECLARATION,
     QuestionAnsweringOptions,
 )
+from adapters_hub.tasks.divergence import Distributions
 from adapters_hub.tasks.heads import HeadTask, row_logits
 
 Span = tuple[str, int]  # a gold answer and where it starts in the context, in characters
@@ -156,9 +157,14 @@ class QuestionAnswering(HeadTask[Window, WindowRecord], QuestionAnsweringOptions
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.ones(len(batch["input_ids"]), device=batch["input_ids"].device)
 
-    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
-        scores = self.logits(model, batch, heads).log_softmax(1)
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
+        scores = reading.log_softmax(1)
         return -scores.gather(1, batch["labels"][:, None]).squeeze(1).mean(1)
+
+    def distributions(self, batch: dict[str, Tensor], logits: Tensor) -> Distributions:
+        """Start and end of each row, over its tokens, as halves of a row."""
+        rows = torch.arange(len(logits), device=logits.device)
+        return Distributions(logits.transpose(1, 2).flatten(0, 1), rows.repeat_interleave(2), 0.5)
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """Start and end (rows, tokens, 2), -inf where neither can be: each row by its head."""

@@ -21,6 +21,7 @@ from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, pad, per_row
 from adapters_hub.tasks.declaration import Declaration, TaskOptions
 from adapters_hub.tasks.declarations.token_classification import DECLARATION
+from adapters_hub.tasks.divergence import Distributions
 from adapters_hub.tasks.heads import LabelledTask, row_logits
 from adapters_hub.text.tokenising import filler, text_limit
 from adapters_hub.text.words import split_words
@@ -122,12 +123,17 @@ class TokenClassification(LabelledTask[Words, TagRecord]):
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] != _IGNORED).sum(1).float()
 
-    def loss(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
+    def loss_of(self, model: Runtime, batch: dict[str, Tensor], reading: Tensor) -> Tensor:
         labels = batch["labels"]
         at = labels != _IGNORED
-        logits = self.logits(model, batch, heads)[at]
+        logits = reading[at]
         nats = functional.cross_entropy(logits.float(), labels[at], reduction="none")
         return per_row(nats, at.nonzero()[:, 0], len(labels))
+
+    def distributions(self, batch: dict[str, Tensor], logits: Tensor) -> Distributions:
+        """One a word that has a tag."""
+        at = batch["labels"] != _IGNORED
+        return Distributions(logits[at], at.nonzero()[:, 0])
 
     def logits(self, model: Runtime, batch: dict[str, Tensor], heads: Heads) -> Tensor:
         """(rows, tokens, tags), each row by the head of its blend."""

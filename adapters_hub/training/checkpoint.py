@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,16 @@ _IRRELEVANT = {
 _REMEMBERED = ("best_score", "best_step", "waited", "stopped")
 
 
+class Stateful(Protocol):
+    """What a run has beside its adapters that must go on from where it was."""
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put it back; raises `LookupError` or `ValueError` for another run's."""
+
+
 class _State(TypedDict):
     """What the header's JSON says of a run; ``trainees``: what is remembered of each."""
 
@@ -45,6 +55,7 @@ class _State(TypedDict):
     trainees: list[dict[str, object]]
     history: list[dict[str, float]]
     scaler: dict[str, object] | None
+    beside: dict[str, Any]
     run: dict[str, object]
 
 
@@ -141,8 +152,12 @@ class Checkpoint:
         history: list[dict[str, float]],
         step: int,
         scaler: "GradScaler | None" = None,
+        beside: Stateful | None = None,
     ) -> None:
-        """Write the state after a step; ``scaler`` is the loss scaler of fp16, if there is one."""
+        """Write the state after a step.
+
+        ``scaler`` is the loss scaler of fp16, if there is one; ``beside`` what else has a state.
+        """
         from safetensors.torch import save
 
         tensors: dict[str, Tensor] = {}
@@ -162,6 +177,7 @@ class Checkpoint:
             "trainees": facts,
             "history": history,
             "scaler": None if scaler is None else scaler.state_dict(),
+            "beside": {} if beside is None else beside.state(),
             "run": self.run,
         }
         on_cpu = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
@@ -174,6 +190,7 @@ class Checkpoint:
         trainees: Sequence[Trainee],
         history: list[dict[str, float]],
         scaler: "GradScaler | None" = None,
+        beside: Stateful | None = None,
     ) -> int:
         """Put the state into the trainees; returns the step to go on from, 0 if there is none.
 
@@ -199,6 +216,8 @@ class Checkpoint:
                 _restore(trainee, state["trainees"][number], tensors, f"{number}/")
             if scaler is not None and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
+            if beside is not None:
+                beside.restore(state.get("beside", {}))
             history.extend(state["history"])
             step = int(state["step"])
         except (LookupError, ValueError, TypeError, RuntimeError) as error:

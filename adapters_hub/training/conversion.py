@@ -24,7 +24,7 @@ def add_flag(
     if _without_none(hint) is bool:
         add(action=argparse.BooleanOptionalAction)
     elif get_origin(hint) is dict:
-        add(nargs="*", metavar=f"NAME={_of_mapping(hint)}")
+        add(nargs="*", metavar=f"NAME={_of_mapping(names[0], hint)}")
     elif get_origin(hint) is tuple:
         add(nargs="*")
     elif allowed := choices(hint):
@@ -51,7 +51,7 @@ def converted(
         parts = [[text] if is_whole(text) else text.split(",") for text in texts]
         return tuple(part.strip() for some in parts for part in some if part.strip())
     if get_origin(hint) is dict:
-        pairs = named_values(name, value, where, _of_mapping(hint))
+        pairs = named_values(name, value, where, _of_mapping(name, hint))
         if get_args(hint)[1] is not float:
             return pairs
         return {key: _number(f"{name} {key}", text, where) for key, text in pairs.items()}
@@ -126,9 +126,11 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _of_mapping(hint: object) -> str:
+def _of_mapping(name: str, hint: object) -> str:
     """What the values of a mapping are, for help and messages."""
-    return "NUMBER" if get_args(hint)[1] is float else "COLUMN"
+    if get_args(hint)[1] is float:
+        return "NUMBER"
+    return "COLUMN" if name == "columns" else "VALUE"
 
 
 def _number(name: str, text: str, where: str) -> float:

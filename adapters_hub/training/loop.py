@@ -14,10 +14,9 @@ import hashlib
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,9 @@ from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.augmentation import Augmenter
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.finishing import plain
+from adapters_hub.training.followers import Followers
+from adapters_hub.training.interruption import Flag, interruptible
+from adapters_hub.training.piece import Inside, Made, Piece
 from adapters_hub.training.settings import TrainingSettings
 from adapters_hub.training.starts import Beginning
 
@@ -49,17 +51,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_VIEW = 2**58 + 500_009  # the CPU's generator takes just the low half of a seed
+
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run did: steps, real (unpadded) tokens, seconds, each look at dev, and what
-    augmentation changed (see `Augmenter.summary`).
+    """What a run did: steps, real (unpadded) tokens, seconds, each look at dev, lines that say how
+    penalties and weights ended, and what augmentation changed (see `Augmenter.summary`).
     """
 
     steps: int
     tokens: int
     seconds: float
     history: list[dict[str, float]]
+    notes: tuple[str, ...] = ()
     augmented: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -96,11 +101,15 @@ def train_adapters(
         raise SettingsError(f"no two adapters may have the same name, and there are {names}")
     task.check(examples)
     task.check(dev)
+    followers = Followers(
+        model, task, adapters, settings, accelerator,
+        zip(examples, owners, strict=True) if known_by is None else known_by,
+    )  # fmt: skip
     checkpoint = None
     if folder is not None:
         seen = zip(examples, owners, strict=True) if known_by is None else known_by
         every = [*seen, *zip(dev, dev_owners, strict=True)]
-        facts = _facts(model, task, every, batches, over)
+        facts = _facts(model, task, every, batches, over) | followers.facts()
         facts |= {"augmentation": augmenter.digest} if augmenter else {}
         checkpoint = Checkpoint(folder, settings, facts)
     history: list[dict[str, float]] = []
@@ -111,15 +120,20 @@ def train_adapters(
     with _in_training(model, adapters, settings, begin) as trainees:
         alone = _heads_alone(task, [trainee.adapter for trainee in trainees])
         features = Features(model, task) if alone and augmenter is None else None
-        run = _Run(model, task, trainees, over, settings, accelerator, features, augmenter)
+        run = _Run(
+            model, task, trainees, over, settings, accelerator, followers, features, augmenter
+        )
+        followers.begin(
+            trainees, examples, owners, over, folder, partial(run._forward, number=0, place=0)
+        )
         if checkpoint and settings.resume:
-            done = checkpoint.load(trainees, history, run.scaler)
+            done = checkpoint.load(trainees, history, run.scaler, followers)
         started = time.perf_counter()
         bar = tqdm(
             total=len(batches), initial=done, desc="training", unit="step",
             disable=not accelerator.is_main_process,
         )  # fmt: skip
-        with _interruptible() as interrupted, bar:
+        with interruptible() as interrupted, bar:
             while done < len(batches) and not all(trainee.stopped for trainee in trainees):
                 rate = _rate(done, len(batches), settings)
                 mean, stop = run.step(done, batches[done], examples, owners, rate, interrupted)
@@ -127,17 +141,18 @@ def train_adapters(
                 done += 1
                 last = done == len(batches)
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                accelerator.log({"loss": loss, "rate": rate * settings.learning_rate}, step=done)
+                bar.set_postfix({"loss": f"{loss:.3f}", **followers.brief()}, refresh=False)
+                logged = {"loss": loss, "rate": rate * settings.learning_rate}
+                accelerator.log({**logged, **followers.shown()}, step=done)
                 if dev and (done % look_every == 0 or last):
                     scores = run.look(done, dev, dev_owners)
-                    history.append({"step": done, "loss": loss, **scores})
+                    history.append({"step": done, "loss": loss, **scores, **followers.shown()})
                     accelerator.log(scores, step=done)
                     shown = f"{next(iter(scores.values())):.3f}" if scores else "-"
                     bar.set_postfix(loss=f"{loss:.3f}", dev=shown)
                 due = settings.save_every and done % settings.save_every == 0
                 if checkpoint and accelerator.is_main_process and (due or stop) and not last:
-                    checkpoint.save(trainees, history, done, run.scaler)
+                    checkpoint.save(trainees, history, done, run.scaler, followers)
                 if stop and not last:
                     raise KeyboardInterrupt(f"interrupted after step {done}{saved}")
         for trainee in trainees:
@@ -154,7 +169,7 @@ def train_adapters(
     if accelerator.num_processes > 1:
         tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
     augmented = augmenter.summary(accelerator) if augmenter else {}
-    return finished, Progress(done, tokens, seconds, history, augmented)
+    return finished, Progress(done, tokens, seconds, history, followers.notes(), augmented)
 
 
 @dataclass
@@ -167,6 +182,7 @@ class _Run:
     over: Callable[[Row], Blend]
     settings: TrainingSettings
     accelerator: "Accelerator"
+    followers: Followers
     features: Features | None  # where they stay as they are
     augmenter: Augmenter | None
     tokens: int = 0
@@ -178,7 +194,7 @@ class _Run:
         examples: Sequence[Example],
         owners: Sequence[int] | np.ndarray,
         rate: float,
-        interrupted: "_Flag",
+        interrupted: Flag,
     ) -> tuple[float | None, bool]:
         """One step of every adapter that has a row in the batch.
 
@@ -191,11 +207,12 @@ class _Run:
             scaler.scale(torch.zeros((), device=device))
         present = {owners[i] for i in batch if not self.trainees[owners[i]].stopped}
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         whole = [i for i in batch if owners[i] in present]
         drawn = self.augmenter and self.augmenter.draw(
             number, whole, examples, owners, settings.seed
         )
+        self.followers.batch([owners[i] for i in whole])
         for places in share(
             range(len(whole)),
             accelerator.process_index,
@@ -211,7 +228,7 @@ class _Run:
             owners_of_piece = torch.tensor([owners[i] for i in numbers])
             counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu())
             self.tokens += sum(len(example.input_ids) for example in chosen)
-            pieces.append(_Piece(places, chosen, inputs, owners_of_piece))
+            pieces.append(Piece(places, chosen, inputs, owners_of_piece))
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
@@ -220,10 +237,13 @@ class _Run:
             total[0] = self._backward_coupled(number, *trained, pieces, counts)
         elif not self.task.couples:
             for place, piece in enumerate(pieces):
-                losses = self._forward(self.task.loss, piece, number, place)
-                loss = (losses.float() / counts[piece.owners].to(losses)).sum()
-                accelerator.backward(loss)
+                forward = partial(self._forward, number=number, place=place)
+                loss, minimised = self.followers.of_piece(piece, forward, counts)
+                accelerator.backward(minimised)
                 total[0] += loss.detach()
+        if present:
+            forward = partial(self._forward, number=number, place=len(pieces))
+            self.followers.finish(number, sorted(present), forward)
         total[1] = float(interrupted.is_set)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
@@ -243,21 +263,36 @@ class _Run:
         return mean, stop
 
     def _forward(
-        self, run: Callable[..., torch.Tensor], piece: "_Piece", number: int, place: int
-    ) -> torch.Tensor:
-        """What a task's loss or outputs are for one piece; the same again if it is asked again."""
-        settings, accelerator, task = self.settings, self.accelerator, self.task
-        if settings.dropout:  # the same masks whether a run was resumed or not
+        self,
+        run: Inside[Made],
+        piece: Piece,
+        *,
+        number: int,
+        place: int,
+        task: Task | None = None,
+        view: int = 0,
+        reference: bool = False,
+    ) -> Made:
+        """What a task's loss or outputs are for one piece; the same again if it is asked again.
+
+        See `piece.Forward`.
+        """
+        settings, accelerator, task = self.settings, self.accelerator, task or self.task
+        if settings.dropout and not reference:  # the same masks whether a run was resumed or not
             seed = (settings.seed * 7919 + number) * 1009 + accelerator.process_index
-            torch.manual_seed(seed + place * 2**40)
-        blends = [
-            self.blend_of(row, int(owner))
+            torch.manual_seed(seed + place * 2**40 + view * _VIEW)
+        rows = [
+            (row, int(owner))
             for example, owner in zip(piece.examples, piece.owners, strict=True)
             for row in task.rows(example.row)
         ]
+        blends = [self.blend_of(row, owner) for row, owner in rows]
         heads = self.model.heads(blends) if task.needs_head() else []
-        plan = self.model.plan(blends, settings.dropout)
-        with self.model.bank.using(plan), accelerator.autocast():
+        if reference:
+            blends = [self.over(row) for row, _ in rows]
+        plan = self.model.plan(blends, 0.0 if reference else settings.dropout)
+        follow, gradients = self.model.bank.using(plan), torch.is_grad_enabled() and not reference
+        with follow, torch.set_grad_enabled(gradients), accelerator.autocast():
             inputs = piece.inputs
             if self.features is not None:
                 inputs = self.features.added(inputs, heads, piece.examples)
@@ -268,7 +303,7 @@ class _Run:
         number: int,
         examples: Sequence[Example],
         owners: Sequence[int],
-        pieces: Sequence["_Piece"],
+        pieces: Sequence[Piece],
         counts: torch.Tensor,
     ) -> torch.Tensor:
         """The step's gradients where rows' losses depend on each other; returns the loss's share.
@@ -286,19 +321,24 @@ class _Run:
         kept = []
         for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
             with torch.set_grad_enabled(len(pieces) == 1):
-                kept.append(self._forward(self.task.outputs, piece, number, place))
+                kept.append(self._forward(self.task.outputs, piece, number=number, place=place))
             table[at] = kept[-1].detach()
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, "sum")  # each row is of one process
         table.requires_grad_()
         losses = self.task.coupled_loss(table, examples, owners)
-        loss = (losses / counts[list(owners)].to(losses)).sum()
-        (gradient,) = torch.autograd.grad(loss, table)
+        parts = losses / counts[list(owners)].to(losses)
+        weights, loss = self.followers.weights(losses, examples, owners), parts.sum()
+        minimised = loss if weights is None else (parts * weights).sum()
+        (gradient,) = torch.autograd.grad(minimised, table)
         for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
             outputs = kept[place]
             if len(pieces) > 1:
-                outputs = self._forward(self.task.outputs, piece, number, place)
+                outputs = self._forward(self.task.outputs, piece, number=number, place=place)
             self.accelerator.backward((outputs * gradient[at]).sum())
+            forward = partial(self._forward, number=number, place=place)
+            if (added := self.followers.of_coupled(piece, forward, counts)) is not None:
+                self.accelerator.backward(added)
         return loss.detach() / self.accelerator.num_processes
 
     def look(self, done: int, dev: Sequence[Example], owners: Sequence[int]) -> dict[str, float]:
@@ -343,16 +383,6 @@ class _Run:
     def scaler(self) -> "GradScaler | None":
         """What scales the loss at fp16; None at other precisions."""
         return getattr(self.accelerator, "scaler", None)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Examples of a batch that go through the model together: their places in it, their owners."""
-
-    places: list[int]
-    examples: list[Example]
-    inputs: dict[str, torch.Tensor]
-    owners: torch.Tensor
 
 
 @contextmanager
@@ -455,23 +485,3 @@ def _rate(step: int, steps: int, settings: TrainingSettings) -> float:
     if settings.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * place))
     return 1 - place if settings.schedule == "linear" else 1.0
-
-
-class _Flag:
-    is_set = False
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Flag]:
-    """Turn the first Ctrl-C or SIGTERM into a flag the loop looks at; a second one is immediate."""
-    flag = _Flag()
-    with ExitStack() as handlers:  # the old ones, put back by the first signal or at the end
-
-        def note(number: int, frame: object) -> None:
-            flag.is_set = True
-            handlers.close()
-
-        with suppress(ValueError):  # not the main thread, which alone receives signals
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                handlers.callback(signal.signal, signum, signal.signal(signum, note))
-        yield flag

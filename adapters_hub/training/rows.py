@@ -27,6 +27,9 @@ from adapters_hub.training.settings import TrainingSettings
 OTHERS = "dev of others"
 """The split of dev rows in languages that were not asked for."""
 
+STOPPING = "dev to stop by"
+"""The split of dev rows in the languages of ``dev_language``."""
+
 
 def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
     """The languages asked for, as canonical tags, each once."""
@@ -50,6 +53,7 @@ class RunRows:
     ``languages`` are those asked for, as tags, of which ``trained`` must have train rows (None:
     all of them) and the others rows in some split; ``other_languages`` keeps test rows in those
     that were not asked for, and their dev rows as a split of their own; ``say`` prints a line.
+    The dev rows that a run stops by are a split of their own too, where it says their languages.
     """
 
     settings: TrainingSettings
@@ -90,6 +94,8 @@ class RunRows:
         splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
         if self.other_languages and self.languages and not task.across:
             splits[OTHERS] = [r for r in splits["dev"] if r.language not in (*self.languages, None)]
+        if settings.dev_language and not task.across:
+            splits[STOPPING] = self._stopping(splits["dev"])
         self._say_without_language(splits)
         if len(self.languages) == 1:  # the one asked for is what rows that name none are in
             (tag,) = self.languages
@@ -97,15 +103,29 @@ class RunRows:
                 splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
         if task.across:
             splits = {name: self._prepared(rows) for name, rows in splits.items()}
+            if settings.dev_language:
+                splits[STOPPING] = self._stopping(splits["dev"])
         self._check_languages(splits)
         for name in splits:
-            if name not in ("test", OTHERS) or not self.other_languages or task.across:
+            kept = name in ("test", OTHERS) and self.other_languages and not task.across
+            if not kept and name != STOPPING:
                 splits[name] = select(splits[name], self.languages or None)
         if not splits["train"]:
             raise DataError(f"{settings.data}: no train rows in any language")
         if not task.across:
             splits = {name: self._prepared(rows) for name, rows in splits.items()}
         return splits
+
+    def _stopping(self, dev: Sequence[Row]) -> list[Row]:
+        """The dev rows that choose the best state; `DataError` for a language that has none."""
+        tags = {languages.canonical(tag) for tag in self.settings.dev_language}
+        have = sorted({row.language for row in dev if row.language})
+        if missing := sorted(tags - {*have}):
+            raise DataError(
+                f"{self.settings.data}: no dev rows in {', '.join(missing)} (have: "
+                f"{', '.join(have) or 'none'}): leave it out of --dev-language"
+            )
+        return [row for row in dev if row.language in tags]
 
     def _check_languages(self, splits: Splits) -> None:
         """Raise `DataError` for a language that was asked for and has no rows."""

@@ -46,7 +46,15 @@ from adapters_hub.training.augmentation import augmenter_of, described
 from adapters_hub.training.corpus import PackedCorpus, count_texts, packed_corpus, packs
 from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
-from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
+from adapters_hub.training.regularisers.penalties import check_regularisers
+from adapters_hub.training.rows import (
+    OTHERS,
+    STOPPING,
+    RunRows,
+    fixed_share,
+    languages_of,
+    with_owners,
+)
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
 from adapters_hub.training.starts import check_start
 
@@ -124,6 +132,7 @@ class Experiment:
             trust_remote_code=settings.trust_remote_code,
         )
         check_start(settings.init, self.model.backbone)
+        check_regularisers(settings, self.task, self.model)
         train = self.splits["train"]
         self.augmenter = augmenter_of(settings, self.task, self.model.backbone, train)
         if settings.gradient_checkpointing:
@@ -229,7 +238,8 @@ class Experiment:
                 ],
                 [example.row.domain for example in examples],
             )
-        dev, dev_owners = with_owners(self.examples["dev"], owner)
+        stopping = STOPPING if STOPPING in self.examples else "dev"
+        dev, dev_owners = with_owners(self.examples[stopping], owner)
         for number, adapter in enumerate(adapters):
             if number not in owners:
                 raise DataError(f"{settings.data}: no train rows for {adapter.name!r}")
@@ -259,6 +269,8 @@ class Experiment:
             known_by=known_by,
             augmenter=self.augmenter,
         )
+        for note in progress.notes:
+            self.print(note)
         if progress.augmented:
             self.print(described(progress.augmented))
         for adapter in trained:

@@ -24,6 +24,8 @@ from adapters_hub.training.conversion import (
     read_yaml,
     shown,
 )
+from adapters_hub.training.regularisers.control import wanted_of
+from adapters_hub.training.regularisers.registry import method_names
 
 SYNONYMS = {
     "r": "rank",
@@ -40,6 +42,9 @@ SYNONYMS = {
 }
 """What PEFT's ``LoraConfig`` and transformers' ``TrainingArguments`` call a setting → its name."""
 
+WITHOUT_PENALTIES: Mapping[str, object] = {"regularise": {}, "regularise_data": None}
+"""Changes for training a head alone, which adds nothing to the backbone that could be held."""
+
 _PATTERN_SIGNS = frozenset("\\^$*+?()[]{}|")
 
 _Value = TypeVar("_Value")
@@ -54,7 +59,8 @@ _STEPS = "steps and rates"
 _MACHINE = "machine and run"
 
 
-def _setting(default: _Value, help: str, group: str) -> _Value:
+def setting(default: _Value, help: str, group: str) -> _Value:
+    """A field of a settings class: its default, what ``--help`` says of it, and in which group."""
     metadata = {"help": help, "group": group}
     if isinstance(default, dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
@@ -68,7 +74,7 @@ def _objectives() -> tuple[str, ...]:
 _Settings = TypeVar("_Settings", bound="TrainingSettings")
 
 
-def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
+def takes_every_name(settings: type[_Settings]) -> type[_Settings]:
     """Let a settings class be called with synonyms, and with options of tasks by their names."""
     initialise: Callable[..., None] = settings.__init__
 
@@ -87,7 +93,7 @@ def _takes_every_name(settings: type[_Settings]) -> type[_Settings]:
     return settings
 
 
-@_takes_every_name
+@takes_every_name
 @dataclass(frozen=True)
 class TrainingSettings:
     """What one run trains, on what, and how. Raises `SettingsError` for values that cannot work.
@@ -96,81 +102,82 @@ class TrainingSettings:
     ``options``, and `task_options` are those of the run's task.
     """
 
-    backbone: str = _setting("starter", "'starter', a model folder, or a hub id", _MODEL)
-    revision: str | None = _setting(
+    backbone: str = setting("starter", "'starter', a model folder, or a hub id", _MODEL)
+    revision: str | None = setting(
         None, "the backbone's branch, tag or commit, where it is a hub id", _MODEL
     )
-    bits: int | None = _setting(
+    bits: int | None = setting(
         None, "precision of the backbone: 32, 16, 8 or 4; default: 32, or the stored one", _MODEL
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _setting(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = setting(
         None, "the same as transformers has it; 'auto': the checkpoint's", _MODEL
     )
-    attn_implementation: str | None = _setting(
+    attn_implementation: str | None = setting(
         None, "transformers' attention: eager, sdpa, flash_attention_2, …", _MODEL
     )
-    trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint", _MODEL)
-    task: str = _setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
-    data: str = _setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
-    columns: dict[str, str] = _setting({}, "the data's names: text=review label=stars", _DATA)
-    label_separator: str | None = _setting(
+    trust_remote_code: bool = setting(False, "run code that comes with the checkpoint", _MODEL)
+    task: str = setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
+    data: str = setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
+    columns: dict[str, str] = setting({}, "the data's names: text=review label=stars", _DATA)
+    label_separator: str | None = setting(
         None,
         "what stands between the labels of one cell, such as ';'; default: it is one",
         _DATA,
     )
-    language: tuple[str, ...] = _setting(
+    language: tuple[str, ...] = setting(
         (), "languages to train on; none given: all in the data", _DATA
     )
-    domain: tuple[str, ...] = _setting(
-        (), "domains to train on; rows that name none fit any", _DATA
+    domain: tuple[str, ...] = setting((), "domains to train on; rows that name none fit any", _DATA)
+    dev_language: tuple[str, ...] = setting(
+        (), "languages whose dev rows choose the best state and stop; default: as trained", _DATA
     )
-    sampling_alpha: float = _setting(
+    sampling_alpha: float = setting(
         0.3, "languages, then their domains, are drawn with p ~ n^alpha", _DATA
     )
-    max_length: int = _setting(256, "tokens a text is cut at, or into (language, questions)", _DATA)
-    augment: dict[str, float] = _setting(
+    max_length: int = setting(256, "tokens a text is cut at, or into (language, questions)", _DATA)
+    augment: dict[str, float] = setting(
         {},
         "change train rows as they are drawn: "
         + "; ".join(f"{name}=NUMBER, {method.help}" for name, method in methods().items()),
         _DATA,
     )
-    augment_data: str | None = _setting(
+    augment_data: str | None = setting(
         None,
         "what codeswitch and translate take: rows of one id in several languages, as --data (a "
         "folder of en.txt and yo.txt); codeswitch also a file with columns word and translation",
         _DATA,
     )
-    augment_language: tuple[str, ...] = _setting(
+    augment_language: tuple[str, ...] = setting(
         (), "languages that they take of it; none given: all", _DATA
     )
-    name: str | None = _setting(
+    name: str | None = setting(
         None, "the adapter's name; default: its one language or domain", _ADAPTER
     )
-    library: str | None = _setting(None, "folder of adapters to read from and save to", _ADAPTER)
-    replace: bool = _setting(False, "replace an adapter of the same name", _ADAPTER)
-    save_precision: Literal["float32", "bfloat16", "float16"] = _setting(
+    library: str | None = setting(None, "folder of adapters to read from and save to", _ADAPTER)
+    replace: bool = setting(False, "replace an adapter of the same name", _ADAPTER)
+    save_precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "number format of the saved adapter", _ADAPTER
     )
-    license: str | None = _setting(None, "licence written into the model card", _ADAPTER)
-    objective: str | None = _setting(
+    license: str | None = setting(None, "licence written into the model card", _ADAPTER)
+    objective: str | None = setting(
         None,
         "how a language adapter is trained: " + ", ".join(_objectives()) + "; default: the one "
         "that the data and the backbone allow",
         _ADAPTER,
     )
-    over: tuple[str, ...] = _setting(
+    over: tuple[str, ...] = setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
         "'auto' takes those the library has, 'none' none, or a list of languages",
         _ADAPTER,
     )
-    over_share: float = _setting(1.0, "share of the rows that see their language adapter", _ADAPTER)
-    rank: int = _setting(8, "LoRA rank", _ADAPTER)
-    lora_alpha: float | None = _setting(None, "LoRA alpha; default: twice the rank", _ADAPTER)
-    rslora: bool = _setting(
+    over_share: float = setting(1.0, "share of the rows that see their language adapter", _ADAPTER)
+    rank: int = setting(8, "LoRA rank", _ADAPTER)
+    lora_alpha: float | None = setting(None, "LoRA alpha; default: twice the rank", _ADAPTER)
+    rslora: bool = setting(
         False, "scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)", _ADAPTER
     )
-    init: Init | None = _setting(
+    init: Init | None = setting(
         None,
         "what A and B start with, as PEFT computes it: from the weights pissa (arXiv:2404.02948), "
         "olora (arXiv:2406.01775) and orthogonal, from the first train batches eva "
@@ -178,58 +185,67 @@ class TrainingSettings:
         "default: A uniform, B zero",
         _ADAPTER,
     )
-    dropout: float = _setting(0.0, "dropout before A", _ADAPTER)
-    targets: tuple[str, ...] = _setting(
+    dropout: float = setting(0.0, "dropout before A", _ADAPTER)
+    targets: tuple[str, ...] = setting(
         ("all-linear",),
         "modules to adapt, as in PEFT: the ends of their names, or one regular expression",
         _ADAPTER,
     )
-    parameters: tuple[str, ...] = _setting(
+    parameters: tuple[str, ...] = setting(
         (),
         "parameters of routers and experts to adapt too, as PEFT's target_parameters: the ends of "
         "their names",
         _ADAPTER,
     )
-    cut: float | None = _setting(
+    cut: float | None = setting(
         None,
         "when trained, cut each site's delta to the smallest rank that keeps this share of its "
         "energy, the sum of squared singular values (Eckart and Young, 1936)",
         _ADAPTER,
     )
-    cut_rank: int | None = _setting(
+    cut_rank: int | None = setting(
         None, "when trained, cut each site's delta to this rank at most, likewise", _ADAPTER
     )
-    steps: int = _setting(300, "optimizer steps", _STEPS)
-    batch_size: int = _setting(32, "rows a step, over all processes and accumulated pieces", _STEPS)
-    accumulation: int = _setting(1, "pieces each process takes its share of a batch in", _STEPS)
-    learning_rate: float = _setting(1e-3, "peak learning rate of the adapter", _STEPS)
-    lora_plus: float | None = _setting(
+    steps: int = setting(300, "optimizer steps", _STEPS)
+    regularise: dict[str, str] = setting(
+        {},
+        "penalties beside the loss, each with a weight, or with a value that its weight keeps it "
+        "at: l2=1e-3 kl=target:0.05; of " + ", ".join(method_names()),
+        _STEPS,
+    )
+    regularise_data: str | None = setting(
+        None, "file of generic text that fisher and kl look at; default: the run's rows", _STEPS
+    )
+    joint_weights: Literal["proportional", "dro"] | None = setting(
+        None, "weigh each language and domain by its loss, or as group DRO (arXiv:1911.08731)",
+        _STEPS,
+    )  # fmt: skip
+    batch_size: int = setting(32, "rows a step, over all processes and accumulated pieces", _STEPS)
+    accumulation: int = setting(1, "pieces each process takes its share of a batch in", _STEPS)
+    learning_rate: float = setting(1e-3, "peak learning rate of the adapter", _STEPS)
+    lora_plus: float | None = setting(
         None, "B learns at so many times the rate of A (LoRA+, arXiv:2402.12354, with 16)", _STEPS
     )
-    head_learning_rate: float | None = _setting(
-        None, "of the head; default: as the adapter", _STEPS
-    )
-    weight_decay: float = _setting(0.0, "AdamW's, on the factors", _STEPS)
-    warmup: float = _setting(0.06, "share of the steps with a rising rate", _STEPS)
-    schedule: Literal["cosine", "linear", "constant"] = _setting(
+    head_learning_rate: float | None = setting(None, "of the head; default: as the adapter", _STEPS)
+    weight_decay: float = setting(0.0, "AdamW's, on the factors", _STEPS)
+    warmup: float = setting(0.06, "share of the steps with a rising rate", _STEPS)
+    schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "decay after that", _STEPS
     )
-    clip: float = _setting(1.0, "gradient norm limit of each adapter; 0: none", _STEPS)
-    eval_every: int = _setting(0, "steps between looks at dev; 0: ten looks a run", _STEPS)
-    patience: int = _setting(
-        0, "looks without a better dev score before stopping; 0: never", _STEPS
-    )
-    seed: int = _setting(0, "seed of everything random", _STEPS)
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _setting(
+    clip: float = setting(1.0, "gradient norm limit of each adapter; 0: none", _STEPS)
+    eval_every: int = setting(0, "steps between looks at dev; 0: ten looks a run", _STEPS)
+    patience: int = setting(0, "looks without a better dev score before stopping; 0: never", _STEPS)
+    seed: int = setting(0, "seed of everything random", _STEPS)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = setting(
         None, "autocast of the forward; default: as accelerate was launched", _MACHINE
     )
-    gradient_checkpointing: bool = _setting(False, "recompute activations to save memory", _MACHINE)
-    cpu: bool = _setting(False, "do not use an accelerator", _MACHINE)
-    threads: int = _setting(0, "CPU threads a process; 0: all cores for one process", _MACHINE)
-    tracker: tuple[str, ...] = _setting((), "accelerate trackers: tensorboard, …", _MACHINE)
-    run_folder: str = _setting("runs", "checkpoints and tracker logs go below it", _MACHINE)
-    save_every: int = _setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
-    resume: bool = _setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
+    gradient_checkpointing: bool = setting(False, "recompute activations to save memory", _MACHINE)
+    cpu: bool = setting(False, "do not use an accelerator", _MACHINE)
+    threads: int = setting(0, "CPU threads a process; 0: all cores for one process", _MACHINE)
+    tracker: tuple[str, ...] = setting((), "accelerate trackers: tensorboard, …", _MACHINE)
+    run_folder: str = setting("runs", "checkpoints and tracker logs go below it", _MACHINE)
+    save_every: int = setting(0, "steps between checkpoints; 0: only when interrupted", _MACHINE)
+    resume: bool = setting(True, "go on from this run's checkpoint if there is one", _MACHINE)
     options: Mapping[str, object] = field(default_factory=dict)
     """What only some tasks have, by name, where it is not the default."""
 
@@ -274,6 +290,7 @@ class TrainingSettings:
             raise SettingsError("label_separator='': nothing can stand between labels")
         if self.bits not in (None, 32, 16, 8, 4):
             raise SettingsError(f"bits={self.bits}: choose one of 32, 16, 8, 4")
+        wanted_of(self.regularise)
         _check_targets(self.targets)
         for name, hint in _hints(type(self)).items():
             value = self.value(name)
@@ -318,32 +335,6 @@ class TrainingSettings:
         names = {setting.name for setting in fields(kind)}
         given = {name: value for name, value in self.options.items() if name in names}
         return kind(max_length=self.max_length, **given)
-
-
-@_takes_every_name
-@dataclass(frozen=True)
-class MatrixSettings(TrainingSettings):
-    """A run's settings, and what a matrix by language and domain needs beside them."""
-
-    source: str = _setting("en", "the language that the task's adapter is trained in", "matrix")
-    methods: tuple[str, ...] = _setting(
-        ("sum",), "how language and domain are composed: fitted, or one of `compose`'s", "matrix"
-    )
-    seeds: int = _setting(3, "trainings of everything, from --seed on", "matrix")
-    rows: int = _setting(200, "dev and test rows of a cell at most; 0: all", "matrix")
-    resamples: int = _setting(2000, "bootstrap samples of an interval", "matrix")
-    results: str = _setting(
-        "matrix", "folder of the cells, a JSON each, and of what was trained", "matrix"
-    )
-    oracle: bool = _setting(True, "train an adapter in every cell too, to compare with", "matrix")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("seeds", "resamples"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
-        if self.rows < 0:
-            raise SettingsError(f"rows={self.rows}: must be 0 or more")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation.cell_file import CONTROLS, CellFile, Composed
 from adapters_hub.evaluation.matrix import Cell, at_most, random_like
+from adapters_hub.evaluation.matrix_settings import MatrixSettings
 from adapters_hub.evaluation.report import correlations, draw, read_cells, summary, tables
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks import make_task
 from adapters_hub.training.pair_weights import measure_pair
-from adapters_hub.training.settings import MatrixSettings, parse_settings
+from adapters_hub.training.settings import parse_settings
 
 
 def cell_of(row):

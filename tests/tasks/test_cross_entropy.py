@@ -332,8 +332,8 @@ def test_no_targets_no_loss(head_learns):
 def test_blocks_are_of_one_size_and_cover_all_positions(monkeypatch):
     monkeypatch.setattr(cross_entropy, "BLOCK_BYTES", 10 * 4 * VOCABULARY)
     for positions in (1, 9, 10, 11, 19, 21, 100):
-        spans = cross_entropy._spans(positions, VOCABULARY)
+        spans = cross_entropy.blocks(positions, VOCABULARY)
         sizes = [span.stop - span.start for span in spans]
         assert sum(sizes) == positions == spans[-1].stop
         assert max(sizes) <= 10
-    assert len(cross_entropy._spans(3, 10**12)) == 3
+    assert len(cross_entropy.blocks(3, 10**12)) == 3

@@ -294,3 +294,19 @@ def test_no_text_long_enough(tiny, tmp_path):
     (tmp_path / "de.txt").write_text("a\n")
     with pytest.raises(DataError, match="no text long enough"):
         _ = Experiment(given(tiny, tmp_path / "de.txt", language=("de",)), quiet=True).examples
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_penalties_and_joint_weights_are_of_packed_rows_too(kind, tiny, corpus, tmp_path):
+    resolved = given(
+        tiny, corpus, backbone=str(tiny(kind)), run_folder=str(tmp_path), dropout=0.1,
+        regularise={"l2": "0.1", "fisher": "0.01", "kl": "0.5", "rdrop": "0.5"},
+        joint_weights="dro",
+    )  # fmt: skip
+    experiment = Experiment(resolved, quiet=True)
+    ((adapter,), progress) = experiment.train([experiment.new_adapter("both", language="de")])
+    penalties, weights = progress.notes
+    assert all(f"{name} " in penalties for name in ("l2", "fisher", "kl", "rdrop"))
+    assert " de " in weights
+    assert " yo " in weights
+    assert all(t.isfinite().all() for t in adapter.parameters())
