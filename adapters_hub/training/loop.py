@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from adapters_hub.data.batches import share
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.inference.records import collect_records
@@ -40,6 +39,7 @@ from adapters_hub.training.accelerator import check_accelerator
 from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.finishing import plain
 from adapters_hub.training.settings import TrainingSettings
+from adapters_hub.training.sharding import shares
 from adapters_hub.training.starts import Beginning
 
 if TYPE_CHECKING:
@@ -102,7 +102,10 @@ def train_adapters(
     begin = Beginning(model, task, examples, owners, batches, over, settings, accelerator)
     with _in_training(model, adapters, settings, begin) as trainees:
         alone = _heads_alone(task, [trainee.adapter for trainee in trainees])
-        features = Features(model, task) if alone else None
+        shards = model.backbone.shards
+        if shards is not None:  # what is kept would let a process do without a forward
+            shards.differentiable = not alone
+        features = Features(model, task) if alone and shards is None else None
         run = _Run(model, task, trainees, over, settings, accelerator, features)
         if checkpoint and settings.resume:
             done = checkpoint.load(trainees, history, run.scaler)
@@ -183,21 +186,16 @@ class _Run:
         counts = torch.zeros(len(self.trainees), dtype=torch.float64)
         pieces: list[_Piece] = []
         whole = [i for i in batch if owners[i] in present]
-        for places in share(
-            range(len(whole)),
-            accelerator.process_index,
-            accelerator.num_processes,
-            settings.accumulation,
-        ):
+        for places, weight in shares(len(whole), accelerator, settings, self.model.backbone.shards):
             numbers = [whole[place] for place in places]
             chosen = [examples[i] for i in numbers]
             inputs = self.task.collate(
                 chosen, self.model.backbone, seed=settings.seed * 100_003 + number
             )
             owners_of_piece = torch.tensor([owners[i] for i in numbers])
-            counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu())
-            self.tokens += sum(len(example.input_ids) for example in chosen)
-            pieces.append(_Piece(places, chosen, inputs, owners_of_piece))
+            counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu() * weight)
+            self.tokens += weight * sum(len(example.input_ids) for example in chosen)
+            pieces.append(_Piece(places, chosen, inputs, owners_of_piece, weight))
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
@@ -207,9 +205,11 @@ class _Run:
         elif not self.task.couples:
             for place, piece in enumerate(pieces):
                 losses = self._forward(self.task.loss, piece, number, place)
-                loss = (losses.float() / counts[piece.owners].to(losses)).sum()
+                loss = (losses.float() / counts[piece.owners].to(losses)).sum() * piece.weight
                 accelerator.backward(loss)
                 total[0] += loss.detach()
+        if self.model.backbone.shards is not None:
+            self.model.backbone.shards.release()
         total[1] = float(interrupted.is_set)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
@@ -273,7 +273,7 @@ class _Run:
         for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
             with torch.set_grad_enabled(len(pieces) == 1):
                 kept.append(self._forward(self.task.outputs, piece, number, place))
-            table[at] = kept[-1].detach()
+            table[at] = kept[-1].detach() * piece.weight
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, "sum")  # each row is of one process
         table.requires_grad_()
@@ -284,7 +284,7 @@ class _Run:
             outputs = kept[place]
             if len(pieces) > 1:
                 outputs = self._forward(self.task.outputs, piece, number, place)
-            self.accelerator.backward((outputs * gradient[at]).sum())
+            self.accelerator.backward((outputs * gradient[at]).sum() * piece.weight)
         return loss.detach() / self.accelerator.num_processes
 
     def look(self, done: int, dev: Sequence[Example], owners: Sequence[int]) -> dict[str, float]:
@@ -333,12 +333,16 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Examples of a batch that go through the model together: their places in it, their owners."""
+    """Examples of a batch that go through the model together: their places in it, their owners.
+
+    One of ``weight`` 0 is another process's, and goes along for company.
+    """
 
     places: list[int]
     examples: list[Example]
     inputs: dict[str, torch.Tensor]
     owners: torch.Tensor
+    weight: int
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.rows import OTHERS, RunRows, fixed_share, languages_of, with_owners
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
+from adapters_hub.training.sharding import shard_model, wants_shards
 from adapters_hub.training.starts import check_start
 
 log = logging.getLogger(__name__)
@@ -119,9 +120,11 @@ class Experiment:
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
             revision=settings.revision,
-            device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
+            # where it is sharded it goes from there; safetensors knows no "cpu:0"
+            device="cpu" if kind == "cpu" or wants_shards(accelerator) else accelerator.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        self.print(shard_model(self.model, accelerator))
         check_start(settings.init, self.model.backbone)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
