@@ -5,8 +5,8 @@ processes, adapters or losses. Source: PyTorch FSDP (arXiv:2304.11277) and ``tor
 fully_shard``.
 
 Each of the layers that a transformer repeats is a group of FSDP: its weights are gathered when it
-is called, in the forward and again in the backward, and let go right behind it. What is beside the
-layers (embeddings, last norm, heads, of which some are one tensor) is called at different places,
+is called, in the forward and again in the backward, and let go right behind it. So is an embedding
+that no head shares. What is left (last norm, heads, their embedding) is called at different places,
 and a head any number of times. So that is one group more, which is gathered at the first call of
 any of it, and stays until `Shards.release`: the count of gatherings, at each of which all processes
 must meet, does not depend on how often a process calls it.
@@ -88,6 +88,9 @@ def shard(
     _check(backbone)
     model, base = backbone.model, backbone.base
     repeated = _layers(backbone, layers)
+    embedding = model.get_input_embeddings()
+    if _is_alone(embedding, backbone):
+        repeated.append(embedding)
     inside = {id(p) for layer in repeated for p in layer.parameters()}
     # a pooler without weights in the checkpoint: heads bring theirs
     left_out = {p for name, p in base.named_parameters() if name in backbone.untrained}
@@ -107,8 +110,9 @@ def shard(
         beside = _Beside(owners)
         fully_shard(beside, ignored_params=left_out, **options)
         if base is model or backbone.prefix:  # else the model does not call its body
-            everything = left_out | {*beside.parameters()}
+            everything, kind = left_out | {*beside.parameters()}, type(base)
             fully_shard(base, ignored_params=everything, **options)
+            base.__class__ = kind  # by which transformers knows what it can record
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise BackboneError(f"{backbone.name} cannot be sharded: {error}") from error
     device = _device_of(mesh)
@@ -121,7 +125,7 @@ def shard(
     shards = Shards(repeated, beside)
     for module in owners:
         module.register_forward_pre_hook(shards._before)
-    model.get_input_embeddings().register_forward_hook(shards._after_embedding)
+    embedding.register_forward_hook(shards._after_embedding)
     _gather_once(repeated, shards)
     backbone.shards = shards
     return shards
@@ -183,7 +187,17 @@ def _layers(backbone: Backbone, names: Collection[str]) -> list[nn.Module]:
     return chosen
 
 
+def _is_alone(embedding: nn.Module, backbone: Backbone) -> bool:
+    """Whether no other module has the embedding's weight, such as a head that is tied to it."""
+    weight = embedding.get_parameter("weight")
+    modules = dict.fromkeys((*backbone.model.modules(), *backbone.base.modules()))
+    holders = [m for m in modules if any(p is weight for p in m._parameters.values())]
+    return holders == [embedding]
+
+
 def _device_of(mesh: DeviceMesh) -> torch.device:
     if mesh.device_type == "cpu":
         return torch.device("cpu")
-    return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
+    return torch.device(
+        mesh.device_type, torch.get_device_module(mesh.device_type).current_device()
+    )

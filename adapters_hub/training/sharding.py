@@ -68,7 +68,9 @@ def shard_model(model: Runtime, accelerator: "Accelerator") -> str:
             reshard_after_forward=plugin.reshard_after_forward,
         )
         model.residents.follow_backbone()
-    held = [(local.nbytes, local.numel(), whole) for local, whole in _shards(model).local_parameters()]
+    held = [
+        (local.nbytes, local.numel(), whole) for local, whole in _shards(model).local_parameters()
+    ]
     local, whole = sum(n for _, n, _ in held), sum(n for *_, n in held)
     return (
         f"sharded (FSDP2): this process holds {local:,} of {whole:,} weights, "
