@@ -103,7 +103,7 @@ class Backbone:
         """Raise `BackboneError` where this process holds only parts; ``what`` cannot be then."""
         if self.shards is not None:
             raise BackboneError(
-                f"{self.name} is sharded (FSDP): its weights lie in parts on several processes, and "
+                f"{self.name} is sharded (FSDP): its weights lie in parts on several processes and "
                 f"so cannot be {what}; do that in a process that holds all of them"
             )
 

@@ -1,4 +1,4 @@
-"""Training over a backbone that is sharded: what accelerate was asked for, and each process's share.
+"""Training over a sharded backbone: what accelerate was asked for, and each process's share.
 
 Knows accelerate's FSDP configuration; how weights are cut is the backbone's. Adapters are small, so
 every process has them whole, and their gradients are summed as without FSDP.
