@@ -85,8 +85,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are, and so where inputs go."""
-        return next(self.model.parameters()).device
+        """Where the embeddings are, or are brought to, and so where inputs go."""
+        first = next(self.model.parameters())
+        return execution_device(self.model) if first.is_meta else first.device
 
     @property
     def offloaded(self) -> bool:
@@ -99,12 +100,17 @@ class Backbone:
         name = getattr(self.model, "base_model_prefix", "")
         return f"{name}." if name and getattr(self.model, name, None) is self.base else ""
 
-    def check_not_sharded(self, what: str) -> None:
-        """Raise `BackboneError` where this process holds only parts; ``what`` cannot be then."""
+    def check_at_hand(self, what: str) -> None:
+        """Raise `BackboneError` where weights are sharded or offloaded; ``what`` they cannot be."""
         if self.shards is not None:
             raise BackboneError(
                 f"{self.name} is sharded (FSDP): its weights lie in parts on several processes and "
                 f"so cannot be {what}; do that in a process that holds all of them"
+            )
+        if self.offloaded:
+            raise BackboneError(
+                f"{self.name} is offloaded by its device_map: not all its weights are in memory and "
+                f"so cannot be {what}; load it with device='cpu', or without 'disk' in the map"
             )
 
     def site_of(self, module: str) -> str | None:
@@ -359,6 +365,18 @@ def find_sites(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and ".experts." not in path
     }
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """Where an offloaded model's weights are brought to first, as accelerate's hooks say."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            if (device := getattr(one, "execution_device", None)) is not None:
+                return torch.device(device)
+    raise BackboneError(
+        f"this {type(model).__name__} has no weights in memory, and no hooks that would bring them"
+    )
 
 
 def site_shape(module: nn.Module) -> tuple[int, int]:

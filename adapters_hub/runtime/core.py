@@ -136,7 +136,7 @@ class Runtime:
         wanted = destination(self.backbone, device, dtype)
         if wanted is None:
             return self
-        self.backbone.check_not_sharded("moved or cast")
+        self.backbone.check_at_hand("moved or cast")
         if self.bank.learning or self.bank.compiled_slots is not None:
             why = f"trains {self.bank.learning[0]!r}" if self.bank.learning else "is compiled"
             raise BackboneError(
@@ -429,7 +429,7 @@ class Runtime:
         one blend for all, and none, and, as ever, for new shapes. Not for training. Raises
         `BackboneError` where two models share the backbone.
         """
-        self.backbone.check_not_sharded("compiled")
+        self.backbone.check_at_hand("compiled")
         if not self.bank.alone:
             raise BackboneError(
                 "two models share this backbone, and what is compiled for one would not see the "

@@ -124,7 +124,8 @@ class Experiment:
             device="cpu" if kind == "cpu" or wants_shards(accelerator) else accelerator.device,
             trust_remote_code=settings.trust_remote_code,
         )
-        self.print(shard_model(self.model, accelerator))
+        if held := shard_model(self.model, accelerator):
+            self.print(f"{held}\n")
         check_start(settings.init, self.model.backbone)
         if settings.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()

@@ -45,8 +45,8 @@ def check_start(init: str | None, backbone: Backbone) -> None:
             f"init={init!r} is computed from the weights, which have {backbone.bits} bits here; "
             "load the backbone at 16 or 32 bits, or choose eva or orthogonal"
         )
-    if init == "lora_ga":
-        backbone.check_not_sharded("differentiated by for init='lora_ga'")
+    if init == "lora_ga" or (init in _SUBTRACTED and backbone.offloaded):
+        backbone.check_at_hand(f"read for init={init!r}")
 
 
 @dataclass(frozen=True)
