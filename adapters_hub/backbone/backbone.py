@@ -110,7 +110,7 @@ class Backbone:
         if self.offloaded:
             raise BackboneError(
                 f"{self.name} is offloaded by its device_map: not all its weights are in memory and "
-                f"so cannot be {what}; load it with device='cpu', or without 'disk' in the map"
+                f"so cannot be {what}; load it with device='cpu', or a map without 'disk'"
             )
 
     def site_of(self, module: str) -> str | None:

@@ -47,7 +47,7 @@ def wants_shards(accelerator: "Accelerator") -> bool:
 
 
 def shard_model(model: Runtime, accelerator: "Accelerator") -> str:
-    """Shard a model's backbone, if accelerate was asked to; says what became of it.
+    """Shard a model's backbone, if accelerate was asked to; says what is held here, else nothing.
 
     Raises `SettingsError` and `BackboneError` for what cannot be sharded.
     """
@@ -68,14 +68,11 @@ def shard_model(model: Runtime, accelerator: "Accelerator") -> str:
             reshard_after_forward=plugin.reshard_after_forward,
         )
         model.residents.follow_backbone()
-    held = [
-        (local.nbytes, local.numel(), whole) for local, whole in _shards(model).local_parameters()
-    ]
-    local, whole = sum(n for _, n, _ in held), sum(n for *_, n in held)
-    return (
-        f"sharded (FSDP2): this process holds {local:,} of {whole:,} weights, "
-        f"{sum(size for size, *_ in held) / 2**20:,.1f} MiB\n"
-    )
+    assert backbone.shards is not None
+    parts = [*backbone.shards.local_parameters()]
+    local, whole = sum(part.numel() for part, _ in parts), sum(numbers for _, numbers in parts)
+    size = sum(part.nbytes for part, _ in parts) / 2**20
+    return f"sharded (FSDP2): this process holds {local:,} of {whole:,} weights, {size:,.1f} MiB"
 
 
 def shares(
@@ -92,11 +89,6 @@ def shares(
         most = len(share(range(rows), 0, processes, settings.accumulation))
         pieces += [([0], 0)] * (most - len(pieces))
     return pieces
-
-
-def _shards(model: Runtime) -> Shards:
-    assert model.backbone.shards is not None
-    return model.backbone.shards
 
 
 def _plugin(accelerator: "Accelerator") -> Any:

@@ -27,6 +27,9 @@ RUNS = {
     "retrieval": ("bert", "pairs", ["--task", "retrieval"]),
     "matching": ("bert", "pairs", ["--task", "matching"]),
     "written": ("mt5", "answers", ["--task", "generation"]),
+    "experts": (
+        "qwen3-moe", "data", ["--task", "language-modeling", "--parameters", "gate_up_proj"]
+    ),
     "pissa": ("qwen3", "data", ["--task", "language-modeling", "--init", "pissa"]),
     "eva": ("qwen3", "data", ["--task", "language-modeling", "--init", "eva"]),
 }  # fmt: skip
