@@ -109,7 +109,7 @@ class Backbone:
             )
         if self.offloaded:
             raise BackboneError(
-                f"{self.name} is offloaded by its device_map: not all its weights are in memory and "
+                f"{self.name} is offloaded by its device_map: some weights are not in memory and "
                 f"so cannot be {what}; load it with device='cpu', or a map without 'disk'"
             )
 

@@ -105,6 +105,21 @@ def test_what_needs_weights_in_memory_says_so(pair):
     assert not away.can_merge(away.plan(away.blends(4, "qwen3-one")))
 
 
+def test_adapters_on_experts_need_them_in_memory(tiny, lora_folder, tmp_path, inputs):
+    library = ah.Library(tmp_path / "library")
+    chosen = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
+    library.add(lora_folder("qwen3-moe", "experts", **chosen), name="experts")
+    library.add(lora_folder("qwen3-moe", "heads", target_modules=["q_proj"]), name="heads")
+    away = ah.load_backbone(tiny("qwen3-moe"), library=library, device_map={"": "disk"},
+                            offload_folder=tmp_path / "offload")  # fmt: skip
+    plain = ah.load_backbone(tiny("qwen3-moe"), library=library, device="cpu")
+    with torch.no_grad():
+        got, want = (m(**inputs, adapters=["heads", None] * 2).logits for m in (away, plain))
+        torch.testing.assert_close(got, want)
+        with pytest.raises(BackboneError, match="routers and experts need their weights in memory"):
+            away(**inputs, adapters="experts")
+
+
 @pytest.mark.parametrize("learns", [False, True])
 def test_factors_go_to_where_a_site_computes(learns, tiny, library, inputs):
     """The layer's weight may be elsewhere than its input; shapes show it, on the meta device."""

@@ -3,13 +3,14 @@
 `main` is what each of two processes runs: every training, and what came of it to a file.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-LINES = ["--cpu", "--no-resume", "--rank", "2", "--steps", "4", "--batch-size", "5",
+LINES = ["--no-resume", "--rank", "2", "--steps", "4", "--batch-size", "5",
          "--eval-every", "2", "--accumulation", "2", "--over", "none"]  # fmt: skip
 
 RUNS = {
@@ -47,7 +48,15 @@ def learnt(name, backbone, data, folder):
     from adapters_hub.training.settings import parse_settings
 
     cross_entropy.BLOCK_BYTES = 4 * 200 * 7  # several blocks, and not as many in each process
-    given = [*LINES, *RUNS[name][2], "--backbone", str(backbone), "--data", str(data)]
+    given = [
+        *LINES,
+        *([] if "SHARDED_RUNS_ON_GPUS" in os.environ else ["--cpu"]),
+        *RUNS[name][2],
+        "--backbone",
+        str(backbone),
+        "--data",
+        str(data),
+    ]
     given += ["--library", str(folder / "library"), "--run-folder", str(folder / "runs")]
     experiment = Experiment(parse_settings([*given, "--language", "de", "da"]), quiet=True)
     tags = ["de", "da"]
@@ -55,7 +64,7 @@ def learnt(name, backbone, data, folder):
     fresh = [experiment.new_adapter(tag, language=tag, head_only=alone) for tag in tags]
     adapters, progress = experiment.train(fresh, lambda row: tags.index(row.language))
     found = {
-        f"{adapter.name} {number}": tensor.contiguous()
+        f"{adapter.name} {number}": tensor.contiguous().cpu()
         for adapter in adapters
         for number, tensor in enumerate(adapter.parameters())
     }

@@ -54,18 +54,24 @@ def place(tmp_path_factory, tiny):
     return folder
 
 
-@pytest.fixture(scope="module")
-def shared(place):
-    """All runs, made by two processes that accelerate was asked for FSDP2 in."""
+def run_in_two_processes(place, *names, **more):
+    """Runs of these names, or all, by two processes that accelerate was asked for FSDP2 in."""
     environment = {
-        **os.environ, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1",
+        **os.environ,
+        **more, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += ["2", "-m", "helpers.sharded_runs", str(place)]
+    command += ["2", "-m", "helpers.sharded_runs", str(place), *names]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.fixture(scope="module")
+def shared(place):
+    """What came of all runs."""
+    run_in_two_processes(place)
     return place
 
 
@@ -127,6 +133,27 @@ def test_control_c_in_a_sharded_run_saves_and_the_same_command_goes_on(tiny, pla
     assert went_on.keys() == at_once.keys()
     for key, tensor in at_once.items():
         torch.testing.assert_close(went_on[key], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[
+        pytest.mark.cuda,
+        pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+    ])
+    for name in ("decoder", "recomputed", "classification", "retrieval", "written")
+])  # fmt: skip
+def test_two_gpus_that_share_a_backbone_learn_what_a_cpu_does(
+    name, place, tmp_path, fresh_accelerate
+):
+    run_in_two_processes(place, name, SHARDED_RUNS_ON_GPUS="1")
+    kind, data, _ = RUNS[name]
+    whole, _ = learnt(name, place / kind, place / data, tmp_path)
+    got = load_file(place / f"{name} 0.safetensors")
+    local, numel = got.pop("held").sum(0).tolist()
+    assert 0.45 * numel < local < 0.55 * numel
+    for key, tensor in whole.items():
+        off = (got[key].double() - tensor.double()).abs().max()
+        assert off <= 1e-2 * tensor.double().abs().max() + 1e-4, key
 
 
 @pytest.fixture
