@@ -305,6 +305,7 @@ def load_backbone(
     dtype: Dtype | None = None,
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
+    offload_folder: str | os.PathLike[str] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -319,8 +320,10 @@ def load_backbone(
     ``bits``: 32 (where neither these nor a dtype are given), 16 (bfloat16), or 8 and 4 by
     bitsandbytes; a checkpoint that is stored in 8 or 4 bits has these. ``dtype`` is transformers':
     ``"auto"`` keeps the checkpoint's, ``torch.bfloat16``, ``"float16"``, …; beside 8 or 4 bits it
-    is of what is not quantised. ``device_map``, ``attn_implementation``, ``revision``, ``token``,
-    ``subfolder`` and ``trust_remote_code`` are transformers' too.
+    is of what is not quantised. ``device_map``, ``offload_folder``, ``attn_implementation``,
+    ``revision``, ``token``, ``subfolder`` and ``trust_remote_code`` are transformers' too. What a
+    ``device_map`` has on ``"disk"``, or on the CPU beside a GPU, is brought in whenever it is
+    called; adapters act there as anywhere, but for those on routers and experts.
 
     A loaded model is not copied and keeps its precision, place and attention. It is frozen and put
     into eval mode, gets a padding token where it has none, and hooks that do nothing outside of
@@ -333,7 +336,7 @@ def load_backbone(
     or holds PEFT's adapters, or `SettingsError` for options that cannot be or contradict each
     other, options of loading for a loaded model, and one without a tokenizer.
     """
-    options = Options(bits, dtype, device, device_map, attn_implementation)
+    options = Options(bits, dtype, device, device_map, attn_implementation, offload_folder)
     name = name_of(model_or_id)
     checkpoint = Checkpoint(name, revision, token, subfolder, trust_remote_code)
     if isinstance(model_or_id, str | os.PathLike):
@@ -357,6 +360,7 @@ def load(
     dtype: Dtype | None = None,
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
+    offload_folder: str | os.PathLike[str] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -406,6 +410,7 @@ def load(
         dtype=dtype,
         device=device,
         device_map=device_map,
+        offload_folder=offload_folder,
         attn_implementation=attn_implementation,
         revision=pinned,
         token=token,

@@ -14,7 +14,13 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adapters_hub.backbone.backbone import Backbone, Kind, embedding_rows, find_sites
+from adapters_hub.backbone.backbone import (
+    Backbone,
+    Kind,
+    embedding_rows,
+    execution_device,
+    find_sites,
+)
 from adapters_hub.backbone.copies import with_children
 from adapters_hub.backbone.moe import find_moe
 from adapters_hub.backbone.quantised import keep_4bit_differentiable
@@ -55,10 +61,9 @@ def assembled(
 ) -> Backbone:
     """The backbone, frozen and in eval mode.
 
-    Raises `BackboneError` for weights that are not in memory, and where no token can pad.
+    Raises `BackboneError` where no token can pad.
     """
     model = parts.model
-    check_in_memory(name, model)
     model.requires_grad_(False)
     model.eval()
     keep_4bit_differentiable(model)
@@ -102,15 +107,15 @@ def check_in_memory(name: str, model: nn.Module) -> None:
     if away:
         raise BackboneError(
             f"{name}: {len(away)} of its tensors have no weights in memory where they are used "
-            f"(the first is {away[0]}): the model was offloaded, or made on the meta device. "
-            "Adapters need them there: give a device_map without 'disk' or a CPU beside GPUs, "
-            "or bits=8 or 4 to make the model smaller"
+            f"(the first is {away[0]}): the model was offloaded, or made on the meta device. Give "
+            "the checkpoint's name and the device_map here, or a model that is in memory"
         )
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether a model's weights are on several devices."""
-    return len({parameter.device for parameter in model.parameters()}) > 1
+    """Whether a model's weights are on several devices, or not all in memory."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) > 1 or torch.device("meta") in devices
 
 
 def _return_where_inputs_are(base: nn.Module) -> None:
@@ -153,7 +158,8 @@ def attach_pooler(
         )
         parts.model, parts.base = whole_model, base
     *_, last = parts.base.parameters()
-    parts.base.pooler = pooler.to(device=last.device, dtype=dtype)
+    device = execution_device(parts.base) if last.is_meta else last.device
+    parts.base.pooler = pooler.to(device=device, dtype=dtype)
     parts.attached.add("pooler")
     if isinstance(getattr(whole, "pooler_activation", None), nn.Module):  # ALBERT's is beside it
         parts.base.pooler_activation = whole.pooler_activation

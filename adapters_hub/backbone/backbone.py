@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,7 +27,11 @@ from adapters_hub.backbone.moe import MoEModule
 from adapters_hub.backbone.packing import Packing, packing_of
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
+from adapters_hub.errors import BackboneError
 from adapters_hub.library.safetensors_file import Layout
+
+if TYPE_CHECKING:
+    from adapters_hub.backbone.sharding import Shards
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ class Backbone:
     are the routers and experts by theirs, whose sites (`MoEModule.sites`) are no layers.
     ``bits`` are those of its linear layers' weights, ``dtype`` is the precision of what flows
     between the layers; ``embedding`` is what the checkpoint's folder says about its use for
-    sentence embeddings. A model that was made from a configuration has no ``folder``.
+    sentence embeddings. A model that was made from a configuration has no ``folder``. ``shards``
+    are what this process holds of a backbone whose weights lie on several.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Backbone:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     moe: dict[str, MoEModule] = field(default_factory=dict, repr=False)
+    shards: "Shards | None" = field(default=None, repr=False)
     # what the runtime remembers of how files of one layout, and of some target_parameters, lie here
     site_maps: WeakKeyDictionary[Layout, dict[frozenset[str], object]] = field(
         default_factory=WeakKeyDictionary, repr=False
@@ -79,14 +85,33 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are, and so where inputs go."""
-        return next(self.model.parameters()).device
+        """Where the embeddings are, or are brought to, and so where inputs go."""
+        first = next(self.model.parameters())
+        return execution_device(self.model) if first.is_meta else first.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are on disk, or swapped in for each forward by accelerate's hooks."""
+        return any(parameter.is_meta for parameter in self.model.parameters())
 
     @property
     def prefix(self) -> str:
         """What stands before a site's path in ``model``: ``bert.``, ``model.``, or nothing."""
         name = getattr(self.model, "base_model_prefix", "")
         return f"{name}." if name and getattr(self.model, name, None) is self.base else ""
+
+    def check_at_hand(self, what: str) -> None:
+        """Raise `BackboneError` where weights are sharded or offloaded; ``what`` they cannot be."""
+        if self.shards is not None:
+            raise BackboneError(
+                f"{self.name} is sharded (FSDP): its weights lie in parts on several processes and "
+                f"so cannot be {what}; do that in a process that holds all of them"
+            )
+        if self.offloaded:
+            raise BackboneError(
+                f"{self.name} is offloaded by its device_map: some weights are not in memory and "
+                f"so cannot be {what}; load it with device='cpu', or a map without 'disk'"
+            )
 
     def site_of(self, module: str) -> str | None:
         """The site that a module path from a PEFT file means, for any head it was saved under.
@@ -340,6 +365,18 @@ def find_sites(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and ".experts." not in path
     }
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """Where an offloaded model's weights are brought to first, as accelerate's hooks say."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            if (device := getattr(one, "execution_device", None)) is not None:
+                return torch.device(device)
+    raise BackboneError(
+        f"this {type(model).__name__} has no weights in memory, and no hooks that would bring them"
+    )
 
 
 def site_shape(module: nn.Module) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Knows transformers' loading and what checkpoints lack; does not know adapters or
 """
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,12 +95,31 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def _read_by_each_process() -> Iterator[None]:
+    """Read the weights in every process that accelerate launched for FSDP, not in the first alone.
+
+    They are mapped into memory, which the processes of a machine share; nothing is sent between
+    them.
+    """
+    key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    asked = os.environ.get(key)
+    if asked is None:
+        yield
+        return
+    os.environ[key] = "false"
+    try:
+        yield
+    finally:
+        os.environ[key] = asked
+
+
 def _load(
     name: str, auto: Any, folder: Path, keywords: Mapping[str, object]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the tensors that the checkpoint lacks."""
     try:
-        with _quiet():
+        with _quiet(), _read_by_each_process():
             model, report = auto.from_pretrained(
                 folder,
                 output_loading_info=True,

@@ -4,6 +4,7 @@ Knows transformers' keywords and which of them contradict each other; does not k
 or files.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,6 @@ from adapters_hub.extras import require
 Dtype = str | torch.dtype
 DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OUT_OF_REACH = ("disk", "meta")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Options:
     device: str | torch.device | None = None
     device_map: DeviceMap | None = None
     attn_implementation: str | None = None
+    offload_folder: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.bits is not None and self.bits not in BITS:
@@ -52,10 +53,10 @@ class Options:
             )
         mapped = isinstance(self.device_map, Mapping)
         places = self.device_map.values() if mapped else [self.device_map]  # type: ignore[union-attr]
-        if away := [place for place in map(str, places) if place in _OUT_OF_REACH]:
+        if "meta" in map(str, places):
             raise SettingsError(
-                f"device_map={self.device_map!r}: what is on {away[0]!r} has no weights in memory, "
-                "which adapters need there; give devices, or bits=8 or 4 to make it smaller"
+                f"device_map={self.device_map!r}: what is on 'meta' has no weights at all; give "
+                "devices, or 'disk' for what is read when it is called"
             )
         if self.device is not None:
             checked_device(self.device)
@@ -87,6 +88,8 @@ class Options:
             options["attn_implementation"] = self.attn_implementation
         if self.device_map is not None:
             options["device_map"] = self.device_map
+        if self.offload_folder is not None:
+            options["offload_folder"] = self.offload_folder
         if bits >= 16:
             return options
         require("bitsandbytes", "bits", f"a backbone at {bits} bits")

@@ -113,7 +113,8 @@ def _chances(sizes: Mapping[tuple[Hashable, Hashable], int], alpha: float) -> np
 def share(batch: Sequence[int], process: int, processes: int, pieces: int) -> list[list[int]]:
     """One process's part of a batch, in pieces; every row is in just one piece of one process.
 
-    The batch is sorted by length, so strides give every piece rows of all its lengths.
+    The batch is sorted by length, so strides give every piece rows of all its lengths. The first
+    process has as many pieces as any.
     """
     parts = processes * pieces
     cut = [list(batch[process * pieces + piece :: parts]) for piece in range(pieces)]
@@ -121,16 +122,26 @@ def share(batch: Sequence[int], process: int, processes: int, pieces: int) -> li
 
 
 def by_length(
-    lengths: Sequence[int], batch_size: int, process: int = 0, processes: int = 1
+    lengths: Sequence[int],
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
+    *,
+    even: bool = False,
 ) -> list[list[int]]:
     """Every row once, in batches of rows of about one length, the shortest first.
 
     Of several processes each gets every ``processes``-th row of that order, so that all have as
-    much to do. Raises `SettingsError` for a ``batch_size`` below 1.
+    much to do. Where ``even`` one that has a batch less than the first gets the shortest row as one
+    more, which is some process's already. Raises `SettingsError` for a ``batch_size`` below 1.
     """
     check_batch_size(batch_size)
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])[process::processes]
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    sorted_rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    order, first = sorted_rows[process::processes], sorted_rows[::processes]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if even and len(batches) * batch_size < len(first):
+        batches.append(sorted_rows[:1])
+    return batches
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -86,6 +86,7 @@ def merge(model: Runtime, blend: Weights) -> PreTrainedModel:
             f"cannot merge into {model.backbone.bits}-bit weights without rounding them again; "
             "load the backbone at 32 or 16 bits"
         )
+    model.backbone.check_at_hand("merged")
     resolved = model.resolve(blend)
     owners = [name for name in resolved.terms if model.resident(name).head]
     plain = _plain_copy(model, model.head_owner(resolved) if owners else None)

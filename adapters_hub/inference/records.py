@@ -37,14 +37,16 @@ def collect_records(
 
     With an `accelerate.Accelerator` the work is done at its precision, spread over its processes,
     and every one of them gets all records. ``features`` keep what a frozen body makes of examples
-    that are seen again.
+    that are seen again. Where the backbone is sharded, all processes run as many batches.
     """
     process, processes = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     )
     lengths = [len(example.input_ids) for example in examples]
     numbered: list[tuple[int, Record]] = []
-    for numbers in by_length(lengths, batch_size, process, processes):
+    shards = model.backbone.shards
+    batches = by_length(lengths, batch_size, process, processes, even=shards is not None)
+    for place, numbers in enumerate(batches):
         chosen = [examples[number] for number in numbers]
         blends = [blend_of(row) for example in chosen for row in task.rows(example.row)]
         heads = model.heads(blends) if task.needs_head() else []
@@ -54,7 +56,10 @@ def collect_records(
             if features is not None:
                 batch = features.added(batch, heads, chosen)
             records = task.records(model, batch, heads, chosen)
-        numbered += zip(numbers, records, strict=True)
+        if place * batch_size < len(lengths[process::processes]):  # else it is just for company
+            numbered += zip(numbers, records, strict=True)
+    if shards is not None:
+        shards.release()
     if processes > 1:
         from accelerate.utils import gather_object
 

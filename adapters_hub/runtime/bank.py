@@ -402,6 +402,8 @@ class Run:
     def add(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """The site's output y (…, out) for its input x (…, in), with the plan's deltas added."""
         group = self._groups.get(site, (site,))
+        if x.device != y.device:  # accelerate's hook brought x to where the layer's weight is
+            group, x = (site,), x.to(y.device)
         if len(group) > 1:
             shared = self._shared
             if shared and shared[0] is x and shared[1] is group and shared[2] == x._version:

@@ -136,6 +136,7 @@ class Runtime:
         wanted = destination(self.backbone, device, dtype)
         if wanted is None:
             return self
+        self.backbone.check_at_hand("moved or cast")
         if self.bank.learning or self.bank.compiled_slots is not None:
             why = f"trains {self.bank.learning[0]!r}" if self.bank.learning else "is compiled"
             raise BackboneError(
@@ -428,6 +429,7 @@ class Runtime:
         one blend for all, and none, and, as ever, for new shapes. Not for training. Raises
         `BackboneError` where two models share the backbone.
         """
+        self.backbone.check_at_hand("compiled")
         if not self.bank.alone:
             raise BackboneError(
                 "two models share this backbone, and what is compiled for one would not see the "
@@ -458,6 +460,8 @@ class Runtime:
     def can_merge(self, plan: Plan) -> bool:
         """Whether `merged_view` is as exact as adding, and fits beside the resident adapters."""
         whole = plan.index is None and not any(atom.trained for atom in plan.atoms)
+        if self.backbone.shards is not None:
+            return False
         weights = self.backbone.weights(plan.sites)
         whole = whole and all(weight.dtype == torch.float32 for weight in weights)
         if not whole or self.bank.compiled_slots is not None or wrapped(self.backbone.model):

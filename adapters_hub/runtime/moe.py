@@ -134,6 +134,11 @@ class SplitCall:
         """What a copy gives that has a blend's deltas in its parameters, and no expert too many."""
         inputs, named = given
         old = {name: w for name, w in called.module._parameters.items() if w is not None}
+        if any(w.is_meta for w in old.values()):
+            raise BackboneError(
+                f"{self.module.path} is offloaded by the backbone's device_map, and adapters on "
+                "routers and experts need their weights in memory; keep it on a device"
+            )
         weights: dict[str, Tensor] = {**old}
         # another bank that acts on the copy counts on all experts
         narrowed = None if called.others else self.module.hit((*inputs, *named.values()))

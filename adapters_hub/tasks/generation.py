@@ -252,6 +252,8 @@ class Generation(BitsTask[Target], GenerationOptions):
             inputs |= decoder_inputs(given, backbone)
         new = min(self.max_new_tokens, (backbone.max_tokens or 10**9) - size)
         options = {"max_new_tokens": max(1, new), "do_sample": False, "num_beams": 1}
+        if backbone.shards is not None:  # processes write as long as one of them has to
+            options["synced_gpus"] = True
         out = backbone.model.generate(**inputs, **options)
         texts = backbone.tokenizer.batch_decode(out[:, size:], skip_special_tokens=True)
         rows = [example.row for example in examples]

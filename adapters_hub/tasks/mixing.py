@@ -30,17 +30,17 @@ def mixed_batch(
     fills = {"input_ids": pad, "attention_mask": 0}
     ids, mask = (_filled(batch[name], tokens, fill) for name, fill in fills.items())
     other_ids, other_mask = (_filled(others[name], tokens, fill) for name, fill in fills.items())
-    own = shares.to(ids.device, torch.float32)[:, None]
+    ours = shares.to(ids.device, torch.float32)[:, None]
     targets, other_targets = (
-        _spread(side["labels"], labels).to(own.device) for side in (batch, others)
+        _spread(side["labels"], labels).to(ours.device) for side in (batch, others)
     )
     return {
         **batch,
         "input_ids": torch.where(mask > 0, ids, other_ids),
         "attention_mask": torch.maximum(mask, other_mask),
-        "labels": own * targets + (1 - own) * other_targets,
+        "labels": ours * targets + (1 - ours) * other_targets,
         OTHERS: other_ids,
-        SHARES: torch.stack((own * mask, (1 - own) * other_mask)),
+        SHARES: torch.stack((ours * mask, (1 - ours) * other_mask)),
     }
 
 

@@ -64,11 +64,13 @@ def pool(states: Tensor, mask: Tensor, poolings: Sequence[str]) -> Tensor:
 def unit_vectors(model: Runtime, inputs: dict[str, Tensor], poolings: Sequence[str]) -> Tensor:
     """Unit vectors (rows, width) of a batch, padded on the right, under the current plan.
 
-    Queries are short and documents long, so rows of one length go through the model together.
+    Queries are short and documents long, so rows of one length go through the model together. All
+    do where the backbone is sharded, since its processes run as many forwards.
     """
     mask, plan = inputs["attention_mask"], model.bank.current()
     lengths = mask.sum(1).cpu()
-    parts = padded_parts(lengths)
+    whole = model.backbone.shards is not None
+    parts = [torch.arange(len(lengths))] if whole else padded_parts(lengths)
     pooled = []
     for rows in parts:
         longest = int(lengths[rows].max())

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from adapters_hub.data.batches import share
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.inference.records import collect_records
@@ -43,6 +42,7 @@ from adapters_hub.training.followers import Followers
 from adapters_hub.training.interruption import Flag, interruptible
 from adapters_hub.training.piece import Inside, Made, Piece
 from adapters_hub.training.settings import TrainingSettings
+from adapters_hub.training.sharding import shares
 from adapters_hub.training.starts import Beginning
 
 if TYPE_CHECKING:
@@ -119,7 +119,11 @@ def train_adapters(
     begin = Beginning(model, task, examples, owners, batches, over, settings, accelerator)
     with _in_training(model, adapters, settings, begin) as trainees:
         alone = _heads_alone(task, [trainee.adapter for trainee in trainees])
-        features = Features(model, task) if alone and augmenter is None else None
+        shards = model.backbone.shards
+        if shards is not None:  # what is kept would let a process do without a forward
+            shards.differentiable = not alone
+        kept_features = alone and augmenter is None and shards is None
+        features = Features(model, task) if kept_features else None
         run = _Run(
             model, task, trainees, over, settings, accelerator, followers, features, augmenter
         )
@@ -213,12 +217,7 @@ class _Run:
             number, whole, examples, owners, settings.seed
         )
         self.followers.batch([owners[i] for i in whole])
-        for places in share(
-            range(len(whole)),
-            accelerator.process_index,
-            accelerator.num_processes,
-            settings.accumulation,
-        ):
+        for places, weight in shares(len(whole), accelerator, settings, self.model.backbone.shards):
             numbers = [whole[place] for place in places]
             chosen = drawn.taken(places) if drawn else [examples[i] for i in numbers]
             inputs = self.task.collate(
@@ -226,9 +225,9 @@ class _Run:
             )
             inputs = drawn.mixed(inputs, places) if drawn else inputs
             owners_of_piece = torch.tensor([owners[i] for i in numbers])
-            counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu())
-            self.tokens += sum(len(example.input_ids) for example in chosen)
-            pieces.append(Piece(places, chosen, inputs, owners_of_piece))
+            counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu() * weight)
+            self.tokens += weight * sum(len(example.input_ids) for example in chosen)
+            pieces.append(Piece(places, chosen, inputs, owners_of_piece, weight))
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted
@@ -239,11 +238,13 @@ class _Run:
             for place, piece in enumerate(pieces):
                 forward = partial(self._forward, number=number, place=place)
                 loss, minimised = self.followers.of_piece(piece, forward, counts)
-                accelerator.backward(minimised)
-                total[0] += loss.detach()
+                accelerator.backward(minimised * piece.weight)
+                total[0] += loss.detach() * piece.weight
         if present:
             forward = partial(self._forward, number=number, place=len(pieces))
             self.followers.finish(number, sorted(present), forward)
+        if self.model.backbone.shards is not None:
+            self.model.backbone.shards.release()
         total[1] = float(interrupted.is_set)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
@@ -322,7 +323,7 @@ class _Run:
         for place, (piece, at) in enumerate(zip(pieces, rows, strict=True)):
             with torch.set_grad_enabled(len(pieces) == 1):
                 kept.append(self._forward(self.task.outputs, piece, number=number, place=place))
-            table[at] = kept[-1].detach()
+            table[at] = kept[-1].detach() * piece.weight
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, "sum")  # each row is of one process
         table.requires_grad_()
@@ -335,7 +336,7 @@ class _Run:
             outputs = kept[place]
             if len(pieces) > 1:
                 outputs = self._forward(self.task.outputs, piece, number=number, place=place)
-            self.accelerator.backward((outputs * gradient[at]).sum())
+            self.accelerator.backward((outputs * gradient[at]).sum() * piece.weight)
             forward = partial(self._forward, number=number, place=place)
             if (added := self.followers.of_coupled(piece, forward, counts)) is not None:
                 self.accelerator.backward(added)

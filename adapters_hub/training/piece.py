@@ -19,12 +19,16 @@ Inside = Callable[[Runtime, dict[str, torch.Tensor], Heads], Made]
 
 @dataclass(frozen=True)
 class Piece:
-    """Examples of a batch that go through the model together: their places in it, their owners."""
+    """Examples of a batch that go through the model together: their places in it, their owners.
+
+    One of ``weight`` 0 is another process's, and goes along for company.
+    """
 
     places: list[int]
     examples: list[Example]
     inputs: dict[str, torch.Tensor]
     owners: torch.Tensor
+    weight: int = 1
 
 
 class Forward(Protocol):

@@ -56,6 +56,7 @@ from adapters_hub.training.rows import (
     with_owners,
 )
 from adapters_hub.training.settings import Resolved, TrainingSettings, is_pattern
+from adapters_hub.training.sharding import shard_model, wants_shards
 from adapters_hub.training.starts import check_start
 
 log = logging.getLogger(__name__)
@@ -128,9 +129,12 @@ class Experiment:
             dtype=settings.dtype,
             attn_implementation=settings.attn_implementation,
             revision=settings.revision,
-            device="cpu" if kind == "cpu" else accelerator.device,  # safetensors knows no "cpu:0"
+            # where it is sharded it goes from there; safetensors knows no "cpu:0"
+            device="cpu" if kind == "cpu" or wants_shards(accelerator) else accelerator.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        if held := shard_model(self.model, accelerator, settings):
+            self.print(f"{held}\n")
         check_start(settings.init, self.model.backbone)
         check_regularisers(settings, self.task, self.model)
         train = self.splits["train"]

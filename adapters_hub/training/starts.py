@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_hub.backbone.backbone import Backbone, site_shape
 from adapters_hub.backbone.quantised import keep_4bit_differentiable
+from adapters_hub.backbone.sharding import whole
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
 from adapters_hub.library.blend import Blend
@@ -44,6 +45,8 @@ def check_start(init: str | None, backbone: Backbone) -> None:
             f"init={init!r} is computed from the weights, which have {backbone.bits} bits here; "
             "load the backbone at 16 or 32 bits, or choose eva or orthogonal"
         )
+    if init == "lora_ga" or (init in _SUBTRACTED and backbone.offloaded):
+        backbone.check_at_hand(f"read for init={init!r}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Beginning:
         from peft.tuners.lora.layer import Linear
 
         module, rank = self.model.backbone.sites[site], len(adapter.factors[site][0])
-        weight = module.get_parameter("weight").detach()
+        weight = whole(module.get_parameter("weight").detach())
         layer: Any = nn.Linear(*site_shape(module), bias=False, device="meta")
         weight = weight.t() if isinstance(module, Conv1D) else weight
         layer.weight = nn.Parameter(

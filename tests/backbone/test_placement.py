@@ -125,7 +125,13 @@ def test_a_split_backbone_adds_and_trains_adapters_where_its_layers_are(
 
 
 @pytest.mark.parametrize("first", [pytest.param(0, marks=needs_gpu)])
-def test_layers_that_are_offloaded_are_refused(first, tiny, library):
+def test_layers_that_are_offloaded_are_brought_in(first, tiny, library, inputs):
     places = {"model": first, "lm_head": first, "model.layers.1": "cpu"}
-    with pytest.raises(BackboneError, match="was offloaded"):
-        ah.load_backbone(tiny("qwen3"), library=library, device_map=places)
+    away = ah.load_backbone(tiny("qwen3"), library=library, device_map=places)
+    whole = ah.load_backbone(tiny("qwen3"), library=library, device="cpu")
+    assert away.backbone.offloaded
+    moved = {key: value.to(away.device) for key, value in inputs.items()}
+    with torch.no_grad():
+        got = away(**moved, adapters=["one", None] * 2).logits
+        want = whole(**inputs, adapters=["one", None] * 2).logits
+    torch.testing.assert_close(got.cpu(), want, atol=1e-4, rtol=1e-4)

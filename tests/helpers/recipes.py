@@ -17,16 +17,18 @@ def run(recipe, *arguments, monkeypatch, cwd):
     runpy.run_path(str(RECIPES / recipe), run_name="__main__")
 
 
-def launch(recipe, *arguments, processes, cwd, **options):
+def launch(recipe, *arguments, processes, cwd, sharded=False, **options):
     """Run a recipe by ``accelerate launch`` on the CPU.
 
     ``accelerate launch --cpu`` starts one process whatever ``--num_processes`` says; with
     ``--multi_gpu`` it starts as many as it is told, and the recipe's ``--cpu`` keeps them there.
+    ``sharded``: with FSDP2, as a user asks for it.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     command += ["--num_processes", str(processes), "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    several = ["--use_fsdp", "--fsdp_version", "2"] if sharded else ["--multi_gpu"]
+    command += [*several, "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, str(RECIPES / recipe), *map(str, arguments)],

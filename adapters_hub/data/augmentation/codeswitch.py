@@ -40,12 +40,12 @@ class Codeswitch(Method):
         others: dict[int, str] = {}
         for number, (start, end) in enumerate(spans):
             word = row.text[start:end].casefold()
-            found = [t for lexicon in known for t in lexicon.get(word, ())
+            candidates = [t for lexicon in known for t in lexicon.get(word, ())
                      if t.language is None or t.language != row.language]  # fmt: skip
-            if found and random.random() < self.amount:
-                languages = sorted({t.language or "" for t in found})
+            if candidates and random.random() < self.amount:
+                languages = sorted({t.language or "" for t in candidates})
                 language = languages[random.randrange(len(languages))]
-                of_it = [t for t in found if (t.language or "") == language]
+                of_it = [t for t in candidates if (t.language or "") == language]
                 (chosen,) = random.choices(of_it, [t.weight for t in of_it])
                 others[number] = chosen.text
         return with_words(row, spans, others, self.name), len(others)
