@@ -6,6 +6,7 @@ import torch
 import adapters_hub as ah
 from adapters_hub.errors import BackboneError
 from adapters_hub.runtime.bank import Run
+from adapters_hub.tasks.language_modeling import LanguageModeling
 
 MIXED = {
     "qwen3": {
@@ -72,8 +73,6 @@ def test_what_is_on_disk_gives_what_memory_gives(kind, everything, pair, inputs)
 
 
 def test_heads_and_losses_over_what_is_on_disk(tiny, lora_folder, pair, library, inputs):
-    from adapters_hub.tasks.bits import target_nats
-
     library.add(lora_folder("bert", "head", labels=2), name="head")
     plain, away = pair("bert", MIXED["bert"])
     for scores, expected in zip(
@@ -87,7 +86,7 @@ def test_heads_and_losses_over_what_is_on_disk(tiny, lora_folder, pair, library,
         live = model.add(model.adapter("qwen3-one").trainable(), trained=True)
         batch = {**inputs, "labels": inputs["input_ids"]}
         with model.bank.using(model.plan(model.blends(4, "name:qwen3-one"))):
-            target_nats(model, batch).sum().backward()
+            LanguageModeling().loss(model, batch, []).sum().backward()
         gradients.append([tensor.grad for tensor in live.parameters()])
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
