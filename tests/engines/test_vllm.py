@@ -123,8 +123,9 @@ def served(tmp_path_factory):
             time.sleep(1)
         yield made
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 def healthy(url):
