@@ -45,12 +45,14 @@ class LibraryMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
-        models = None
+        lora = models = None
         if scope["type"] == "http":
-            models = getattr(scope["app"].state, "openai_serving_models", None)
-        if models is not None and hasattr(models, "lora_id_counter"):
+            state = scope["app"].state
+            models = getattr(state, "openai_serving_models", None)
+            lora = getattr(getattr(state, "vllm_config", None), "lora_config", None)
+        if models is not None and lora is not None:
             if scope["method"] == "GET" and scope["path"].endswith("/v1/models"):
-                send = await self._listing(models, send)
+                send = await self._listing(models, lora.max_lora_rank, send)
             elif scope["method"] == "POST":
                 await self._notice(models)
                 if self._stale:
@@ -95,8 +97,8 @@ class LibraryMiddleware:
 
         return again
 
-    async def _listing(self, models: Models, send: Send) -> Send:
-        """What adds the library to a list of models on its way out."""
+    async def _listing(self, models: Models, limit: int, send: Send) -> Send:
+        """What adds the library, up to a rank, to a list of models on its way out."""
         sums = sums_for(models.model_config.model)
         try:
             library = await asyncio.to_thread(sums.servable)
@@ -125,7 +127,7 @@ class LibraryMiddleware:
                     "permission": [],
                 }
                 for info in library
-                if info.name not in present
+                if info.name not in present and info.rank <= limit
             ]
             return json.dumps(listed, ensure_ascii=False).encode()
 
