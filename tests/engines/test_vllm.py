@@ -49,7 +49,9 @@ async def main():
                 )
             except openai.APIStatusError as error:
                 return {"status": error.status_code, "message": str(error)}
-            return {"status": 200, "model": got.model, "ids": got.choices[0].token_ids}
+            details = got.usage.prompt_tokens_details
+            return {"status": 200, "model": got.model, "ids": got.choices[0].token_ids,
+                    "cached": details.cached_tokens if details else 0}
     return await asyncio.gather(*map(one, jobs))
 
 print(json.dumps(asyncio.run(main())))
@@ -100,7 +102,8 @@ def served(tmp_path_factory):
     command = [PYTHON, "-m", "adapters_hub", "serve", "--backbone", str(backbone), "--library",
                str(library.root), "--max-loras", "4", "--max-lora-rank", "16", "--", "--port",
                str(port), "--dtype", "float32", "--max-model-len", "128", "--enforce-eager",
-               "--max-num-seqs", "16"]  # fmt: skip
+               "--max-num-seqs", "16", "--block-size", "16",
+               "--enable-prompt-tokens-details"]  # fmt: skip
     environment = {
         **os.environ, "PYTHONPATH": str(Path(ah.__file__).parents[1]), "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1", "ADAPTERS_HUB_CACHE": str(root / "cache"),
@@ -204,9 +207,13 @@ def test_a_replaced_adapter_is_noticed(served):
     for seed in (11, 12):
         source = adapter(served.backbone, served.root / f"changing{seed}", seed)
         served.library.add(source, name="changing", replace_existing=True)
-        jobs = [(name, prompts(1)) for name in ("changing", "changing + one", "one")] * 3
+        jobs = [(name, prompts(4) * 5) for name in ("changing", "changing + one", "one")]
         want = [greedy(served, *job) for job in jobs]
-        assert [answer.get("ids") for answer in ask(served, jobs)] == want
+        first, again = ask(served, jobs), ask(served, jobs)
+        assert [answer.get("ids") for answer in first] == want
+        assert [answer["cached"] for answer in first[:2]] == [0, 0]  # what was before is not used
+        assert [answer.get("ids") for answer in again] == want
+        assert all(answer["cached"] >= 32 for answer in again)
     served.library.remove("changing")
     assert ask(served, [("changing", prompts(1))])[0]["status"] == 404
 
