@@ -7,6 +7,7 @@ backbone, no transformers and no PEFT.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ VERSION = 1
 """Of the sums that are kept: another one has them made anew."""
 CACHE_GB = 50
 """What the kept sums may take together, in 10⁹ bytes, unless $ADAPTERS_HUB_CACHE_GB says else."""
+_ATTEMPTS, _PAUSE = 5, 0.05
 _MEANING = (
     "alpha_pattern", "fan_in_fan_out", "lora_alpha", "r", "rank_pattern", "target_parameters",
     "use_rslora",
@@ -81,6 +83,21 @@ class Sums:
         of adapters that were saved for unlike classes; `AdapterFileError` for damaged files;
         `SettingsError` for ``auto``; `LibraryError` where it cannot be written.
         """
+        left = _ATTEMPTS
+        while True:
+            state, left = self.library.state(), left - 1
+            try:
+                return self._sum(text)
+            except (AdaptersHubError, OSError) as error:
+                still = state == self.library.state() and not self.library.folder.unfinished
+                if left and not still:  # an adapter of it is being replaced
+                    time.sleep(_PAUSE)
+                elif isinstance(error, AdaptersHubError):
+                    raise
+                else:
+                    raise LibraryError(f"the sum of {text!r}: {error}") from error
+
+    def _sum(self, text: str) -> Sum:
         from filelock import FileLock
 
         blend, files = self._read(text)
@@ -88,16 +105,13 @@ class Sums:
         folder = self.cache / digest
         if not _complete(folder):
             made = summed(blend, files)
-            try:
-                self.cache.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.cache / ".lock"):
-                    if not _complete(folder):
-                        _check_room(self.cache)
-                        write_folder(folder, *made)
-            except OSError as error:
-                if isinstance(error, AdaptersHubError):
-                    raise
-                raise LibraryError(f"cannot write {folder}: {error.strerror or error}") from error
+            if self.digest(text) != digest:  # the numbers may be of what came in its place
+                raise LibraryError(f"{text!r}: an adapter was replaced while it was read")
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.cache / ".lock"):
+                if not _complete(folder):
+                    _check_room(self.cache)
+                    write_folder(folder, *made)
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return Sum(blend, digest, folder, int(config["r"]))
 

@@ -179,5 +179,5 @@ def _now(sums: "Sums", name: str) -> str | None:
     """The digest of what a name means now; None where it means nothing."""
     try:
         return sums.digest(name)
-    except AdaptersHubError:
+    except (AdaptersHubError, OSError):
         return None
