@@ -102,7 +102,7 @@ def served(tmp_path_factory):
     command = [PYTHON, "-m", "adapters_hub", "serve", "--backbone", str(backbone), "--library",
                str(library.root), "--max-loras", "4", "--max-lora-rank", "16", "--", "--port",
                str(port), "--dtype", "float32", "--max-model-len", "128", "--enforce-eager",
-               "--max-num-seqs", "16", "--block-size", "16",
+               "--max-num-seqs", "16", "--block-size", "32",
                "--enable-prompt-tokens-details"]  # fmt: skip
     environment = {
         **os.environ, "PYTHONPATH": str(Path(ah.__file__).parents[1]), "HF_HUB_OFFLINE": "1",
