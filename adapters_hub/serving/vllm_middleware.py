@@ -40,6 +40,7 @@ class LibraryMiddleware:
     def __init__(self, app: App) -> None:
         self.app = app
         self._state: tuple[int, ...] | None = None
+        self._checked: dict[str, LoRARequest] = {}
         self._stale: set[str] = set()
         self._lock = asyncio.Lock()
 
@@ -60,21 +61,24 @@ class LibraryMiddleware:
         await self.app(scope, receive, send)
 
     async def _notice(self, models: Models) -> None:
-        """Find the names whose content is another now, where the library has changed."""
+        """Find the names whose content is another now: all where the library has changed, else
+        new ones, which may have been read before it did.
+        """
         sums = sums_for(models.model_config.model)
         state = sums.library.state()
-        if state == self._state:
+        if state == self._state and len(models.lora_requests) == len(self._checked):
             return
         async with self._lock:
-            if state == self._state:
-                return
-            for name, request in list(models.lora_requests.items()):
+            requests = dict(models.lora_requests)
+            for name, request in requests.items():
+                if state == self._state and self._checked.get(name) is request:
+                    continue
                 digest = _digest_of(request, sums.cache)
                 if digest is not None and await asyncio.to_thread(_now, sums, name) != digest:
                     self._stale.add(name)
                 else:
                     self._stale.discard(name)
-            self._state = state
+            self._state, self._checked = state, requests
 
     async def _renewing(self, models: Models, receive: Receive) -> Receive:
         """Renew the name that a request asks for; what gives its body once more."""

@@ -188,6 +188,18 @@ def test_a_replaced_adapter_is_renewed_when_it_is_asked_for(library, models, tmp
     }
 
 
+def test_what_was_read_before_a_change_and_kept_after_it_is_renewed(library, models, tmp_path):
+    app, _ = answering(200, {})
+    middleware = LibraryMiddleware(app)
+    body = json.dumps({"model": "two"}).encode()
+    on_its_way = vllm_plugin.request_for(BASE, "two")
+    replace(library, tmp_path, "two", 7)
+    call(middleware, models, "POST", "/v1/completions")
+    models.lora_requests["two"] = on_its_way
+    call(middleware, models, "POST", "/v1/completions", body)
+    assert models.lora_requests["two"].lora_path != on_its_way.lora_path
+
+
 def test_what_is_gone_or_cannot_be_loaded_is_asked_for_anew(library, models, tmp_path):
     app, _ = answering(404, {})
     middleware = LibraryMiddleware(app)
