@@ -28,8 +28,8 @@ from adapters_hub.library.json_fields import Fields, as_count, as_number, as_tex
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
-from adapters_hub.runtime.adapter import read_factors
 from adapters_hub.runtime.core import Runtime, Weights
+from adapters_hub.runtime.tensors import read_factors
 from adapters_hub.text.tokenising import encode_texts
 
 OUTSIDE = "no layer"

@@ -20,20 +20,22 @@ from adapters_hub.errors import (
     AdapterFileError,
     BackboneError,
     BackboneMismatchError,
-    LibraryError,
     SettingsError,
     UnsupportedAdapterError,
 )
 from adapters_hub.library import adapter_file
-from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterConfig, AdapterFiles, AdapterInfo
-from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.checks import lost_pooler
 from adapters_hub.library.fingerprint import belongs
-from adapters_hub.library.model_card import write_card
 from adapters_hub.library.target_parameters import is_targeted
 from adapters_hub.runtime.products import FlatFactors, SiteFactors, Sites
-from adapters_hub.runtime.stored import DTYPES, SiteMap, Stored, examples, map_sites, stored
+from adapters_hub.runtime.stored import SiteMap, Stored, examples, map_sites, stored
+from adapters_hub.runtime.tensors import (
+    check_finite,
+    read_tensor_bytes,
+    tensor_of,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -125,12 +127,12 @@ class Adapter:
         if site_map.dtype is not None:
             flat = data.view(site_map.dtype)
             if not torch.isfinite(flat.sum()):  # or a sum beyond the largest number
-                _check_finite(data, files)
+                check_finite(data, files)
             factors = FlatFactors(flat, site_map.places)
         else:
-            _check_finite(data, files)
+            check_finite(data, files)
             tensors = {
-                key: _tensor(data, files, key) for keys in files.modules.values() for key in keys
+                key: tensor_of(data, files, key) for keys in files.modules.values() for key in keys
             }
             factors = {
                 site: (tensors[a].as_strided(*of_a), tensors[b].as_strided(*of_b))
@@ -139,7 +141,7 @@ class Adapter:
             }
         scalings = {name: files.spec.scaling(*name) for name in set(site_map.names.values())}
         scaling = {site: scalings[name] for site, name in site_map.names.items()}
-        head = {path: _tensor(data, files, key).float() for path, key in files.head.items()}
+        head = {path: tensor_of(data, files, key).float() for path, key in files.head.items()}
         return cls(
             files.info, factors, scaling, head, files.spec.config, site_map.prefix,
             backbone.head_sites, backbone.stacks,
@@ -209,12 +211,8 @@ class Adapter:
         other files each of its three is replaced by itself. Raises `AdapterFileError` for what
         cannot be such a folder, `LibraryError` where it cannot be written; nothing is new then.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         if not self.factors:
             raise AdapterFileError(f"{self.name!r} is only a head, which no PEFT file can be")
-        folder = Path(folder)
         modules = [*stored(self.factors, self.scaling, self.stacks, self.path)]
         config = self.peft_config(modules)
         tensors = {}
@@ -224,27 +222,13 @@ class Adapter:
             tensors[f"{stem}.lora_B.weight"] = module.b
         for path, tensor in self.head.items():
             tensors[adapter_file.KEY_PREFIX + path] = tensor
-        tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-        for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise AdapterFileError(f"{self.name}: {key} holds NaN or infinity; not saved")
         shown = replace(
             self.info,
             rank=max(module.rank for module in modules),
             sites=len(modules),
             parameters=sum(tensor.numel() for tensor in tensors.values()),
         )
-        unhashed = replace(self.info, hash=None)  # the stored one may be of other tensors
-        text = json.dumps(adapter_file.plain_config(config), indent=2) + "\n"
-        try:
-            with new_folder(folder) as stage:
-                header = adapter_file.metadata(unhashed, config)
-                save_file(tensors, stage / adapter_file.WEIGHTS_FILE, header)
-                (stage / adapter_file.CONFIG_FILE).write_text(text, encoding="utf-8")
-                (stage / adapter_file.CARD_FILE).write_text(write_card(shown), encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise LibraryError(f"cannot write {folder}: {error}") from error
-        return folder
+        return write_folder(folder, shown, config, tensors)
 
     def peft_config(self, modules: Iterable[Stored] | None = None) -> dict[str, object]:
         """The ``adapter_config.json`` that makes PEFT build exactly these sites and ranks.
@@ -284,45 +268,6 @@ class Adapter:
     def _head_modules(self) -> list[str]:
         """The modules PEFT saves whole: ``score``, ``classifier``, an untrained ``pooler``."""
         return sorted({path.removeprefix(self.prefix).split(".")[0] for path in self.head})
-
-
-def read_tensor_bytes(files: AdapterFiles, pinned: bool = False) -> Tensor:
-    """The bytes of all of a file's tensors, as one tensor (uint8), ``pinned`` for a fast copy."""
-    data = torch.empty(files.header.layout.size, dtype=torch.uint8, pin_memory=pinned)
-    if len(data):
-        tensorfile.read_into(files.weights, files.header, memoryview(data.numpy()))  # type: ignore[arg-type]
-    return data
-
-
-def read_factors(files: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
-    """A (r, in) and B (out, r) of each module that a file adapts, for whom no backbone is at hand.
-
-    Raises `AdapterFileError` for numbers that are not finite, `UnsupportedAdapterError` for an
-    adapter of experts.
-    """
-    if files.wrapped:
-        raise UnsupportedAdapterError(
-            f"{files.weights} has factors of {min(files.wrapped)}, of which only its backbone says "
-            "how many matrices they are for: give the model instead of its library"
-        )
-    data = read_tensor_bytes(files)
-    _check_finite(data, files)
-    return {
-        module: (_tensor(data, files, a), _tensor(data, files, b))
-        for module, (a, b) in files.modules.items()
-    }
-
-
-def _tensor(data: Tensor, files: AdapterFiles, key: str) -> Tensor:
-    """A copy of one of a file's tensors: it need not begin at a multiple of its items' size."""
-    entry = files.header.tensors[key]
-    return data[entry.start : entry.end].clone().view(DTYPES[entry.dtype]).view(entry.shape)
-
-
-def _check_finite(data: Tensor, files: AdapterFiles) -> None:
-    for key in files.header.tensors:
-        if not torch.isfinite(_tensor(data, files, key)).all():
-            raise AdapterFileError(f"{files.weights}: {key} holds NaN or infinity")
 
 
 def target_sites(
@@ -419,7 +364,7 @@ def _check_copies(files: AdapterFiles, backbone: Backbone, data: Tensor) -> None
         weight = parameters.get(path, parameters.get(path.removeprefix(backbone.prefix)))
         if weight is None or not weight.is_floating_point():
             continue
-        copy_ = _tensor(data, files, key).to(weight.device)
+        copy_ = tensor_of(data, files, key).to(weight.device)
         if copy_.shape != weight.shape:
             raise BackboneMismatchError(
                 f"{files.info.name!r} was trained on a backbone whose {path} is "

@@ -23,8 +23,9 @@ from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_ad
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.composition import weight_beside
 from adapters_hub.library.library import Library
-from adapters_hub.runtime.adapter import Adapter, read_tensor_bytes
+from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.bank import Bank
+from adapters_hub.runtime.tensors import read_tensor_bytes
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,7 @@ from adapters_hub.errors import BackboneMismatchError
 from adapters_hub.library.adapter_file import AdapterFiles, check_scaling
 from adapters_hub.library.target_parameters import is_targeted, unwrapped, wrapped
 from adapters_hub.runtime.products import Place, SiteFactors, Sites, stacked_slices
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+from adapters_hub.runtime.tensors import DTYPES
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Source:
     @cached_property
     def composed(self) -> Adapter:
         """The blend as one adapter, ranks as they come."""
-        return composed(self.model, self.blend, self.method, self.name, self.options)
+        return composed(self.model, self.weights, self.method, self.name, self.options)
 
     def adapter(self, engine: str, *, head: bool = False, missing: Collection[str] = ()) -> Adapter:
         """The blend as one adapter in the plain form; ``missing`` sites get zeros.

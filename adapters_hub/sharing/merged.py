@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from adapters_hub.errors import UnsupportedAdapterError
+from adapters_hub.errors import SettingsError, UnsupportedAdapterError
 from adapters_hub.inference.export import merge, without_blend
 from adapters_hub.sharing.checks import Check, check_outputs
 from adapters_hub.sharing.engine import Engine, Source, of_type, written
@@ -27,6 +27,10 @@ class Merged(Engine):
     what = "a whole transformers model with the blend in its weights, for any engine"
 
     def write(self, source: Source, folder: Path) -> str:
+        if source.method != "sum" or source.options:
+            raise SettingsError(
+                f"--for {self.name}: a whole model gets the exact sum; leave out method and rank"
+            )
         number: torch.dtype = getattr(torch, source.dtype)
         plain = merge(source.model, source.blend).to(number)
         with written(folder) as stage:

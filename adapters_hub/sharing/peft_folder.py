@@ -13,9 +13,7 @@ from adapters_hub.inference.export import merge, without_blend
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.sharing.checks import Check, check_outputs
 from adapters_hub.sharing.engine import Engine, Source
-
-MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's ``--max-lora-rank`` may be (vllm/config/lora.py)."""
+from adapters_hub.sharing.limits import MAX_LORA_RANKS, rank_limit
 
 
 class Peft(Engine):
@@ -55,7 +53,7 @@ class Vllm(Peft):
     def write(self, source: Source, folder: Path) -> str:
         adapter = source.adapter(self.name)
         rank = len(next(iter(adapter.factors.values()))[0])
-        limit = next((limit for limit in MAX_LORA_RANKS if limit >= rank), None)
+        limit = rank_limit(rank)
         if limit is None:
             raise SettingsError(
                 f"--for {self.name}: rank {rank} is above {MAX_LORA_RANKS[-1]}, the largest that "

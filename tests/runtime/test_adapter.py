@@ -21,7 +21,7 @@ from adapters_hub.errors import (
     UnsupportedAdapterError,
 )
 from adapters_hub.library.adapter_file import AdapterInfo
-from adapters_hub.runtime import adapter as adapter_module
+from adapters_hub.runtime import tensors
 from adapters_hub.tasks import make_task
 
 LM_HEAD = {"target_modules": ["lm_head"], "save": {"save_embedding_layers": False}}
@@ -160,7 +160,7 @@ def test_a_failed_write_leaves_what_was_there(model, tmp_path, monkeypatch):
     def full(info):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter_module, "write_card", full)
+    monkeypatch.setattr(tensors, "write_card", full)
     for target in ("out", "new"):
         with pytest.raises(LibraryError, match="No space left"):
             model.export("2*de", tmp_path / target)

@@ -15,7 +15,8 @@ from adapters_hub.errors import AdapterFileError, NotFoundError
 from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.model import AdaptedModel
 from adapters_hub.runtime import residents as residency
-from adapters_hub.runtime.adapter import Adapter, read_tensor_bytes
+from adapters_hub.runtime.adapter import Adapter
+from adapters_hub.runtime.tensors import read_tensor_bytes
 
 NAMES = [f"a{n}" for n in range(6)]
 

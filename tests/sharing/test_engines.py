@@ -272,6 +272,8 @@ def test_options_that_cannot_be_are_refused(load, tmp_path):
         model.export(BLEND, tmp_path / "out", dtype="int8")
     with pytest.raises(SettingsError, match="--base"):
         model.export(BLEND, tmp_path / "out", engine="ollama")
+    with pytest.raises(SettingsError, match="the exact sum"):
+        model.export(BLEND, tmp_path / "out", engine="merged", rank=2)
     assert not (tmp_path / "out").exists()
 
 
