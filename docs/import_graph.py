@@ -64,15 +64,20 @@ def upward(graph: Graph, floors: list[str]) -> list[tuple[str, str]]:
     )
 
 
-def main(folder: Path) -> None:
-    """Print the numbers of the package that lies in ``folder``."""
+def imports() -> Graph:
+    """The package's modules, each with those it imports."""
     import grimp
 
-    sys.path.insert(0, str(folder))
     built = grimp.build_graph(PACKAGE, cache_dir=None, exclude_type_checking_imports=False)
-    graph = {
+    return {
         module: set(built.find_modules_directly_imported_by(module)) for module in built.modules
     }
+
+
+def main(folder: Path) -> None:
+    """Print the numbers of the package that lies in ``folder``."""
+    sys.path.insert(0, str(folder))
+    graph = imports()
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     floors = contracts["tool"]["importlinter"]["contracts"][0]["layers"]
     loops = [group for group in circles(graph) if len(group) > 1]

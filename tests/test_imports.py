@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import sys
 
 import pytest
 from helpers import ROOT, run_python
@@ -125,3 +126,10 @@ def test_modules_and_recipes_stay_small():
 
 def test_what_keras_needs_brings_in_no_torch():
     assert not loaded_after("import adapters_hub.sharing.keras") & HEAVY
+
+
+def test_no_modules_reach_each_other_in_a_circle():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from import_graph import circles, imports
+
+    assert [group for group in circles(imports()) if len(group) > 1] == []

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,12 +26,10 @@ from adapters_hub.backbone.copies import with_children
 from adapters_hub.backbone.moe import MoEModule
 from adapters_hub.backbone.packing import Packing, packing_of
 from adapters_hub.backbone.sentence_transformer import EmbeddingSettings
+from adapters_hub.backbone.shards import Shards
 from adapters_hub.backbone.task_shell import KnownBody, TaskShell
 from adapters_hub.errors import BackboneError
 from adapters_hub.library.safetensors_file import Layout
-
-if TYPE_CHECKING:
-    from adapters_hub.backbone.sharding import Shards
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ class Backbone:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     sites: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     moe: dict[str, MoEModule] = field(default_factory=dict, repr=False)
-    shards: "Shards | None" = field(default=None, repr=False)
+    shards: Shards | None = field(default=None, repr=False)
     # what the runtime remembers of how files of one layout, and of some target_parameters, lie here
     site_maps: WeakKeyDictionary[Layout, dict[frozenset[str], object]] = field(
         default_factory=WeakKeyDictionary, repr=False

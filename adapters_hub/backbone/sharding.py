@@ -15,7 +15,7 @@ What processes do between two calls must be alike: the same forwards, and backwa
 layers.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -24,42 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adapters_hub.backbone.backbone import Backbone
+from adapters_hub.backbone.shards import Shards
 from adapters_hub.errors import BackboneError
-
-
-class Shards:
-    """The parts of a backbone's weights that this process holds, and how they are gathered.
-
-    ``differentiable`` makes a backward pass through every layer in all processes alike, whichever
-    adapters their rows have; switch it off where nothing below the heads learns.
-    """
-
-    def __init__(self, layers: list[Any], beside: Any) -> None:
-        self._layers, self._beside = layers, beside
-        self.differentiable = True
-
-    def gather(self) -> None:
-        """Have what is beside the layers whole in this process; all processes must come here."""
-        with torch.inference_mode(False), torch.no_grad():
-            self._beside.unshard()
-
-    def release(self) -> None:
-        """Let that go again; after the backward that needs it."""
-        self._beside.reshard()
-
-    def local_parameters(self) -> Iterator[tuple[Tensor, int]]:
-        """The part of each weight that is held here, and how many numbers the whole has."""
-        for module in (*self._layers, self._beside):
-            for parameter in module.parameters():
-                local = getattr(parameter, "to_local", None)
-                yield parameter if local is None else local(), parameter.numel()
-
-    def _before(self, module: nn.Module, inputs: object) -> None:
-        self.gather()
-
-    def _after_embedding(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        if self.differentiable and torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
 
 
 class _Beside(nn.Module):
@@ -124,8 +90,8 @@ def shard(
         parameter.data = parameter.data.to(device)
     shards = Shards(repeated, beside)
     for module in owners:
-        module.register_forward_pre_hook(shards._before)
-    embedding.register_forward_hook(shards._after_embedding)
+        module.register_forward_pre_hook(shards.before)
+    embedding.register_forward_hook(shards.after_embedding)
     _gather_once(repeated, shards)
     backbone.shards = shards
     return shards

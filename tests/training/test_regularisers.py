@@ -14,9 +14,10 @@ from helpers.training import assert_same
 import adapters_hub as ah
 from adapters_hub.errors import DataError, SettingsError, TrainingError
 from adapters_hub.training.checkpoint import Checkpoint
+from adapters_hub.training.regularisers.base import method_class
 from adapters_hub.training.regularisers.control import Control, wanted_of
 from adapters_hub.training.regularisers.passes import Passes
-from adapters_hub.training.regularisers.registry import method_class, method_names
+from adapters_hub.training.regularisers.registry import method_names
 from adapters_hub.training.train import train as train_call
 
 BATCHES = [[0, 3, 1, 2], [1, 2, 0], [3, 1], [0, 2, 3, 1], [2, 1, 3], [0, 1, 2, 3]]

@@ -7,6 +7,7 @@ processes or optimizers.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.training.checkpoint import Trainee
 from adapters_hub.training.piece import Forward
+from adapters_hub.training.regularisers import methods
 from adapters_hub.training.regularisers.generic_text import GenericText
 from adapters_hub.training.regularisers.passes import Passes
 from adapters_hub.training.settings import TrainingSettings
@@ -97,3 +99,9 @@ class OfRows(Regulariser):
     @abstractmethod
     def values(self, passes: Passes) -> Tensor:
         """(rows,) of a piece, float32, with gradients."""
+
+
+def method_class(name: str) -> type[Regulariser]:
+    """The class of a method's name, which is that of its module."""
+    method: type[Regulariser] = import_module(f"{methods.__name__}.{name}").METHOD
+    return method

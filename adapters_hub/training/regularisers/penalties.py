@@ -16,10 +16,15 @@ from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Task
 from adapters_hub.training.piece import Forward, Piece
-from adapters_hub.training.regularisers.base import OfFactors, OfRows, Regulariser, Setup
+from adapters_hub.training.regularisers.base import (
+    OfFactors,
+    OfRows,
+    Regulariser,
+    Setup,
+    method_class,
+)
 from adapters_hub.training.regularisers.control import Control, wanted_of
 from adapters_hub.training.regularisers.passes import Passes
-from adapters_hub.training.regularisers.registry import method_class
 from adapters_hub.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
