@@ -333,7 +333,6 @@ def test_the_share_in_the_wrong_language():
     assert wrong_language([german], "de", ["de"]) is None
 
 
-@pytest.mark.slow
 def test_a_table_is_by_target_language_and_leaves_out_what_cannot_be_measured(load):
     model = load("qwen3")
     task = Translation(languages=("en", "de", "zh", "uk"), max_new_tokens=4).final()
