@@ -22,6 +22,7 @@ from adapters_hub.errors import (
 from adapters_hub.inference.export import composed
 from adapters_hub.library.atomic import new_folder
 from adapters_hub.library.blend import Blend
+from adapters_hub.library.checks import local_folder
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Runtime, Weights
 from adapters_hub.sharing.checks import Check, check_deltas
@@ -52,6 +53,12 @@ class Source:
     def blend(self) -> Blend:
         """The adapters and their weights."""
         return self.model.resolve(self.weights)
+
+    @property
+    def base_name(self) -> str:
+        """What the engine is to load the backbone by: what was said, else its folder or hub id."""
+        name = self.model.backbone.name
+        return self.base or str(local_folder(name) or name)
 
     @cached_property
     def composed(self) -> Adapter:

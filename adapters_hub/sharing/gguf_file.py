@@ -78,7 +78,7 @@ class Gguf(AdapterEngine):
         gguf = require("gguf", "gguf", f"--for {self.name}")
         kind = of_type(source, self.name, _ARCHITECTURES)
         config = source.model.backbone.config
-        (path,) = folder.glob("*.gguf")
+        path = folder / f"{source.composed.name}.gguf"
         reader = gguf.GGUFReader(path)
         alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA).contents()
         tensors = {

@@ -59,8 +59,7 @@ class Mlx(AdapterEngine):
         with written(folder) as stage:
             save_file(tensors, stage / WEIGHTS_FILE)
             (stage / "adapter_config.json").write_text(text, encoding="utf-8")
-        base = source.base or backbone.name
-        return f"mlx_lm.load({base!r}, adapter_path=FOLDER)"
+        return f"mlx_lm.load({source.base_name!r}, adapter_path=FOLDER)"
 
     def read(self, source: Source, folder: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file

@@ -38,7 +38,7 @@ class OpenVino(AdapterEngine):
     def read(self, source: Source, folder: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
-        (path,) = folder.glob("*.safetensors")
+        path = folder / f"{source.composed.name}.safetensors"
         tensors = load_file(path)
         factors = {}
         for site in source.composed.factors:

@@ -24,7 +24,9 @@ class Peft(Engine):
 
     def write(self, source: Source, folder: Path) -> str:
         stored(source.composed, source.dtype).save(folder)
-        return f"PeftModel.from_pretrained(AutoModel….from_pretrained({_base(source)!r}), FOLDER)"
+        return (
+            f"PeftModel.from_pretrained(AutoModel….from_pretrained({source.base_name!r}), FOLDER)"
+        )
 
     def check(self, source: Source, folder: Path, texts: Sequence[str]) -> Check:
         """By PEFT, on a copy of the backbone."""
@@ -60,7 +62,7 @@ class Vllm(Peft):
                 f"it loads; cut it with --rank {MAX_LORA_RANKS[-1]} or less"
             )
         stored(adapter, source.dtype).save(folder)
-        return self._flags.format(base=_base(source), limit=limit, name=adapter.name)
+        return self._flags.format(base=source.base_name, limit=limit, name=adapter.name)
 
 
 class Sglang(Vllm):
@@ -78,7 +80,3 @@ def stored(adapter: Adapter, dtype: str) -> Adapter:
     """An adapter whose tensors have a number format, by its name in torch."""
     number: torch.dtype = getattr(torch, dtype)
     return adapter.map(lambda tensor: tensor.to(number))
-
-
-def _base(source: Source) -> str:
-    return source.base or source.model.backbone.name

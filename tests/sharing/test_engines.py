@@ -1,6 +1,7 @@
 """Every engine's form holds the blend: read back by the engine's rules, not by ours."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import adapters_hub as ah
 from adapters_hub.cli import main
 from adapters_hub.cli import sharing as commands
 from adapters_hub.errors import SettingsError, UnsupportedAdapterError
+from adapters_hub.library.paths import bundled_root
 from adapters_hub.sharing.engine import Source
 from adapters_hub.sharing.engines import ENGINES, check_written, write_for
 
@@ -333,3 +335,20 @@ def test_what_is_done_to_a_merged_model_does_not_reach_the_adapter(tiny, lora_fo
         for parameter in plain.parameters():
             parameter.zero_()
     assert model.classify(TEXTS, adapters="cls") == before
+
+
+@pytest.mark.parametrize("engine", ["gguf", "openvino"])
+def test_exports_of_several_blends_may_share_a_folder(load, tmp_path, engine):
+    pytest.importorskip("gguf")
+    model = load("llama")
+    for blend in ("one", "two"):
+        write_for(engine, Source(model, blend), tmp_path / "out")
+    for blend in ("one", "two"):
+        assert check_written(engine, Source(model, blend), tmp_path / "out").agrees
+
+
+def test_the_starter_is_named_by_its_folder(tmp_path):
+    model = ah.load_backbone("starter", library=bundled_root())
+    written = write_for("vllm", Source(model, "da"), tmp_path / "out")
+    base = written.hint.split()[2]
+    assert (Path(base) / "config.json").is_file()
