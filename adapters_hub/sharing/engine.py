@@ -90,8 +90,6 @@ class Engine(ABC):
     """One engine's form of an adapter or a model: to write, and to check."""
 
     name: ClassVar[str]
-    what: ClassVar[str]
-    """What is written, for ``--help``."""
 
     @abstractmethod
     def write(self, source: Source, folder: Path) -> str:

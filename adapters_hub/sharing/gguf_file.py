@@ -43,7 +43,6 @@ class Gguf(AdapterEngine):
 
     name = "gguf"
     reader = "the package gguf"
-    what = "llama.cpp's adapter file, NAME.gguf (needs the extra gguf)"
 
     def write(self, source: Source, folder: Path) -> str:
         gguf = require("gguf", "gguf", f"--for {self.name}")
@@ -120,7 +119,6 @@ class Ollama(Gguf):
     """The same, and a Modelfile."""
 
     name = "ollama"
-    what = "the same with Ollama's Modelfile (give the base model by --base)"
 
     def write(self, source: Source, folder: Path) -> str:
         if source.base is None:

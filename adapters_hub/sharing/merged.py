@@ -24,7 +24,6 @@ class Merged(Engine):
     """A transformers folder with weights, configuration, tokenizer and head."""
 
     name = "merged"
-    what = "a whole transformers model with the blend in its weights, for any engine"
 
     def write(self, source: Source, folder: Path) -> str:
         if source.method != "sum" or source.options:
@@ -57,7 +56,6 @@ class Keras(Merged):
     """The same, of a type that KerasHub reads on TensorFlow, JAX or PyTorch."""
 
     name = "keras"
-    what = "the same for KerasHub (TensorFlow, JAX, PyTorch)"
 
     def write(self, source: Source, folder: Path) -> str:
         kind = of_type(source, self.name, (*_CAUSAL, *_ENCODERS))

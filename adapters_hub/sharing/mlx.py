@@ -24,7 +24,6 @@ class Mlx(AdapterEngine):
 
     name = "mlx"
     reader = "a reader of mlx-lm's format"
-    what = "mlx-lm's adapters.safetensors and adapter_config.json"
 
     def write(self, source: Source, folder: Path) -> str:
         from safetensors.torch import save_file

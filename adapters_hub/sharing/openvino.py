@@ -19,7 +19,6 @@ class OpenVino(AdapterEngine):
 
     name = "openvino"
     reader = "a reader of OpenVINO GenAI's format"
-    what = "OpenVINO GenAI's NAME.safetensors, scales in it"
 
     def write(self, source: Source, folder: Path) -> str:
         from safetensors.torch import save_file

@@ -20,7 +20,6 @@ class Peft(Engine):
     """A PEFT folder, as the library stores adapters."""
 
     name = "peft"
-    what = "a PEFT folder, ranks as they come, with its head"
 
     def write(self, source: Source, folder: Path) -> str:
         stored(source.composed, source.dtype).save(folder)
@@ -49,7 +48,6 @@ class Vllm(Peft):
     """A PEFT folder of one rank and scaling 1, without a head."""
 
     name = "vllm"
-    what = "a PEFT folder of one rank, within vLLM's limits"
     _flags = "vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules {name}=FOLDER"
 
     def write(self, source: Source, folder: Path) -> str:
@@ -69,7 +67,6 @@ class Sglang(Vllm):
     """As for vLLM."""
 
     name = "sglang"
-    what = "the same for SGLang"
     _flags = (
         "python -m sglang.launch_server --model-path {base} --enable-lora --max-lora-rank {limit} "
         "--lora-paths {name}=FOLDER"

@@ -4,7 +4,7 @@ Engines read one ``r`` and one ``lora_alpha``, most of them no patterns and no r
 not read they scale wrongly, without a word. Knows factors by site; does not know engines.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -45,21 +45,6 @@ def one_rank(
     return out
 
 
-def filled(
-    sites: Iterable[str], adapted: Iterable[str], shapes: Mapping[str, tuple[int, int]]
-) -> dict[str, tuple[int, int]]:
-    """The shapes of those ``sites`` whose last two names some adapted site has too.
-
-    An engine that names layers by their kind adapts all of that kind.
-    """
-    kinds = {_kind(site) for site in adapted}
-    return {site: shapes[site] for site in sites if _kind(site) in kinds}
-
-
 def deltas(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Site → B·A (out, in), float32."""
     return {site: b.float() @ a.float() for site, (a, b) in factors.items()}
-
-
-def _kind(site: str) -> str:
-    return ".".join(part for part in site.split(".")[-3:] if not part.isdigit())
