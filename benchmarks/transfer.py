@@ -33,6 +33,10 @@ WAYS: dict[str, dict[str, object]] = {
     NONE: {},
     "codeswitch": {"augment": {"codeswitch": 0.5}},
     "codeswitch 0.8, subword": {"augment": {"codeswitch": 0.8, "subword": 0.1}},
+    "codeswitch 0.8, consistency": {
+        "augment": {"codeswitch": 0.8, "subword": 0.1},
+        "regularise": {"consistency": "1"},
+    },
     "codeswitch, l2": {"augment": {"codeswitch": 0.5}, "regularise": {"l2": "1e-2"}},
     "subword": {"augment": {"subword": 0.2}},
     "span": {"augment": {"span": 0.15}},
@@ -76,12 +80,13 @@ def main() -> None:
     file = Path(options.results)
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     kept = [json.loads(line) for line in lines]
-    known = {(run["way"], run["seed"]) for run in kept}
+    measured = {(run["way"], run["seed"], run["language"]) for run in kept}
     with TemporaryDirectory() as folder:
         model = ah.load_backbone(options.backbone, library=Path(folder) / "library", device="cpu")
         for seed in range(options.seeds):
             for way in options.ways:
-                if (way, seed) in known:
+                missing = [name for name in tests if (way, seed, name) not in measured]
+                if not missing:
                     continue
                 settings = dict(WAYS[way])
                 if "codeswitch" in settings.get("augment", {}):
@@ -95,7 +100,8 @@ def main() -> None:
                 )  # fmt: skip
                 seconds = time.process_time() - started
                 with open(file, "a", encoding="utf-8") as out:
-                    for language, rows in tests.items():
+                    for language in missing:
+                        rows = tests[language]
                         scores = model.classify([row.text for row in rows], adapters="learnt")
                         gold = [str(row.label) for row in rows]
                         run = {

@@ -71,6 +71,8 @@ class Task(TaskOptions, ABC, Generic[Target, Record]):
 
     compares: ClassVar[bool] = False
     """Whether two passes over rows can be compared; see `read`, `loss_of` and `divergence`."""
+    compares_views: ClassVar[bool] = False
+    """Whether that is so of two texts of a row as well, cut into other tokens."""
 
     @classmethod
     def prepare(

@@ -99,6 +99,7 @@ class LabelledTask(HeadTask[Target, Record]):
 
     label_names: tuple[str, ...]
     has_labels: ClassVar[bool] = True
+    compares_views: ClassVar[bool] = True
     method: ClassVar[str]
     """The method of `AdaptedModel` that takes texts and gives labels."""
 

@@ -23,7 +23,12 @@ from adapters_hub.training.joint_weights import JointWeights
 from adapters_hub.training.piece import Forward, Piece
 from adapters_hub.training.regularisers.base import Setup
 from adapters_hub.training.regularisers.generic_text import GenericText
-from adapters_hub.training.regularisers.penalties import Penalties, check_regularisers, needs_text
+from adapters_hub.training.regularisers.penalties import (
+    Penalties,
+    check_regularisers,
+    compares_unaugmented,
+    needs_text,
+)
 from adapters_hub.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
 class Followers:
     """The penalties and the joint weights of a run, where it asks for them.
 
-    ``seen`` are the examples to train on, each with its owner. Raises `SettingsError` or
+    ``seen`` are the examples to train on, each with its owner; ``compares_unaugmented`` says
+    whether a step needs them beside those that augmentation drew. Raises `SettingsError` or
     `DataError` where they cannot be had, before anything is trained.
     """
 
@@ -59,6 +65,7 @@ class Followers:
         if settings.joint_weights is not None:
             device = model.backbone.device
             self._joint = JointWeights(settings.joint_weights, task, seen, accelerator, device)
+        self.compares_unaugmented = compares_unaugmented(settings)
         self._penalties: Penalties | None = None
         self._rows = torch.zeros(len(adapters), dtype=torch.float64)
 

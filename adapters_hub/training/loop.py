@@ -40,7 +40,7 @@ from adapters_hub.training.checkpoint import Checkpoint, Trainee
 from adapters_hub.training.finishing import plain
 from adapters_hub.training.followers import Followers
 from adapters_hub.training.interruption import Flag, interruptible
-from adapters_hub.training.piece import Inside, Made, Piece
+from adapters_hub.training.piece import Inside, Made, Piece, beside
 from adapters_hub.training.settings import TrainingSettings
 from adapters_hub.training.sharding import shares
 from adapters_hub.training.starts import Beginning
@@ -227,7 +227,11 @@ class _Run:
             owners_of_piece = torch.tensor([owners[i] for i in numbers])
             counts.index_add_(0, owners_of_piece, self.task.count(inputs).double().cpu() * weight)
             self.tokens += weight * sum(len(example.input_ids) for example in chosen)
-            pieces.append(Piece(places, chosen, inputs, owners_of_piece, weight))
+            piece = Piece(places, chosen, inputs, owners_of_piece, weight)
+            if self.followers.compares_unaugmented:
+                unaugmented = [examples[i] for i in numbers]
+                piece = beside(piece, unaugmented, self.task, self.model.backbone)
+            pieces.append(piece)
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(device), "sum").cpu()
         total = torch.zeros(2, device=device)  # the loss; how many processes were interrupted

@@ -3,12 +3,13 @@
 Knows examples and tensors; does not know adapters, blends or optimizers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
 
+from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.runtime.core import Heads, Runtime
 from adapters_hub.tasks.base import Example, Task
 
@@ -21,7 +22,8 @@ Inside = Callable[[Runtime, dict[str, torch.Tensor], Heads], Made]
 class Piece:
     """Examples of a batch that go through the model together: their places in it, their owners.
 
-    One of ``weight`` 0 is another process's, and goes along for company.
+    One of ``weight`` 0 is another process's, and goes along for company. ``unaugmented`` are the
+    same rows as they were read, with the same targets, where a penalty compares them.
     """
 
     places: list[int]
@@ -29,6 +31,20 @@ class Piece:
     inputs: dict[str, torch.Tensor]
     owners: torch.Tensor
     weight: int = 1
+    unaugmented: "Piece | None" = None
+
+
+def beside(piece: Piece, unaugmented: Sequence[Example], task: Task, backbone: Backbone) -> Piece:
+    """The piece, and its rows as they were read; as they were drawn where targets are others."""
+    inputs = task.collate(unaugmented, backbone)
+    same = (task.count(inputs) == task.count(piece.inputs)).tolist()
+    examples = [
+        read if kept else drawn
+        for kept, read, drawn in zip(same, unaugmented, piece.examples, strict=True)
+    ]
+    if not all(same):
+        inputs = task.collate(examples, backbone)
+    return replace(piece, unaugmented=replace(piece, examples=examples, inputs=inputs))
 
 
 class Forward(Protocol):

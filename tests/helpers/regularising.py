@@ -67,7 +67,8 @@ def settings(**values):
 
 def train(model, task, rows, adapters, batches, owners=None, accelerator=None, **values):
     """The loop's result, with further settings, or arguments of `train_adapters`."""
-    given = {n: values.pop(n) for n in ("over", "folder", "dev", "dev_owners") if n in values}
+    names = ("over", "folder", "dev", "dev_owners", "augmenter")
+    given = {name: values.pop(name) for name in names if name in values}
     examples = task.encode(rows, model.backbone)
     return loop.train_adapters(
         model, task, adapters, examples, owners or [0] * len(examples), batches,

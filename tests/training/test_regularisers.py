@@ -328,14 +328,14 @@ def test_a_penalty_is_brought_to_its_target(load):
 
 
 def test_the_methods_are_found_by_looking():
-    assert method_names() == ("fisher", "kl", "l2", "rdrop")
+    assert method_names() == ("consistency", "fisher", "kl", "l2", "rdrop")
     assert all(method_class(name).name == name for name in method_names())
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"l3": "1"}, "'l3' is none of fisher, kl, l2, rdrop"),
+        ({"l3": "1"}, "'l3' is none of consistency, fisher, kl, l2, rdrop"),
         ({"l2": "much"}, "l2=much: give a weight above 0, such as l2=0.1, or a value"),
         ({"l2": "-1"}, "l2=-1: give a weight"),
         ({"l2": "0"}, "l2=0: give a weight"),

@@ -56,6 +56,8 @@ class Regulariser(ABC):
     name: ClassVar[str]
     reads_text: ClassVar[bool] = False
     """Whether generic text is of use to it."""
+    compares_unaugmented: ClassVar[bool] = False
+    """Whether it reads `Piece.unaugmented`."""
 
     @classmethod
     def check(cls, settings: TrainingSettings, task: Task, backbone: Backbone) -> None:

@@ -21,6 +21,8 @@ from adapters_hub.tasks.pooling import hidden_states
 from adapters_hub.tasks.reader import reader
 from adapters_hub.training.piece import Forward, Inside, Made, Piece
 
+_UNAUGMENTED = 2  # beside the views 0 and 1, which rdrop compares
+
 
 @dataclass(frozen=True)
 class Call:
@@ -72,6 +74,7 @@ class Passes:
         self.model, self.task, self.piece = model, task, piece
         self._forward = forward
         self._views: list[View] = []
+        self._unaugmented: View | None = None
 
     def within(self, run: Inside[Made], view: int = 0) -> Made:
         """What a function gives where the piece's plan is followed."""
@@ -87,6 +90,7 @@ class Passes:
     def losses(self) -> Tensor:
         """Each row's loss (rows,), the mean over the passes that were made."""
         losses = [self.view(0).losses, *(view.losses for view in self._views[1:])]
+        losses += [self._unaugmented.losses] if self._unaugmented else []
         return losses[0] if len(losses) == 1 else torch.stack(losses).mean(0)
 
     def divergence(self, one: int, other: int) -> Tensor:
@@ -97,6 +101,20 @@ class Passes:
         return self.within(
             lambda model, inputs, _: consistency(
                 model, self.task, (inputs, first), (inputs, second)
+            )
+        )
+
+    def from_unaugmented(self) -> Tensor:
+        """How far the rows as drawn are from the rows as they were read (rows,)."""
+        plain = self.piece.unaugmented
+        assert plain is not None
+        self._unaugmented = self._forward(self._seen, plain, task=self.task, view=_UNAUGMENTED)
+        first, second = self.view(0).reading, self._unaugmented.reading
+        assert first is not None
+        assert second is not None
+        return self.within(
+            lambda model, inputs, _: consistency(
+                model, self.task, (inputs, first), (plain.inputs, second)
             )
         )
 

@@ -198,5 +198,11 @@ def needs_text(settings: TrainingSettings) -> bool:
     return True
 
 
+def compares_unaugmented(settings: TrainingSettings) -> bool:
+    """Whether a method wants rows as they were read beside those that augmentation drew."""
+    wanted = wanted_of(settings.regularise)
+    return any(method_class(name).compares_unaugmented for name in wanted)
+
+
 def _on_text(method: Regulariser) -> bool:
     return isinstance(method, OfRows) and method.on_text
