@@ -1,5 +1,6 @@
 # make demo: set everything up and train a domain adapter on the starter backbone, offline.
 # make test: set everything up and run all tests. make check: linters and types.
+# make docs: the site, into site/, with every link checked.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test check format build clean
+.PHONY: demo test check docs format build clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,9 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -36,4 +40,4 @@ build: $(VENV)/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

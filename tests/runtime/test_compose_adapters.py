@@ -201,8 +201,8 @@ def test_as_peft_combines_adapters(kind, method, tiny, lora_folder, tmp_path):
         close(product(factors), wanted.detach().double().numpy(), float(wanted.norm()), 1e-5)
 
 
-def test_the_readme_lists_every_method_and_docstrings_say_more():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_lists_every_method_and_docstrings_say_more():
+    text = (ROOT / "docs/compose.md").read_text(encoding="utf-8")
     rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert set(METHODS) <= set(rows)
     for method in METHODS.values():
