@@ -190,13 +190,17 @@ class Exchange(ABC):
         infos: dict[str, AdapterInfo] = {}
         for term in blend.terms:
             fingerprint = next((i.fingerprint for i in infos.values() if i.fingerprint), None)
-            infos[term] = self.find(term, fingerprint)
-        exact = blend.rename({term: info.name for term, info in infos.items()})
+            try:
+                infos[term] = self.find(term.removesuffix("?"), fingerprint)
+            except NotFoundError:
+                if not term.endswith("?"):
+                    raise
+        exact = blend.rename({t: infos[t].name if t in infos else None for t in blend.terms})
         if not exact:
             raise NotFoundError("nothing to push: the blend is empty")
         if exact.weights == ((exact.terms[0], 1.0),):
             return (files := self.read(exact.terms[0])), files.info
-        first = infos[blend.terms[0]]
+        first = next(iter(infos.values()))
         if first.backbone is None:
             raise SettingsError(
                 f"{first.name} names no backbone, over which {str(blend)!r} is summed: add it "

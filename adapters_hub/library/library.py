@@ -233,7 +233,7 @@ class Library(Exchange):
         not say the ``problem_type`` of a classification head, which is transformers'. The name
         defaults to the language and domain (``pt-BR``, ``hotel``, ``pt-BR-hotel``), else the
         source's name. ``backbone`` (a folder or ``starter``) stores that backbone's fingerprint.
-        ``origin`` is where the files are from; `pull` gives it.
+        ``origin`` is what `pull` says of where the files are from.
         The files are checked, down to NaN, before anything is written; the library holds the old
         state or the new one, never between.
         """
@@ -277,7 +277,7 @@ class Library(Exchange):
             info,
             name=check_name(name or default or stem),
             fingerprint=info.fingerprint or fingerprint,
-            origin=origin or info.origin,
+            origin=origin,  # what files say of theirs is not believed
         )
         warn_of_tokenizer(Path(source))
         self._leave_bundled()

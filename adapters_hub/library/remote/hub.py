@@ -5,7 +5,6 @@ was fetched in its cache, and sends no large file that the Hub has already. Know
 what is in the files is not its to judge.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -109,8 +108,7 @@ def send(
 def _api(token: Token) -> "HfApi":
     from huggingface_hub import HfApi
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    return HfApi(endpoint=endpoint, token=token, library_name="adapters_hub")
+    return HfApi(token=token, library_name="adapters_hub")
 
 
 def _check_present(address: HubAddress, present: set[str], commit: Commit) -> None:
@@ -157,6 +155,8 @@ def _told(address: HubAddress, token: Token, *, writing: bool = False) -> Iterat
     except errors.HfHubHTTPError as error:
         raise _refusal(address, error, token, writing) from error
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error.__cause__, errors.BadRequestError):  # what is wrong is in its words
+            raise TransferError(f"{address.text}: the Hub refuses it: {_line(error)}") from error
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise _refusal(address, error.__cause__, token, writing) from error
         raise TransferError(f"{address.text}: {_unreachable(error)}") from error
@@ -211,8 +211,6 @@ def _refusal(
             f"{where}: no such repository, or a private one that the token may not read; look at "
             "the name, and who is logged in (`hf auth whoami`)"
         )
-    if status == 400 and writing:
-        return TransferError(f"{where}: the Hub does not take it: {_line(error)}")
     return TransferError(f"{where}: the Hub answers {status}: {_line(error)}; try again later")
 
 

@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters_hub.errors import (
     AccessError,
@@ -28,6 +28,8 @@ from adapters_hub.library.remote.address import StoreAddress
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+_Answer = TypeVar("_Answer")
 
 CHUNK = 8 << 20
 """Bytes of one request."""
@@ -53,7 +55,7 @@ def revision_of(fs: "AbstractFileSystem", path: str) -> str:
 
     The header of ours has a hash of the numbers; of others the time or checksum has to do.
     """
-    info = fs.info(path)
+    info = _info(fs, path)
     start = _bytes(fs, path, 0, _HEADER)[:_HEADER]
     length = min(int.from_bytes(start, "little"), _MAX_HEADER)
     header = _bytes(fs, path, 0, _HEADER + length)[: _HEADER + length]
@@ -137,7 +139,7 @@ def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
     from filelock import FileLock
     from tqdm import tqdm
 
-    info = fs.info(path)
+    info = _info(fs, path)
     size = info.get("size")
     key = hashlib.sha256(path.encode() + _state(info)).hexdigest()[:32]
     cache = downloads()
@@ -171,11 +173,33 @@ def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
 
 
 def _bytes(fs: "AbstractFileSystem", path: str, start: int, end: int | None) -> bytes:
-    """Some of a file, asked for again where the connection breaks."""
+    """Some of a file, or all of it where its end is not known."""
+    return _again(
+        lambda: bytes(fs.cat_file(path) if end is None else fs.cat_file(path, start, end))
+    )
+
+
+def _info(fs: "AbstractFileSystem", path: str) -> dict[str, Any]:
+    """What a store says of a file."""
+
+    def ask() -> dict[str, Any]:
+        try:
+            return dict(fs.info(path))
+        except FileNotFoundError as error:  # by which fsspec means any failure of a web server
+            cause = error.__cause__
+            if isinstance(cause, Exception) and _status(cause) != 404:
+                raise cause from None
+            raise
+
+    return _again(ask)
+
+
+def _again(ask: Callable[[], _Answer]) -> _Answer:
+    """An answer, asked for again where the connection breaks."""
     left = _ATTEMPTS
     while True:
         try:
-            return bytes(fs.cat_file(path) if end is None else fs.cat_file(path, start, end))
+            return ask()
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:
