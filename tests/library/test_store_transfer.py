@@ -221,3 +221,5 @@ def test_what_is_pushed_does_not_say_where_it_was_pulled_from(library, other):
     sent = fsspec.filesystem("memory").cat(f"/bucket/again/{WEIGHTS}")
     assert b"bucket/german" not in sent
     assert other["de"].origin.source == "memory://bucket/german"
+    third = Library(other.root.parent / "third")
+    assert third.add(other.root / "de").origin is None  # what files say of it is not believed
