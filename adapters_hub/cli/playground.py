@@ -32,7 +32,8 @@ def _play(options: argparse.Namespace) -> int:
     model = load_backbone(name, library=library, revision=revision)
     with Playground(model, port=options.port, matrix=cells) as server:
         count = len(library.list(fingerprint=model.backbone.fingerprint))
-        print(f"{server.url}  ({name}, {count} adapters of {library.root}; Ctrl-C ends it)")
+        where = f"{name}, {count} adapters of {library.root}"
+        print(f"{server.url}  ({where}; Ctrl-C ends it)", flush=True)
         if not options.no_browser:
             webbrowser.open(server.url)
         server.serve_forever()

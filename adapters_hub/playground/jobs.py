@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 _RUNNING = ("starting", "training", "storing")
 _POINTS = 200  # of the curve that is shown
+_PATIENCE = 10  # seconds that a worker has to end, when the server does
 _LAST_WORDS = 2_000  # characters of the error stream
 
 
@@ -69,10 +70,10 @@ class Jobs:
         return self.state()
 
     def close(self) -> None:
-        """Stop the job, and wait for it."""
+        """Stop the job, and wait for it; one that does not end in time is killed."""
         self.stop()
         if self._job is not None:
-            self._job.thread.join()
+            self._job.end(_PATIENCE)
 
 
 class Job:
@@ -108,6 +109,8 @@ class Job:
         self._step = 0
         self._rows: dict[str, int] = {}
         self._over: list[str] = []
+        self._scores: dict[str, float] = {}
+        self._metric, self._higher_is_better = "", False
         self._loss: list[tuple[int, float]] = []
         self._dev: list[tuple[int, float]] = []
         self._began = self._ended = 0.0
@@ -121,6 +124,7 @@ class Job:
         left = None
         if self.state == "training" and self._step > 1:
             left = seconds / self._step * (self.steps - self._step)
+        best = max if self._higher_is_better else min
         thin = max(1, len(self._loss) // _POINTS)
         return {
             "state": "stopping" if self._stopping and self.state in _RUNNING else self.state,
@@ -130,6 +134,9 @@ class Job:
             "steps": self.steps,
             "rows": self._rows,
             "over": self._over,
+            "metric": self._metric,
+            "scores": self._scores,
+            "best": best(self._dev, key=lambda look: look[1]) if self._dev else None,
             "loss": self._loss[::thin],
             "dev": self._dev,
             "seconds": seconds,
@@ -144,6 +151,13 @@ class Job:
         self._stopping = True
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+    def end(self, seconds: float) -> None:
+        """Wait until it has ended, so long at most; then kill it."""
+        self.thread.join(seconds)
+        if self.thread.is_alive():
+            self._process.kill()
+            self.thread.join()
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────
 
@@ -204,10 +218,11 @@ class Job:
         assert self._process.stdout is not None
         assert self._process.stdin is not None
         trained = False
-        for line in self._process.stdout:
-            event = json.loads(line)
-            trained = trained or event["event"] == "trained"
-            self._take(event)
+        with self._process.stdout as lines:
+            for line in lines:
+                event = json.loads(line)
+                trained = trained or event["event"] == "trained"
+                self._take(event)
         code = self._process.wait()
         self._process.stdin.close()
         if self._stopping:
@@ -221,13 +236,16 @@ class Job:
 
     def _take(self, event: Mapping[str, object]) -> None:
         match event:
-            case {"event": "rows", "rows": dict(rows), "over": list(over)}:
-                self._rows, self._over = rows, over
+            case {"event": "rows", "rows": dict(rows), "over": list(over), "metric": str(metric)}:
+                self._rows, self._over, self._metric = rows, over, metric
+                self._higher_is_better = bool(event["higher_is_better"])
             case {"event": "step", "step": int(step), "loss": float(loss)}:
                 if self.state == "starting":
                     self._began, self.state = time.monotonic(), "training"
                 self._step = step
                 self._loss.append((step, loss))
+            case {"event": "trained", "scores": dict(scores)}:
+                self._scores = scores
             case {"event": "dev", "step": int(step), "score": float(score)}:
                 self._dev.append((step, score))
             case {"event": "failed", "message": str(message)}:

@@ -12,11 +12,16 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from adapters_hub.errors import AdaptersHubError
 from adapters_hub.openmp import wait_shortly
+
+if TYPE_CHECKING:
+    from adapters_hub.inference.records import BlendOf
+    from adapters_hub.training.run import Experiment
 
 Say = Callable[..., None]
 
@@ -79,8 +84,10 @@ def _train(order: dict[str, Any], say: Say) -> None:
             elif values:
                 say(event="dev", step=step, score=next(iter(values.values())))
 
-    settings = TrainingSettings.of(order["settings"])
-    origins = {name: "page" if name in order["settings"] else "default" for name in settings.flat()}
+    # JSON has no tuples, which settings of several values are
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in order["settings"].items()}
+    settings = TrainingSettings.of(given)
+    origins = {name: "page" if name in given else "default" for name in settings.flat()}
     experiment = Experiment(Resolved(settings, origins), command="adapters-hub play", quiet=True)
     if order["kind"] == "language":
         (tag,) = experiment.languages
@@ -90,12 +97,40 @@ def _train(order: dict[str, Any], say: Say) -> None:
             str(settings.name), domain=experiment.domain(str(settings.name))
         )
     rows = {split: len(rows) for split, rows in experiment.splits.items()}
-    say(event="rows", rows=rows, over=experiment.languages_with_adapters())
+    task = experiment.task
+    say(
+        event="rows",
+        rows=rows,
+        over=experiment.languages_with_adapters(),
+        metric=task.metric_name(experiment.model.backbone),
+        higher_is_better=task.higher_is_better,
+    )
     experiment.accelerator.trackers.append(Reporter())
     (adapter,), _ = experiment.train([fresh])
-    adapter.save(Path(order["folder"]))
-    say(event="trained")
+    if order["kind"] == "domain":
+        adapter = experiment.model.add(experiment.with_pair_weights(adapter))
+    scores = _scores(experiment, adapter.name)
+    metrics = {f"{task.metric_name(experiment.model.backbone)}, {k}": v for k, v in scores.items()}
+    info = replace(adapter.info, metrics=metrics)
+    replace(adapter, info=info).save(Path(order["folder"]))
+    say(event="trained", scores=scores)
     experiment.close()
+
+
+def _scores(experiment: "Experiment", name: str) -> dict[str, float]:
+    """The metric on rows that were kept for the test, by what they are under; none without them."""
+    from adapters_hub.evaluation.scores import scores_by_language
+
+    test, task, model = experiment.examples["test"], experiment.task, experiment.model
+    if not test:
+        return {}
+    alone, bare = model.resolve(name), model.resolve(None)
+    columns: dict[str, BlendOf] = {} if task.needs_head() else {"bare": lambda row: bare}
+    columns[name] = lambda row: alone
+    if experiment.languages_with_adapters():
+        columns[f"language + {name}"] = lambda row: experiment.in_use(row, alone)
+    scores = scores_by_language(model, task, test, columns, experiment.accelerator)[task.metric]
+    return {column: by_language["mean"] for column, by_language in scores.items()}
 
 
 if __name__ == "__main__":

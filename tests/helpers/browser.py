@@ -27,7 +27,10 @@ class Browser:
 
     def __init__(self, width=1360, height=900):
         self._driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ["chromedriver", "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         port = None
         for line in self._driver.stdout:
@@ -36,7 +39,13 @@ class Browser:
                 break
         self._base = f"http://127.0.0.1:{port}/session"
         binary = next(filter(None, map(shutil.which, BROWSERS)))
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--lang=en"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--lang=en",
+        ]
         chrome = {"binary": binary, "args": flags}
         wanted = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
         made = self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})

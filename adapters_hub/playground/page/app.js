@@ -86,7 +86,13 @@ export function written(blend) {
   }).join(" ");
 }
 
-const mine = () => Object.fromEntries([...state.weights].filter(([, weight]) => weight));
+/** Your blend, in the order of the sliders: languages come first. */
+function mine() {
+  const kinds = ["language", "domain", "other"];
+  const infos = state.library.adapters.filter((info) => state.weights.get(info.name));
+  infos.sort((a, b) => kinds.indexOf(a.kind) - kinds.indexOf(b.kind));
+  return Object.fromEntries(infos.map((info) => [info.name, state.weights.get(info.name)]));
+}
 const same = (a, b) => {
   const key = (blend) => JSON.stringify(Object.entries(blend).sort());
   return key(a) === key(b);
@@ -144,12 +150,12 @@ function slider(info) {
   const detail = info.kind === "language" ? info.language_name : info.head ? info.task : "";
   const box = el("div", { className: "slider", "data-name": info.name, title: about(info) },
     el("label", { htmlFor: id }, info.name, detail ? el("small", {}, detail) : null),
-    el("output", { htmlFor: id }),
     el("input", {
       id, type: "range", min: LEAST, max: MOST, step: STEP,
       oninput: (event) => { setWeight(info.name, +event.target.value); changed(); },
       ondblclick: () => { setWeight(info.name, 0); changed(); },
-    }));
+    }),
+    el("output", { htmlFor: id }));
   showWeight(box, state.weights.get(info.name) ?? 0);
   return box;
 }
@@ -240,6 +246,7 @@ let views = [], open = null;
 
 function choose(view, focus) {
   open = view;
+  $("over").hidden = !view.ofText;
   for (const one of views) {
     one.tab.setAttribute("aria-selected", String(one === view));
     one.tab.tabIndex = one === view ? 0 : -1;
@@ -253,6 +260,7 @@ function choose(view, focus) {
 function showTabs() {
   const text = textViews(page).filter((view) => state.library.views[view.id]);
   const more = libraryViews(page).filter((view) => view.id !== "matrix" || state.library.matrix.length);
+  for (const view of text) view.ofText = true;
   views = [...text, ...more];
   for (const view of views) {
     view.tab = el("button", {
@@ -279,7 +287,7 @@ async function load() {
   state.library = await api("library");
   const { backbone, adapters, library } = state.library;
   for (const name of [...state.weights.keys()]) if (!adapter(name)) state.weights.delete(name);
-  $("backbone").textContent = `${backbone.name} · ${backbone.kind} · ${adapters.length} adapters of ${library}/`;
+  $("backbone").textContent = `${backbone.name} · ${backbone.kind} · ${adapters.length} adapters in ${library}/`;
   $("filter").hidden = adapters.length < 24;
   for (const kind of ["language", "domain"]) {
     const before = $(kind).value;

@@ -38,12 +38,15 @@ export function tokens(pieces, language, detail) {
     const change = piece.bits === null ? 0 : piece.bare - piece.bits;
     const depth = Math.min(1, Math.abs(change) / DEEPEST);
     const known = Math.abs(change) > 0.05;
-    return el("span", {
+    const blank = piece.text.trim() ? /^\s*/.exec(piece.text)[0] : ""; // stays plain at a line's end
+    const span = el("span", {
       className: piece.text ? undefined : "end",
       "data-way": known ? (change > 0 ? "more" : "less") : undefined,
       "--tone": known ? `var(--${change > 0 ? "more" : "less"})` : undefined,
       "--depth": `${(depth * 65).toFixed(0)}%`,
-    }, piece.text || "∎");
+    }, piece.text.slice(blank.length) || "∎");
+    box.append(blank, span);
+    return span;
   });
   let now = -1;
   const show = (at) => {
@@ -70,7 +73,6 @@ export function tokens(pieces, language, detail) {
     event.preventDefault();
     show(Math.max(0, Math.min(spans.length - 1, now < 0 && step < 0 ? 0 : now + step)));
   });
-  box.append(...spans);
   return box;
 }
 

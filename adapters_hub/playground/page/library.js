@@ -175,12 +175,17 @@ function train(page) {
       ? el("figure", {}, el("figcaption", {}, "Loss by step", el("span", {}, el("span", { className: "key" }, "nats a target"))),
         chart("Loss by step", [{ className: "one", name: "loss", points: job.loss }], { height: 120 }))
       : null;
-    const dev = job.dev.length ? `Held-out score ${fixed(job.dev[0][1], 3)} → ${fixed(job.dev.at(-1)[1], 3)}. ` : "";
-    const rows = Object.keys(job.rows).length ? `Rows: ${job.rows.train} to learn from, ${job.rows.dev} held out${job.over.length ? `; over the adapters of ${job.over.join(" ")}` : ""}.` : "";
+    const tested = Object.entries(job.scores).map(([name, score]) => `${name} ${fixed(score, 3)}`).join(", ");
+    const { train = 0, dev = 0, test = 0 } = job.rows;
+    const notes = [
+      train ? `${train} rows to learn from, ${dev} to choose the best state by, ${test} to test on${job.over.length ? `; over the adapter of ${job.over.join(", ")}` : ""}.` : "",
+      job.best ? `To choose by, ${job.metric}: ${fixed(job.dev[0][1], 3)} after step ${job.dev[0][0]}, best ${fixed(job.best[1], 3)} after step ${job.best[0]}.` : "",
+      tested ? `On the test rows, ${job.metric}: ${tested}.` : "",
+    ].filter(Boolean);
     box.replaceChildren(
       el("p", { role: "status", className: job.state === "failed" ? "problem" : undefined }, words),
       el("progress", { max: job.steps, value: job.state === "done" ? job.steps : job.step, "aria-label": "Progress" }),
-      el("p", { className: "quiet" }, dev + rows), ...(curves ? [curves] : []));
+      ...notes.map((note) => el("p", { className: "quiet" }, note)), ...(curves ? [curves] : []));
   }
   async function watch() {
     clearTimeout(timer);
@@ -218,8 +223,8 @@ function train(page) {
           input("kind", "It is for a", el("select", {}, option("domain", "domain"), option("language", "language"))),
           input("language", "Language of the rows", el("input", { type: "text", value: "en", placeholder: "as the rows say" })),
           input("task", "Task", el("select", {}, TASKS.map((name) => option(name)))),
-          input("steps", "Steps", number(60, 1)), input("rank", "Rank", number(8, 1)),
-          input("batch", "Rows a step", number(8, 1)), input("rate", "Learning rate", number(0.002, 0, 0.0001)),
+          input("steps", "Steps", number(40, 1)), input("rank", "Rank", number(8, 1)),
+          input("batch", "Rows a step", number(8, 1)), input("rate", "Learning rate", number(0.001, 0, 0.0001)),
           input("rows", "Rows: a text a line, or JSON Lines, CSV, TSV with a column text (and label, …)", el("textarea", { dir: "auto", value: SAMPLE, spellcheck: false }), true),
           input("format", "Format", el("select", {}, option("txt", "a text a line"), option("jsonl", "JSON Lines"), option("csv", "CSV"), option("tsv", "TSV"))),
           input("columns", "Columns", el("input", { type: "text", placeholder: "text=review label=stars" })),

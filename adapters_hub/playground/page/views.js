@@ -38,7 +38,7 @@ function saved(pieces) {
   const known = pieces.filter((piece) => piece.bits !== null);
   if (!known.length) return "";
   const mean = known.reduce((sum, piece) => sum + piece.bare - piece.bits, 0) / known.length;
-  return Math.abs(mean) < 0.005 ? "" : `${fixed(mean, 2)} bits a token more likely than on bare`;
+  return Math.abs(mean) < 0.005 ? "" : `each token ${fixed(Math.abs(mean), 2)} bits ${mean > 0 ? "likelier" : "less likely"} than on bare`;
 }
 
 function goOn(page) {
