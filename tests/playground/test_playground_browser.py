@@ -13,13 +13,14 @@ from helpers.browser import KEYS, Browser, missing
 from helpers.playground import served
 
 import adapters_hub as ah
+from adapters_hub.data.rows import Row
 from adapters_hub.inference.records import collect_records
 from adapters_hub.library.paths import bundled_root
 from adapters_hub.tasks.language_modeling import LanguageModeling
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 IMAGES = ("playground.png", "playground-dark.png", "playground-narrow.png")
-WRITTEN = "document.querySelector('#continued').dataset.done"
+WRITTEN = "document.querySelector('#continued')?.dataset.done"
 DANISH = "Værelset var rent, men morgenmaden"
 
 
@@ -69,9 +70,9 @@ def bits(browser):
 
 def test_the_first_look(page, starter, tmp_path):
     model, task = starter.model, LanguageModeling()
-    examples = task.encode([ah.Row(DANISH)], model.backbone)
+    examples = task.encode([Row(DANISH)], model.backbone)
     shown = bits(page)
-    assert list(shown) == ["bare", "da", "hotel", "da + hotel", "da + 0.5*hotel"]
+    assert set(shown) == {"bare", "da", "hotel", "da + hotel", "da + 0.5*hotel"}
     for written, value in shown.items():
         blend = model.resolve(None if written == "bare" else written)
         records = collect_records(model, task, examples, lambda row, blend=blend: blend)
@@ -110,23 +111,22 @@ def test_by_the_keyboard_alone(page):
     assert "bits)" in page.text("#readings .card.mine footer")
 
 
-@pytest.mark.parametrize(
-    ("tag", "direction"),
-    [("zh", "ltr"), ("ja", "ltr"), ("ar", "rtl"), ("th", "ltr"), ("uk", "ltr")],
-)
-def test_every_script_is_shown_as_it_was_typed(page, tag, direction):
+def test_every_script_is_shown_as_it_was_typed(page):
     page.click("#tab-read")
-    page.click(f"#examples [lang={tag}]")
-    text = page.run("return document.querySelector('#text').value")
-    page.wait(
-        "document.querySelector('#readings .tokens')?.textContent === arguments_text".replace(
-            "arguments_text", repr(text + "∎")
-        )
-    )
     style = "return getComputedStyle(document.querySelector(arguments[0])).direction"
-    assert page.run(style, "#text") == direction
-    assert page.run(style, "#readings .tokens") == direction
-    assert page.run("return document.querySelector('#readings .tokens').lang") == tag
+    shown = "document.querySelector('#readings .tokens')?.textContent"
+    for tag, direction in (
+        ("zh", "ltr"),
+        ("ja", "ltr"),
+        ("ar", "rtl"),
+        ("th", "ltr"),
+        ("uk", "ltr"),
+    ):
+        page.click(f"#examples [lang={tag}]")
+        page.wait(f"{shown} === document.querySelector('#text').value + '∎'")
+        assert page.run(style, "#text") == direction
+        assert page.run(style, "#readings .tokens") == direction
+        assert page.run("return document.querySelector('#readings .tokens').lang") == tag
     assert page.run("return document.documentElement.dir") == ""
 
 
@@ -148,7 +148,7 @@ def test_light_dark_and_narrow(page, tmp_path):
         for tab in ("continue", "read", "nearest", "compare", "train", "export"):
             page.run(f"document.querySelector('#tab-{tab}').click()")
             assert page.run("return document.documentElement.scrollWidth") <= width, (width, tab)
-    page.resize(390, 844)
+    page.resize(390, 1150)
     page.click("#tab-continue")
     page.run("scrollTo(0, 0)")
     assert not page.run("return document.querySelector('#sliders-box').open")
