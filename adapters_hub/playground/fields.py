@@ -4,6 +4,7 @@ Knows JSON values and adapters' names; every complaint names the field. Paths ar
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 
 from adapters_hub.errors import NotFoundError, SettingsError
@@ -103,6 +104,14 @@ def checked_name(name: str, library: Library) -> str:
     if name not in library:
         raise NotFoundError(f"no adapter is called {name!r} here")
     return name
+
+
+def public(message: str, library: Library) -> str:
+    """A message without the folders that the library lies in, which are nobody's business."""
+    parents = {str(root.parent) for root in (library.root, library.root.absolute())} - {".", os.sep}
+    for parent in sorted(parents, key=len, reverse=True):
+        message = message.replace(f"{parent}{os.sep}", "")
+    return message
 
 
 def _blend(name: str, value: object, library: Library) -> Blend:

@@ -20,7 +20,7 @@ from adapters_hub.data.reading import read_data
 from adapters_hub.errors import AdaptersHubError, LibraryError, SettingsError, TrainingError
 from adapters_hub.library import languages
 from adapters_hub.library.folder import check_name
-from adapters_hub.playground.fields import Request
+from adapters_hub.playground.fields import Request, public
 from adapters_hub.tasks.registry import row_fields, task_names
 from adapters_hub.training.conversion import named_values
 from adapters_hub.training.settings import TrainingSettings
@@ -197,8 +197,8 @@ class Job:
         return given
 
     def _public(self, message: str) -> str:
-        """A message without the folder that the rows lie in."""
-        return message.replace(f"{self._folder}{os.sep}", "")
+        """A message without the folders that the rows and the library lie in."""
+        return public(message.replace(f"{self._folder}{os.sep}", ""), self._model.library)
 
     def _follow(self) -> None:
         """Follow the worker to its end; nothing stays behind, whatever happens."""

@@ -20,7 +20,7 @@ from adapters_hub import __version__
 from adapters_hub.errors import AdaptersHubError, NotFoundError, SettingsError, TrainingError
 from adapters_hub.evaluation.cell_file import CellFile
 from adapters_hub.model import AdaptedModel
-from adapters_hub.playground.fields import Request
+from adapters_hub.playground.fields import Request, public
 from adapters_hub.playground.jobs import Jobs
 from adapters_hub.playground.views import VIEWS, describe, export
 
@@ -194,7 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             given = work()
         except AdaptersHubError as error:
-            self._refuse(self._STATUS.get(type(error), 400), str(error))
+            message = public(str(error), self.server.model.library)
+            self._refuse(self._STATUS.get(type(error), 400), message)
             return
         except Exception as error:
             log.exception("%s", self.path)

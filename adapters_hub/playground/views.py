@@ -25,7 +25,7 @@ from adapters_hub.library.adapter_file import WEIGHTS_FILE, AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.folder import check_name
 from adapters_hub.model import AdaptedModel
-from adapters_hub.playground.fields import Request
+from adapters_hub.playground.fields import Request, public
 from adapters_hub.playground.tokens import Reading, read_text, read_written
 from adapters_hub.tasks.pooling import default_pooling
 from adapters_hub.tasks.registry import has_head
@@ -51,9 +51,10 @@ def describe(model: AdaptedModel) -> Json:
     """The backbone, its adapters in the library, and which views there can be."""
     backbone = model.backbone
     infos = model.library.list(fingerprint=backbone.fingerprint)
+    name = Path(backbone.name).name if Path(backbone.name).is_dir() else backbone.name
     writes = backbone.kind != "encoder" and backbone.has_lm_head
     return {
-        "backbone": {"name": backbone.name, "kind": backbone.kind, "sites": len(backbone.sites)},
+        "backbone": {"name": name, "kind": backbone.kind, "sites": len(backbone.sites)},
         "library": model.library.root.name,
         "adapters": [_described(info) for info in infos],
         "views": {
@@ -172,7 +173,7 @@ def classify(model: AdaptedModel, request: Request) -> Json:
         (labels,) = model.classify([text], adapters=[blend])
         return {"labels": [{"label": name, "score": score} for name, score in labels.items()]}
 
-    return _by_column(request.blends("blends", model.library), column)
+    return _by_column(model, request.blends("blends", model.library), column)
 
 
 def answer(model: AdaptedModel, request: Request) -> Json:
@@ -186,7 +187,7 @@ def answer(model: AdaptedModel, request: Request) -> Json:
         return {"text": found.text, "spans": [] if found.start is None else [span],
                 "score": found.score}  # fmt: skip
 
-    return _by_column(request.blends("blends", model.library), column)
+    return _by_column(model, request.blends("blends", model.library), column)
 
 
 def tag(model: AdaptedModel, request: Request) -> Json:
@@ -197,7 +198,7 @@ def tag(model: AdaptedModel, request: Request) -> Json:
         (entities,) = model.tag([text], adapters=[blend])
         return {"spans": [asdict(entity) for entity in entities]}
 
-    return _by_column(request.blends("blends", model.library), column)
+    return _by_column(model, request.blends("blends", model.library), column)
 
 
 def nearest(model: AdaptedModel, request: Request) -> Json:
@@ -210,17 +211,19 @@ def nearest(model: AdaptedModel, request: Request) -> Json:
         ranked = sorted(zip(others, cosines, strict=True), key=lambda pair: -pair[1])
         return {"texts": [{"text": other, "cosine": cosine} for other, cosine in ranked]}
 
-    return _by_column(request.blends("blends", model.library), column)
+    return _by_column(model, request.blends("blends", model.library), column)
 
 
-def _by_column(blends: Sequence[Blend], column: Callable[[Blend], Json]) -> Json:
+def _by_column(
+    model: AdaptedModel, blends: Sequence[Blend], column: Callable[[Blend], Json]
+) -> Json:
     """Each blend's column; one that cannot be says why, and the others stay."""
     columns = []
     for blend in blends:
         try:
             columns.append(column(blend))
         except AdaptersHubError as error:
-            columns.append({"error": str(error)})
+            columns.append({"error": public(str(error), model.library)})
     return {"columns": columns}
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import ROOT
 from helpers.playground import get, post, raw
 
 from adapters_hub.playground.server import LARGEST_REQUEST, TOKEN_HEADER
@@ -135,8 +136,10 @@ def test_other_methods_and_headers(playground):
 
 
 def test_the_page_asks_nobody_else(playground):
-    """No address of another machine in what the browser is given."""
-    for path in ("/", "/style.css", "/app.js", "/draw.js", "/views.js", "/library.js", "/icon.svg"):
+    """No address of another machine in what the browser is given, which is all that is there."""
+    files = {path.name for path in (ROOT / "adapters_hub/playground/page").iterdir()}
+    assert {path.strip("/") or "index.html" for path in playground.files} == files
+    for path in playground.files:
         status, _, content = raw(playground, "GET", path)
         assert status == 200
         text = content.decode().replace("http://www.w3.org/2000/svg", "")

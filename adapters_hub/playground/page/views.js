@@ -149,7 +149,7 @@ const classify = (page) => simple(page, {
 function answer(page) {
   let question, always;
   return simple(page, {
-    id: "answer", title: "Answer", note: "The answer to a question, marked in the text above.",
+    id: "answer", title: "Answer", note: "The answer to a question, marked in its text.",
     inputs() {
       question = el("input", { type: "text", dir: "auto", value: "What was clean?", oninput: page.changed, "aria-label": "Question" });
       always = el("input", { type: "checkbox", onchange: page.changed });
