@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import quote, urlsplit
 
 from adapters_hub import __version__
@@ -25,6 +25,9 @@ from adapters_hub.playground.jobs import Jobs
 from adapters_hub.playground.views import VIEWS, describe, export
 
 log = logging.getLogger(__name__)
+
+_Answer = dict[str, object] | tuple[str, bytes]
+_Given = TypeVar("_Given", bound=_Answer)
 
 ADDRESS = "127.0.0.1"
 TOKEN_HEADER = "X-Playground-Token"
@@ -133,11 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
         jobs, model = self.server.jobs, self.server.model
         view = VIEWS.get(address.removeprefix("/api/")) if address.startswith("/api/") else None
         if view is not None:
-            with self.server.computing:
-                self._answer(lambda: view(model, Request(_read(body))))
+            self._answer(lambda: self._computed(lambda: view(model, Request(_read(body)))))
         elif address == "/api/export":
-            with self.server.computing:
-                self._answer(lambda: export(model, Request(_read(body))))
+            self._answer(lambda: self._computed(lambda: export(model, Request(_read(body)))))
         elif address == "/api/job":
             self._answer(lambda: jobs.start(Request(_read(body))))
         elif address == "/api/job/stop":
@@ -189,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, work: Callable[[], dict[str, object] | tuple[str, bytes]]) -> None:
+    def _answer(self, work: Callable[[], _Answer]) -> None:
         """Send what the work gives: JSON, or a file's name and content."""
         try:
             given = work()
@@ -207,6 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content, "application/octet-stream", named)
         else:
             self._send_json(200, given)
+
+    def _computed(self, work: Callable[[], _Given]) -> _Given:
+        """What the work gives, when it is its turn; sending it takes no one else's."""
+        with self.server.computing:
+            return work()
 
     def _refuse(self, status: int, message: str) -> None:
         self.close_connection = True  # a body that was not read would be taken for a request
