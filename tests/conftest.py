@@ -270,3 +270,20 @@ def hub(tmp_path, tiny, monkeypatch):
         (repository / "refs" / revision).write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
     return "org/model"
+
+
+@pytest.fixture(scope="session")
+def play_model(tmp_path_factory, tiny, lora_folder):
+    """A tiny decoder with adapters of every kind, for the page."""
+    from helpers.playground import model_of_every_kind
+
+    return model_of_every_kind(tmp_path_factory.mktemp("play"), str(tiny("qwen3")), lora_folder)
+
+
+@pytest.fixture
+def playground(play_model):
+    """The page's server, running."""
+    from helpers.playground import served
+
+    with served(play_model) as server:
+        yield server

@@ -6,7 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from adapters_hub import __version__
-from adapters_hub.cli import backbones, blends, hub, library, reports, rows, serving, sharing
+from adapters_hub.cli import (
+    backbones,
+    blends,
+    hub,
+    library,
+    playground,
+    reports,
+    rows,
+    serving,
+    sharing,
+)
 from adapters_hub.cli.base import Run
 from adapters_hub.errors import AdaptersHubError
 from adapters_hub.openmp import wait_shortly
@@ -20,6 +30,7 @@ _GROUPS = (
     ("backbones", backbones),
     ("rows", rows),
     ("reports", reports),
+    ("playground", playground),
 )
 
 
