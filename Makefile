@@ -5,10 +5,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORES := $(shell nproc 2>/dev/null || echo 2)
 export TOKENIZERS_PARALLELISM := false
 # OMP_WAIT_POLICY is not here: recipes and tests set it themselves (adapters_hub/openmp.py).
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
-	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc 2>/dev/null || echo 2)
+	--dynamo_backend no --num_cpu_threads_per_process $(CORES)
 
 .PHONY: demo test check docs format build clean
 
@@ -21,7 +22,7 @@ demo: $(VENV)/installed
 	$(LAUNCH) recipes/lora_domain.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

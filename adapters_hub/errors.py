@@ -10,6 +10,9 @@ AdaptersHubError
 ├── HeadError                a row needs one task head and has none, or several
 ├── LibraryError             the library folder refused a change
 │   └── AdapterNameError      an adapter name that cannot be a folder or a term
+├── TransferError            an adapter could not be sent or fetched
+│   ├── AccessError           no token, or one that may not do this
+│   └── RemoteNotFoundError   no such repository, file or revision (a NotFoundError too)
 ├── AdapterFileError         an adapter's files are damaged or unsafe
 │   └── UnsupportedAdapterError   sound files, but not a plain additive LoRA
 ├── BackboneError            the backbone cannot be loaded as asked
@@ -58,6 +61,18 @@ class LibraryError(AdaptersHubError, OSError):
 
 class AdapterNameError(LibraryError, ValueError):
     """An adapter name that cannot be a folder name and a term of a blend."""
+
+
+class TransferError(AdaptersHubError, OSError):
+    """An adapter could not be sent or fetched; nothing half-written is left."""
+
+
+class AccessError(TransferError):
+    """No token, or one that may not read or write there."""
+
+
+class RemoteNotFoundError(TransferError, NotFoundError):
+    """No such repository, file or revision where an adapter was to come from."""
 
 
 class AdapterFileError(AdaptersHubError, ValueError):

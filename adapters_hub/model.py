@@ -375,7 +375,9 @@ def load(
     The language adapter has the weight that the cards say was best for the two, which is logged
     where it is not 1; 0 where adding it hurts. A language without an adapter falls back to the
     closest one within a stated distance, with a logged warning. What is no language is a blend,
-    taken as it is written: an adapter's name, or ``"de + hotel"``.
+    taken as it is written: an adapter's name, or ``"de + hotel"``. In either, what stands for an
+    adapter may be where it is shared, ``"hf://user/repo@revision"``: it is pulled into the library,
+    once, and from then on is the one that was pulled (`Library.pulled`).
     ``revision`` overrides the one that the adapters pin; other options are `load_backbone`'s.
     Raises `NotFoundError`, `AmbiguousTermError`, or `BackboneMismatchError` if the adapters name
     two backbones, or two revisions of one.
@@ -383,13 +385,16 @@ def load(
     library = library if isinstance(library, Library) else Library(library)
     if not language and not domain:
         raise NotFoundError("load() needs a language or a domain; load_backbone() takes none")
+    language = library.with_pulled(language, token=token) if language else None
+    domain = library.with_pulled(domain, token=token) if domain else None
     infos: list[AdapterInfo] = []
 
     def find(term: str) -> AdapterInfo:
         infos.append(library.find(term, infos[0].fingerprint if infos else None))
         return infos[-1]
 
-    of_domain = Blend([(find(f"domain:{domain}").name, 1.0)], exact=True) if domain else Blend()
+    term = domain if domain and domain.startswith("name:") else f"domain:{domain}"
+    of_domain = Blend([(find(term).name, 1.0)], exact=True) if domain else Blend()
     asked = Blend.of(_language_term(language, library) if language else None)
     names: dict[str, str | None] = {}
     for term in asked.terms:

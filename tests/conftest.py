@@ -6,6 +6,9 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Workers share the cores; their threads would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import string
 from pathlib import Path
@@ -267,3 +270,20 @@ def hub(tmp_path, tiny, monkeypatch):
         (repository / "refs" / revision).write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
     return "org/model"
+
+
+@pytest.fixture(scope="session")
+def play_model(tmp_path_factory, tiny, lora_folder):
+    """A tiny decoder with adapters of every kind, for the page."""
+    from helpers.playground import model_of_every_kind
+
+    return model_of_every_kind(tmp_path_factory.mktemp("play"), str(tiny("qwen3")), lora_folder)
+
+
+@pytest.fixture
+def playground(play_model):
+    """The page's server, running."""
+    from helpers.playground import served
+
+    with served(play_model) as server:
+        yield server

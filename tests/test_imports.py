@@ -66,6 +66,9 @@ library.add(write_peft_folder(Path(sys.argv[1]) / "source"), language="de")
 assert [info.name for info in library.list()] == ["de"]
 assert library.find("German").name == library.resolve("de").info.name == "de"
 assert library.verify("de") == []
+library.push("de", "memory://x")
+assert ah.Library(Path(sys.argv[1]) / "other").pull("memory://x").name == "de"
+from huggingface_hub import HfApi
 """
     loaded = loaded_after(code, tmp_path)
     assert "numpy" in loaded

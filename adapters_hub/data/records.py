@@ -112,6 +112,20 @@ class RowMaker:
         return f"; name one of these: --columns {name}=NAME"
 
 
+def record_of(row: Row) -> dict[str, object]:
+    """A row as a record that `RowMaker` makes the same row of; what it lacks is left out."""
+    number = row.key and row.key.removeprefix(f"{row.domain}/")
+    label = list(row.label) if isinstance(row.label, tuple) else row.label
+    given: dict[str, object] = {
+        "id": number,
+        "text": row.text,
+        "label": label,
+        "language": row.language,
+    }
+    given |= {"domain": row.domain, **row.fields}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _label(value: object, separator: str | None, where: str) -> str | tuple[str, ...] | None:
     """One label, or a tuple of them where the data say a list, or separate them."""
     if separator and isinstance(value, str):

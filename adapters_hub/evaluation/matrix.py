@@ -43,7 +43,9 @@ from adapters_hub.evaluation.cell_file import (
     Composed,
     interval,
 )
+from adapters_hub.evaluation.kept_results import keep_results
 from adapters_hub.evaluation.matrix_settings import MatrixSettings
+from adapters_hub.evaluation.report import read_cells
 from adapters_hub.inference.export import composed
 from adapters_hub.inference.records import collect_records
 from adapters_hub.interpretability import compare, predictors_of
@@ -60,7 +62,8 @@ from adapters_hub.training.settings import WITHOUT_PENALTIES, Resolved
 
 _CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
-         "name", "save_every", "library", "data", "license", "save_precision"}  # fmt: skip
+         "name", "save_every", "library", "data", "license", "save_precision",
+         "benchmark"}  # fmt: skip
 """Settings that may differ between a run and its continuation."""
 FITTED = "fitted"
 """The method that is the sum at a weight fitted on dev rows."""
@@ -134,6 +137,9 @@ class Matrix:
             for names in trained:
                 for name in names.values():
                     self.model.drop(name)
+        if self.experiment.accelerator.is_main_process:
+            settings, cells = self.settings, read_cells(self.results)
+            keep_results(self.results, cells, settings.data, settings.benchmark)
         self.experiment.accelerator.wait_for_everyone()
 
     # ── what is trained ──────────────────────────────────────────────────────────────────────

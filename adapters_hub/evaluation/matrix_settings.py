@@ -24,6 +24,9 @@ class MatrixSettings(TrainingSettings):
     results: str = setting(
         "matrix", "folder of the cells, a JSON each, and of what was trained", "matrix"
     )
+    benchmark: str | None = setting(
+        None, "the data's task on the Hub, if that is a benchmark ({language}: a cell's)", "matrix"
+    )
     oracle: bool = setting(True, "train an adapter in every cell too, to compare with", "matrix")
 
     def __post_init__(self) -> None:

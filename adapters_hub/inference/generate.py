@@ -108,9 +108,21 @@ def continuations(
     _check_options(options)
     if not prompts:
         return []
-    inputs, given = _inputs(model, prompts, options, starts, new_tokens)
-    written = run(model, blends, inputs)[:, given:]
+    written = continued_ids(model, blends, prompts, options, starts, new_tokens)
     return model.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def continued_ids(
+    model: Runtime,
+    blends: Sequence[Blend],
+    prompts: Sequence[Sequence[int]],
+    options: dict[str, object],
+    starts: Sequence[Sequence[int]] | None = None,
+    new_tokens: int = _NEW_TOKENS,
+) -> torch.Tensor:
+    """Token ids (rows, new tokens) of what `continuations` writes, padding behind a row's end."""
+    inputs, given = _inputs(model, prompts, options, starts, new_tokens)
+    return run(model, blends, inputs)[:, given:]
 
 
 _MORE_THAN_TEXT = (

@@ -25,8 +25,10 @@ from adapters_hub.library.json_fields import (
     dict_of,
     tuple_of,
 )
+from adapters_hub.library.origin import Origin
 from adapters_hub.library.pair_weight import PairWeight
 from adapters_hub.library.peft_patterns import is_name, matches
+from adapters_hub.library.results import Result
 from adapters_hub.library.target_parameters import wrapped_modules
 
 CONFIG_FILE = "adapter_config.json"
@@ -104,7 +106,10 @@ class AdapterInfo:
     license: str | None = None
     description: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()  # measured on named data
+    datasets: tuple[str, ...] = ()  # the Hub's ids of what it was trained on
     trained_with: str | None = None  # the command
+    origin: Origin | None = None  # where it was pulled from
     rank: int = 0
     sites: int = 0
     parameters: int = 0
@@ -143,7 +148,10 @@ class AdapterInfo:
             license=fields.get("license", as_line),
             description=fields.get("description", as_text),
             metrics=fields.get("metrics", dict_of(as_number)) or {},
+            results=fields.get("results", tuple_of(Result.from_json)) or (),
+            datasets=fields.get("datasets", tuple_of(as_line)) or (),
             trained_with=fields.get("trained_with", as_text),
+            origin=fields.get("origin", Origin.from_json),
             rank=fields.get("rank", as_count) or 0,
             sites=fields.get("sites", as_count) or 0,
             parameters=fields.get("parameters", as_count) or 0,

@@ -130,16 +130,25 @@ def warn_of_tokenizer(source: Path) -> None:
 
 
 def with_card(info: AdapterInfo, folder: Path) -> AdapterInfo:
-    """What a plain PEFT folder's model card adds: one language, a licence."""
+    """What a plain PEFT folder's model card adds: one language, a licence, data sets."""
     front = card.read_front_matter(folder / CARD_FILE)
-    language = front.get("language")
+    language = front.get("language_bcp47") or front.get("language")
     if isinstance(language, list) and len(language) == 1:
         language = language[0]
     if not isinstance(language, str) or not languages.is_language(language):
         language = None
     licence = front.get("license")
+    if licence == "other":
+        licence = front.get("license_name") or licence
+    datasets = front.get("datasets")
+    datasets = [datasets] if isinstance(datasets, str) else datasets
+    if not isinstance(datasets, list):
+        datasets = []
     return replace(
         info,
         language=languages.canonical(language) if language else None,
-        license=licence if isinstance(licence, str) else None,
+        license=licence if isinstance(licence, str) and licence.isprintable() else None,
+        datasets=tuple(
+            name for name in datasets if isinstance(name, str) and name and name.isprintable()
+        ),
     )

@@ -23,18 +23,14 @@ from adapters_hub.errors import (
     SettingsError,
 )
 from adapters_hub.library import languages, lookup, paths
-from adapters_hub.library import model_card as card
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import (
-    CARD_FILE,
     CONFIG_FILE,
     METADATA_KEY,
     PROBLEM_TYPES,
-    WEIGHTS_FILE,
     AdapterFiles,
     AdapterInfo,
     differing,
-    metadata,
     plain_config,
     read_adapter,
 )
@@ -48,11 +44,15 @@ from adapters_hub.library.checks import (
     warn_of_tokenizer,
     with_card,
 )
+from adapters_hub.library.exchange import Exchange
 from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.folder import LibraryFolder, check_name
 from adapters_hub.library.index import Index, stamp
 from adapters_hub.library.lookup import Resolution
+from adapters_hub.library.origin import Origin
 from adapters_hub.library.pair_weight import PairWeight
+from adapters_hub.library.remote.address import is_remote
+from adapters_hub.library.writing import write_adapter
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ _Infos = list[AdapterInfo]  # inside the class, `list` is the method
 _Lines = list[str]
 
 
-class Library:
+class Library(Exchange):
     """A folder of adapters.
 
     ``Library()`` is ``$ADAPTERS_HUB_LIBRARY``, else ``./adapters``, else the bundled adapters for
@@ -225,6 +225,7 @@ class Library:
         backbone: str | None = None,
         license: str | None = None,
         replace_existing: bool = False,
+        origin: Origin | None = None,
     ) -> AdapterInfo:
         """Copy a PEFT LoRA folder, or a lone ``.safetensors`` of ours, into the library.
 
@@ -232,12 +233,17 @@ class Library:
         not say the ``problem_type`` of a classification head, which is transformers'. The name
         defaults to the language and domain (``pt-BR``, ``hotel``, ``pt-BR-hotel``), else the
         source's name. ``backbone`` (a folder or ``starter``) stores that backbone's fingerprint.
+        ``origin`` is what `pull` says of where the files are from.
         The files are checked, down to NaN, before anything is written; the library holds the old
         state or the new one, never between.
         """
         if problem_type not in (None, *PROBLEM_TYPES):
             raise SettingsError(
                 f"problem_type={problem_type!r}: choose one of {', '.join(PROBLEM_TYPES)}"
+            )
+        if is_remote(os.fspath(source)):
+            raise SettingsError(
+                f"{source} is not here: library.pull({str(source)!r}) adds it, or adapters-hub pull"
             )
         files = read_adapter(Path(source))
         info = files.info
@@ -271,6 +277,7 @@ class Library:
             info,
             name=check_name(name or default or stem),
             fingerprint=info.fingerprint or fingerprint,
+            origin=origin,  # what files say of theirs is not believed
         )
         warn_of_tokenizer(Path(source))
         self._leave_bundled()
@@ -293,19 +300,7 @@ class Library:
     def _publish(self, files: AdapterFiles, info: AdapterInfo, replace_existing: bool) -> None:
         """Under the lock: write an adapter's checked files, with what is known of it."""
         with self.folder.staging() as stage:
-            config = files.spec.config.copy()
-            if config.get("revision", "") is None:
-                del config["revision"]
-            if info.backbone is not None:
-                config["base_model_name_or_path"] = info.backbone
-            tensorfile.copy(
-                files.weights,
-                files.header,
-                stage / WEIGHTS_FILE,
-                lambda content: metadata(replace(info, hash=content), config),
-            )
-            _write(stage / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
-            _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
+            write_adapter(files, info, stage)
             self.folder.publish(stage, info.name, replace_existing)
 
     def remove(self, name: str) -> None:
@@ -363,13 +358,6 @@ class Library:
                 raise LibraryError(f"cannot make {home}: {error.strerror or error}") from error
             log.warning("made %s with a copy of the adapters that ship", home.absolute())
         self._open(home)
-
-
-def _write(path: Path, text: str) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 _BUNDLED = (

@@ -6,26 +6,57 @@ from pathlib import Path
 
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.hub_fields import hub_id, language_fields, license_fields
+from adapters_hub.library.results import model_index
 from adapters_hub.library.safetensors_file import read_small
 
 _MAX_BYTES = 1_000_000
 _PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
 
 
-def write_card(info: AdapterInfo) -> str:
-    """The card's text: YAML front matter, then what a reader wants to know."""
-    import yaml
+def write_card(info: AdapterInfo, source: str | None = None) -> str:
+    """The card's text: YAML front matter, then what a reader wants to know.
 
-    tags = ["lora", "adapters_hub", *([f"domain:{info.domain}"] if info.domain else [])]
+    ``source`` is where it will be pulled from, such as ``hf://user/repo``.
+    """
+    return join_card(front_matter(info), card_body(info, source))
+
+
+def front_matter(info: AdapterInfo) -> dict[str, object]:
+    """The card's fields, in the form that the Hub takes."""
+    base = hub_id(info.backbone)
+    index = model_index(info.name, info.pipeline_tag or "text-generation", info.results)
     front: dict[str, object] = {
         "library_name": "peft",
-        "base_model": info.backbone,
-        "language": info.language,
-        "license": info.license,
+        "base_model": base,
+        "base_model_relation": "adapter" if base else None,
+        **language_fields(info.language),
+        **license_fields(info.license),
         "pipeline_tag": info.pipeline_tag,
-        "tags": tags,
+        "datasets": [*info.datasets] or None,
+        "tags": ["lora", "adapters_hub", *([f"domain:{info.domain}"] if info.domain else [])],
+        "model-index": index or None,
     }
-    front = {key: value for key, value in front.items() if value is not None}
+    return {key: value for key, value in front.items() if value is not None}
+
+
+def join_card(front: Mapping[str, object], body: str) -> str:
+    """A card of its fields and its text."""
+    import yaml
+
+    text = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n{body}"
+
+
+def split_card(text: str) -> str:
+    """What a card says below its fields."""
+    if not text.startswith("---"):
+        return text
+    return text[3:].partition("\n---")[2].lstrip("\n")
+
+
+def card_body(info: AdapterInfo, source: str | None = None) -> str:
+    """The card's text below its fields."""
     rows = {
         "language": info.language,
         "domain": info.domain,
@@ -51,18 +82,27 @@ def write_card(info: AdapterInfo) -> str:
     backbone = json.dumps(info.backbone or "…", ensure_ascii=False)
     loads = f"import adapters_hub as ah\n\nmodel = ah.load_backbone({backbone})\n"
     loads += f'model.use("{info.name}")'
+    if source:
+        loads = f"import adapters_hub as ah\n\nmodel = ah.load({json.dumps(source)})"
+    measured = "\n".join(
+        f"| {result.on} | {result.split} | {result.metric} | {result.value:.4g} | "
+        f"{result.blend or info.name} |"
+        for result in info.results
+    )
     parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {info.name}",
         info.description,
         f"| | |\n| --- | --- |\n{table}",
         f"```python\n{loads}\n```",
+        f"{_RESULTS}\n{measured}" if measured else None,
         f"{_PAIRS}\n{pairs}" if pairs else None,
         _COMPANY.get(info.task or "") if info.language and not info.domain else None,
         f"Trained with:\n\n```sh\n{info.trained_with}\n```" if info.trained_with else None,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
+
+_RESULTS = "| data | split | metric | value | of |\n| --- | --- | --- | ---: | --- |"
 
 _PAIRS = (
     "Language adapters beside this one, at the weight with the least loss on dev rows (0: adding "

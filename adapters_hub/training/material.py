@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adapters_hub.data.augmentation.method import Lexicon, Material, Method, Translated
+from adapters_hub.data.augmentation.method import (
+    TRANSLATED,
+    Lexicon,
+    Material,
+    Method,
+    Translated,
+)
 from adapters_hub.data.dictionary import is_dictionary, read_dictionary
 from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
@@ -142,7 +148,10 @@ def _translations(
     translations: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         fits = row.language is not None and (not tags or row.language in tags)
-        if fits and row.key is not None and sources.get(row.key, set()) - {row.language}:
+        if not fits or row.key is None:
+            continue
+        others = sources.get(row.key, set())
+        if others - {row.language} or (others and TRANSLATED in row.fields):
             translations[row.key].append(row)
     return dict(translations)
 

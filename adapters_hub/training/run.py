@@ -33,6 +33,7 @@ from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.folder import check_name
+from adapters_hub.library.hub_fields import hub_id
 from adapters_hub.library.library import Library
 from adapters_hub.library.paths import STARTER
 from adapters_hub.model import load_backbone
@@ -188,6 +189,7 @@ class Experiment:
             revision=settings.revision,
             over=() if head_only else self._over_in_training(),
             license=settings.license,
+            datasets=(settings.data,) if hub_id(settings.data) else (),
             trained_with=self.command,
         )
         seed = settings.seed if seed is None else seed

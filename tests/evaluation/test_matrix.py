@@ -125,6 +125,11 @@ def test_every_cell_has_every_column(finished):
             assert len(column["test"]) == 2
             assert column["mean"] == pytest.approx(np.mean(column["test"]))
             assert column["low"] <= column["high"]
+    (cell,) = (c for c in cells if (c["domain"], c["language"]) == ("phone", "de"))
+    results = read_adapter(finished / "adapters" / "phone.task.1").info.results
+    kept = {r.blend: r.value for r in results if r.language == "de"}
+    assert kept[None] == cell["columns"]["domain"]["test"][1]
+    assert kept["de + this adapter"] == cell["columns"]["sum"]["test"][1]
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ model. A task's declaration says which of them leave its targets right.
 AUGMENTED = "augmented"
 """The field of a changed row that names the methods which changed it."""
 
+TRANSLATED = "translated"
+"""The field of a row that a model translated: the languages its text went through, as en>de>en."""
+
 
 @dataclass(frozen=True)
 class Translated:

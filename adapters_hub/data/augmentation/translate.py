@@ -2,7 +2,7 @@
 
 from random import Random
 
-from adapters_hub.data.augmentation.method import Change, Material, Method, marked
+from adapters_hub.data.augmentation.method import TRANSLATED, Change, Material, Method, marked
 from adapters_hub.data.rows import Row
 
 
@@ -10,9 +10,10 @@ class Translate(Method):
     """The number is the probability that a row is replaced with a translation (translate-train).
 
     One of the texts that `Material` has of the row's ``id`` in other languages is drawn, each as
-    likely. The row keeps its label and its other fields, and is in the translation's language from
-    then on, so it sees that language's adapter. A translation that is one of the row's own fields,
-    such as what a query should find, is not taken.
+    likely; of the row's language those that were translated there and back. The row keeps its label
+    and its other fields, and is in the translation's language from then on, so it sees that
+    language's adapter. A translation that is one of the row's own fields, such as what a query
+    should find, is not taken.
     """
 
     name = "translate"
@@ -31,7 +32,8 @@ class Translate(Method):
         others = [
             other
             for other in material.translations.get(row.key, ())
-            if other.language != row.language and other.text not in row.fields.values()
+            if (other.language != row.language or TRANSLATED in other.fields)
+            and other.text not in (row.text, *row.fields.values())
         ]
         if not others:
             return row, 0
