@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from adapters_hub import __version__
-from adapters_hub.cli import backbones, blends, library, reports, serving, sharing
+from adapters_hub.cli import backbones, blends, library, reports, serving, sharing, trust
 from adapters_hub.cli.base import Run
 from adapters_hub.errors import AdaptersHubError
 from adapters_hub.openmp import wait_shortly
 
-_GROUPS = (("library", library), ("blends", blends), ("sharing", sharing), ("serving", serving),
-           ("backbones", backbones), ("reports", reports))  # fmt: skip
+_GROUPS = (("library", library), ("blends", blends), ("sharing", sharing), ("trust", trust),
+           ("serving", serving), ("backbones", backbones), ("reports", reports))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -201,6 +201,19 @@ def inspect(path: str | Path, header: Header) -> tuple[str, str | None]:
     return numbers.hash, numbers.bad
 
 
+def digests(path: str | Path, header: Header) -> dict[str, str]:
+    """SHA-256 of every tensor's dtype, shape and bytes, by name."""
+    found: dict[str, str] = {}
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        for name, entry, chunk, _ in _read(file, header):
+            if name not in found:
+                digest = hashlib.sha256(json.dumps([entry.dtype, list(entry.shape)]).encode())
+            digest.update(chunk)
+            found[name] = digest.hexdigest()
+    return found
+
+
 class _Numbers:
     """What all the bytes of a file say, taken in chunk by chunk: its hash, and whether finite."""
 

@@ -1,0 +1,33 @@
+"""Commands on adapters from elsewhere: sign, doctor, import. None of them needs torch."""
+
+import argparse
+from pathlib import Path
+
+from adapters_hub.cli.base import DeclareCommand, place_of
+from adapters_hub.errors import SettingsError
+
+
+def declare(command: DeclareCommand) -> None:
+    """The commands of this group and their arguments."""
+    sub = command("sign", _sign, "sign adapters' files, with Sigstore's model-signing, offline")
+    sub.add_argument("adapters", nargs="*", help="names of the library, folders, .safetensors")
+    sub.add_argument("--key", help="private elliptic key, PEM")
+    sub.add_argument("--new-key", metavar="NAME", help="make NAME.pem and NAME.pub first")
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from adapters_hub.sharing.signing import new_key, sign
+
+    key = options.key
+    if options.new_key:
+        private, public = new_key(options.new_key)
+        print(f"made {private}, which is private, and {public}, for those who verify")
+        key = key or private
+    elif not options.adapters:
+        raise SettingsError("sign what? Give adapters, or --new-key NAME")
+    if key is None:
+        raise SettingsError("sign with which key? Give --key PRIVATE_KEY, or --new-key NAME")
+    for adapter in options.adapters:
+        path = place_of(adapter, options.library)
+        print(f"signed {path}: {sign(path, Path(key))}")
+    return 0
