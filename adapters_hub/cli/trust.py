@@ -14,6 +14,11 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--key", help="private elliptic key, PEM")
     sub.add_argument("--new-key", metavar="NAME", help="make NAME.pem and NAME.pub first")
 
+    sub = command("doctor", _doctor, "look at strangers' adapters without running anything")
+    sub.add_argument("adapters", nargs="+", help="folders (of one or many), files, names")
+    sub.add_argument("--json", action="store_true", help="JSON Lines, one an adapter")
+    sub.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
+
 
 def _sign(options: argparse.Namespace) -> int:
     from adapters_hub.sharing.signing import new_key, sign
@@ -31,3 +36,19 @@ def _sign(options: argparse.Namespace) -> int:
         path = place_of(adapter, options.library)
         print(f"signed {path}: {sign(path, Path(key))}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import json
+
+    from adapters_hub.sharing.adapter_folders import find_adapters
+    from adapters_hub.sharing.doctor import examine
+
+    bad = 0
+    for named in options.adapters:
+        place = place_of(named, options.library)
+        for path in find_adapters(place) or [place]:
+            report = examine(path)
+            print(json.dumps(report.to_json(), ensure_ascii=False) if options.json else report)
+            bad += bool(report.of("error") or (options.strict and report.of("warning")))
+    return 1 if bad else 0

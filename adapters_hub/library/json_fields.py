@@ -1,15 +1,57 @@
-"""Fields of a JSON object, each read as what it must be.
+"""JSON of strangers: read within bounds, and its fields, each as what it must be.
 
 A field that is something else is a `TypeError` that names it; who reads a file says which one.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
 _Read = Callable[[object], _Value]
 
+MAX_DEPTH = 40
+"""The deepest nesting of a sound file's JSON is a quarter of this."""
+
+_MAX_VALUES = 500_000  # each a small object in memory; those of 36,000 experts by name are 110,000
 _MOST = 1e300  # what is written in digits may be more than a float holds
+
+
+def check_count(text: str) -> None:
+    """Raise `ValueError` for a JSON text of more values than a sound file's, before it is parsed.
+
+    So the memory they take is bounded, however the text is made up.
+    """
+    if text.count("[") + text.count("{") + text.count(",") > _MAX_VALUES:
+        raise ValueError(f"more than {_MAX_VALUES} values")
+
+
+def read_json(text: str) -> object:
+    """What a JSON text says, if it can be written again.
+
+    Raises `ValueError` for what is no JSON, has too many values, is nested too deep, or holds a lone
+    surrogate; `RecursionError`.
+    """
+    check_count(text)
+    data: object = json.loads(text)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(data)
+    json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def _check_depth(data: object) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inside: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                inside.extend(value.values())
+            elif isinstance(value, list):
+                inside.extend(value)
+        level = inside
+    if any(isinstance(value, dict | list) for value in level):
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 class Fields:

@@ -22,6 +22,9 @@ from adapters_hub.errors import AdapterFileError
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
+_HEADER_ROOM = 1 << 21  # a header above this is an eighth of its file at most: in those that have
+# tensors it is a thousandth, and one that is read takes ten times its size in memory
+
 _ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
     "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -117,12 +120,18 @@ def read_header(path: str | Path) -> Header:
             raise AdapterFileError(
                 f"{path}: the header claims {length} bytes (limit {MAX_HEADER_BYTES}): not safetensors"
             )
+        if length > _HEADER_ROOM + size // 8 and 8 + length <= size:
+            raise AdapterFileError(
+                f"{path}: a header of {length} bytes in a file of {size}: it is not for its tensors"
+            )
         if 8 + length > size:
             raise AdapterFileError(
                 f"{path}: truncated: the header needs {8 + length} bytes, the file has {size}"
             )
         raw = file.read(length)
     try:
+        if sum(map(raw.count, (b"{", b"[", b","))) > length // 4 + 1000:
+            raise ValueError("more values than tensors need")
         metadata, rest = _split(raw.decode("utf-8"))
         layout = (_layout if len(rest) <= _MAX_KEPT else _layout.__wrapped__)(rest)
         if not all(isinstance(text, str) for text in metadata.values()):

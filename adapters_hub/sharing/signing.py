@@ -16,8 +16,9 @@ from pathlib import Path
 from adapters_hub.errors import AdapterFileError, AdaptersHubError, SettingsError, SignatureError
 from adapters_hub.extras import require
 from adapters_hub.library import safetensors_file as tensorfile
-from adapters_hub.library.adapter_file import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from adapters_hub.library.adapter_file import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_config
 from adapters_hub.library.atomic import atomic_write
+from adapters_hub.library.json_fields import read_json
 from adapters_hub.library.signatures import (
     Difference,
     compare,
@@ -222,7 +223,7 @@ def _metadata(path: Path) -> dict[str, object]:
     fields: dict[str, object] = {}
     for key, text in metadata.items():
         try:
-            value = json.loads(text)
+            value: object = read_json(text)
         except (ValueError, RecursionError):
             value = text
         fields.update(
@@ -235,10 +236,9 @@ def _metadata(path: Path) -> dict[str, object]:
 
 def _config(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(tensorfile.read_small(path, 10_000_000))
-    except (OSError, AdapterFileError, ValueError, RecursionError):
+        return read_config(path)
+    except AdapterFileError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _card(path: Path) -> list[str]:
