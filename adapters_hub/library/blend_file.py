@@ -112,7 +112,7 @@ class BlendFile:
         path = Path(path)
         try:
             raw = tensorfile.read_small(path, _MAX_BYTES).decode("utf-8")
-            check_count(raw)
+            check_count(raw, letters=8)  # as weights do
             data = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
         except AdaptersHubError as error:
             raise BlendFileError(str(error)) from None

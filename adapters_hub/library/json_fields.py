@@ -13,24 +13,29 @@ _Read = Callable[[object], _Value]
 MAX_DEPTH = 40
 """The deepest nesting of a sound file's JSON is a quarter of this."""
 
-_MAX_VALUES = 500_000  # each a small object in memory; those of 36,000 experts by name are 110,000
+_SPARE = 40_000  # values, of a hundred bytes each in memory
+_MAX_OTHER = 1_000_000  # letters of a text with others than ASCII's, four bytes each in memory
 _MOST = 1e300  # what is written in digits may be more than a float holds
 
 
-def check_count(text: str) -> None:
+def check_count(text: str, letters: int = 32) -> None:
     """Raise `ValueError` for a JSON text of more values than a sound file's, before it is parsed.
 
-    So the memory they take is bounded, however the text is made up.
+    Beyond some thousands, values have so many ``letters`` each, as names of modules do. So the
+    memory they take is a few times the file's, however the text is made up.
     """
-    if text.count("[") + text.count("{") + text.count(",") > _MAX_VALUES:
-        raise ValueError(f"more than {_MAX_VALUES} values")
+    values = sum(map(text.count, "[,:")) + 3 * text.count("{")
+    if values > _SPARE + len(text) // letters:
+        raise ValueError(f"{values} values in {len(text)} letters")
+    if len(text) > _MAX_OTHER and not text.isascii():
+        raise ValueError(f"more than {_MAX_OTHER} letters, not all of them ASCII")
 
 
 def read_json(text: str) -> object:
     """What a JSON text says, if it can be written again.
 
-    Raises `ValueError` for what is no JSON, has too many values, is nested too deep, or holds a lone
-    surrogate; `RecursionError`.
+    Raises `ValueError` for what is no JSON, has too many values, is nested too deep, or holds a
+    lone surrogate; `RecursionError`.
     """
     check_count(text)
     data: object = json.loads(text)

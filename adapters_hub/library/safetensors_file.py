@@ -22,8 +22,8 @@ from adapters_hub.errors import AdapterFileError
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
-_HEADER_ROOM = 1 << 21  # a header above this is an eighth of its file at most: in those that have
-# tensors it is a thousandth, and one that is read takes ten times its size in memory
+_HEADER_ROOM = 1 << 19  # a header above this is an eighth of its file at most: in those that have
+# tensors it is a thousandth, and one that is read takes up to twenty-six times its size in memory
 
 _ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,

@@ -23,6 +23,7 @@ from typing import Any
 
 from adapters_hub.errors import AdapterFileError, SettingsError, SignatureError
 from adapters_hub.extras import require
+from adapters_hub.library.json_fields import check_count
 from adapters_hub.library.safetensors_file import open_regular, read_small
 
 SIGNATURE_FILE = "model.sig"
@@ -225,7 +226,9 @@ def _files(folder: Path) -> list[str]:
 def _opened(bundle: bytes, place: Path) -> tuple[str, bytes, bytes]:
     """A bundle's name of the key, its payload and its one signature, none of them believed yet."""
     try:
-        data = json.loads(bundle)
+        text = bundle.decode()
+        check_count(text)
+        data = json.loads(text)
         if data["mediaType"] != _MEDIA_TYPE:
             raise ValueError(f"mediaType is {str(data['mediaType'])[:80]!r}, not {_MEDIA_TYPE}")
         material, envelope = data["verificationMaterial"], data["dsseEnvelope"]

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import log, sqrt
+from math import isfinite, log, sqrt
 from typing import TYPE_CHECKING
 
 from adapters_hub.errors import AdapterFileError
@@ -128,6 +128,8 @@ def _effect(subject: Subject, found: _Numbers) -> Iterator[Finding]:
 def _norms(subject: Subject, found: _Numbers) -> Iterator[Finding]:
     if not isinstance(subject.adapter, AdapterFiles):
         return
+    import numpy as np
+
     tensors, spec = subject.adapter.header.tensors, subject.adapter.spec
     norms: dict[str, float] = {}
     large: list[str] = []
@@ -137,19 +139,24 @@ def _norms(subject: Subject, found: _Numbers) -> Iterator[Finding]:
         if found.grams[a].shape != found.grams[b].shape:
             continue  # of stacks of experts
         (rank, fan_in), fan_out = tensors[a].shape, tensors[b].shape[0]
-        squared = float((found.grams[b] * found.grams[a].T).sum())
-        norm = abs(spec.scaling(module, rank)) * sqrt(max(squared, 0.0))
-        if norm > 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            squared = float((found.grams[b] * found.grams[a].T).sum())
+        norm = abs(spec.scaling(module, rank)) * (sqrt(squared) if squared > 0 else squared)
+        if not isfinite(norm):
+            large.append(module)
+        elif norm > 0:
             norms[module] = norm
-            if not norm / sqrt(fan_in * fan_out) <= _MOST_RMS:
+            if norm / sqrt(fan_in * fan_out) > _MOST_RMS:
                 large.append(module)
     if large:
         yield Finding(
             "warning", "tensor values", f"deltas larger than usual weights in {len(large)} of "
-            f"{len(norms)} layers (root mean square above {_MOST_RMS})", few(large),
+            f"{len(subject.adapter.modules)} layers (root mean square above {_MOST_RMS})",
+            few(large),
             "a scaling that is wrong, or a training that diverged; try it at a small weight",
         )  # fmt: skip
-    if odd := [f"{m} ({norms[m]:.3g}, usual {usual:.3g})" for m, usual in _outliers(norms)]:
+    odd = [f"{m} ({norms[m]:.3g}, usual {usual:.3g})" for m, usual in _outliers(norms)]
+    if odd:
         yield Finding(
             "warning", "tensor values", f"the norms of {len(odd)} deltas are out of line", few(odd),
             "look at these layers: a damaged file, or one that was tampered with",
