@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adapters_hub.cli.base import DeclareCommand, place_of
 from adapters_hub.errors import SettingsError
+from adapters_hub.library.library import Library
 
 
 def declare(command: DeclareCommand) -> None:
@@ -18,6 +19,18 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("adapters", nargs="+", help="folders (of one or many), files, names")
     sub.add_argument("--json", action="store_true", help="JSON Lines, one an adapter")
     sub.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
+
+    sub = command("import", _import, "add a folder of PEFT adapters, as the Hub has them")
+    sub.add_argument("source", help="a folder with an adapter, or adapters in subfolders")
+    sub.add_argument(
+        "--convert-pickle",
+        action="store_true",
+        help="make safetensors of adapter_model.bin, in a process that has no network",
+    )
+    for flag in ("language", "domain", "task", "backbone", "license"):
+        sub.add_argument(f"--{flag}", help="of all of them")
+    sub.add_argument("--replace", action="store_true", help="replace those of the same names")
+    sub.add_argument("--json", action="store_true", help="JSON Lines, one an adapter")
 
 
 def _sign(options: argparse.Namespace) -> int:
@@ -52,3 +65,29 @@ def _doctor(options: argparse.Namespace) -> int:
             print(json.dumps(report.to_json(), ensure_ascii=False) if options.json else report)
             bad += bool(report.of("error") or (options.strict and report.of("warning")))
     return 1 if bad else 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    import json
+
+    from adapters_hub.sharing.importing import import_adapters
+
+    rows = []
+    for row in import_adapters(
+        Library(options.library),
+        Path(options.source),
+        convert=options.convert_pickle,
+        replace_existing=options.replace,
+        language=options.language,
+        domain=options.domain,
+        task=options.task,
+        backbone=options.backbone,
+        license=options.license,
+    ):
+        rows.append(row)
+        print(json.dumps(row.to_json(), ensure_ascii=False) if options.json else row, flush=True)
+    refused = sum(row.status == "refused" for row in rows)
+    added = sum(row.status == "added" for row in rows)
+    if not options.json:
+        print(f"{added} added, {refused} refused, {len(rows) - added - refused} left out")
+    return 1 if refused or not added else 0

@@ -52,6 +52,7 @@ _REFUSED = {
     "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
     "cannot be summed or mixed; train a plain LoRA (use_dora=False)",
     "use_qalora": "QA-LoRA pools its input before A, which is not a plain LoRA",
+    "enable_lora": "LoRA on parts of a layer (PEFT before 0.3) is not a plain LoRA",
     "lora_bias": "a bias on lora_B is not a plain LoRA",
     "layer_replication": "layer replication changes the backbone itself",
     "trainable_token_indices": "trained token embeddings are not a plain LoRA",

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import struct
 from collections.abc import Callable, Hashable, Iterator
@@ -194,6 +195,21 @@ def copy(
         new.flush()
         os.fsync(new.fileno())
     return numbers.hash
+
+
+def rename(source: str | Path, header: Header, target: str | Path, names: dict[str, str]) -> None:
+    """Copy a safetensors file with other names of its tensors, old → new; metadata stay.
+
+    Raises `AdapterFileError` if the file is not the one the header was read from any more.
+    """
+    tensors = {names[name]: entry for name, entry in header.tensors.items()}
+    renamed = Header(Layout(tensors, header.layout.size), header.metadata, 0)
+    with open_regular(source) as old, open(target, "xb") as new:
+        if _state_of(old) != header.file:
+            raise AdapterFileError(f"{source}: changed while it was read; add it again")
+        new.write(_head(renamed, header.metadata))
+        old.seek(header.data_start)
+        shutil.copyfileobj(old, new, _CHUNK)
 
 
 def content_hash(path: str | Path, header: Header) -> str:

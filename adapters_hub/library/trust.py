@@ -51,7 +51,7 @@ class TrustPolicy:
             data = _yaml(read_small(path, _MAX_BYTES).decode())
             keys, adapters = _mapping(data, "keys"), _mapping(data, "adapters")
             if extra := data.keys() - {"keys", "adapters"}:
-                raise ValueError(f"unknown: {', '.join(sorted(map(str, extra)))}")
+                raise ValueError(f"unknown: {sorted(map(str, extra))}")
             known = {name: read_public_key(root / str(file), name) for name, file in keys.items()}
             return cls(path, {term: _rule(term, rule, known) for term, rule in adapters.items()})
         except OSError as error:
@@ -150,7 +150,7 @@ def _yaml(text: str) -> dict[object, object]:
         ) -> dict[object, object]:
             names = [str(key.value) for key, _ in node.value]
             if len(set(names)) < len(names):
-                raise ValueError(f"a name occurs twice: {', '.join(names)}")
+                raise ValueError(f"a name occurs twice among {names!r}")
             return dict(super().construct_mapping(node, deep))
 
     try:
@@ -176,7 +176,7 @@ def _rule(term: str, rule: object, keys: dict[str, PublicKey]) -> tuple[PublicKe
         return None
     names: Iterable[object] = rule if isinstance(rule, list) else [rule]
     if not isinstance(rule, list | str) or not rule:
-        raise ValueError(f"{term}: a list of keys, or {UNSIGNED}")
+        raise ValueError(f"{term!r}: a list of keys, or {UNSIGNED}")
     if unknown := [name for name in names if not isinstance(name, str) or name not in keys]:
-        raise ValueError(f'{term}: no key {unknown[0]!r} under "keys"')
+        raise ValueError(f'{term!r}: no key {unknown[0]!r} under "keys"')
     return tuple(keys[str(name)] for name in names)

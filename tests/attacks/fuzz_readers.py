@@ -37,6 +37,7 @@ from adapters_hub.library.checks import with_card
 from adapters_hub.library.library import Library
 from adapters_hub.library.trust import TrustPolicy
 from adapters_hub.sharing.doctor import examine
+from adapters_hub.sharing.importing import import_adapters
 from adapters_hub.sharing.signing import new_key
 
 SECONDS = 5
@@ -236,7 +237,13 @@ def large(rng, kind):
 
 
 def doctor(folder):
-    examine(folder)
+    report = examine(folder)
+    f"{report}{json.dumps(report.to_json(), ensure_ascii=False)}".encode()  # which can be shown
+
+
+def bring_in(folder):
+    for row in import_adapters(Library(folder.parent / "imported"), folder, replace_existing=True):
+        f"{row}{json.dumps(row.to_json(), ensure_ascii=False)}".encode()
 
 
 def weights_of(folder):
@@ -329,8 +336,10 @@ TARGETS = {  # name → share, which file, how it is made, how it is read
     "doctor: card": (1, "card", card, doctor),
     "library": (2, "config", config, lambda folder: Library(folder.parent).list()),
     "index": (2, "index", index, lambda folder: Library(folder).list()),
-    "add: weights": (2, "weights", metadata, add),
-    "add: configuration": (2, "config", config, add),
+    "add: weights": (0.4, "weights", metadata, add),
+    "add: configuration": (0.4, "config", config, add),
+    "import: weights": (0.2, "weights", tensors, bring_in),
+    "import: configuration": (0.2, "config", config, bring_in),
 }  # fmt: skip
 
 
@@ -397,7 +406,8 @@ class Fuzzer:
             reader(self.folder)
             return "read"
         except AdaptersHubError as error:
-            str(error).encode()  # which can be shown
+            if not _shown(str(error)):
+                raise Failure(f"{target}: an error that cannot be shown: {error!r}") from error
             return "refused"
         except Late:
             raise Failure(f"{target}: no end after {SECONDS} s") from None
@@ -408,6 +418,14 @@ class Fuzzer:
                 path.write_bytes(self.sound[name])
             else:
                 path.unlink()
+
+
+def _shown(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Late(BaseException):
@@ -442,7 +460,7 @@ def main():
                 fuzzer.one(number)
             except Failure as failure:
                 failures += 1
-                print(f"input {number}: {failure}", flush=True)
+                print(f"input {number}: {str(failure)!a}", flush=True)
                 if failure.__cause__ is not None:
                     traceback.print_tb(failure.__cause__.__traceback__.tb_next, limit=-2)
                 if failures >= options.most:
