@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from adapters_hub.cli.base import DeclareCommand, place_of
-from adapters_hub.errors import SettingsError
+from adapters_hub.errors import LibraryError, SettingsError
 from adapters_hub.library.library import Library
 
 
@@ -45,6 +45,9 @@ def _sign(options: argparse.Namespace) -> int:
         raise SettingsError("sign what? Give adapters, or --new-key NAME")
     if key is None:
         raise SettingsError("sign with which key? Give --key PRIVATE_KEY, or --new-key NAME")
+    library = Library(options.library)
+    if library.bundled and set(options.adapters) & set(library.names()):
+        raise LibraryError(f"{library.root}: what ships is never changed; sign a copy of it")
     for adapter in options.adapters:
         path = place_of(adapter, options.library)
         print(f"signed {path}: {sign(path, Path(key))}")

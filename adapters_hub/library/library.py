@@ -54,6 +54,7 @@ from adapters_hub.library.folder import LibraryFolder, check_name
 from adapters_hub.library.index import Index, stamp
 from adapters_hub.library.lookup import Resolution
 from adapters_hub.library.pair_weight import PairWeight
+from adapters_hub.library.signatures import is_signed
 from adapters_hub.library.signed_copy import copy_signed
 from adapters_hub.library.trust import Gate
 
@@ -304,6 +305,10 @@ class Library:
         self._leave_bundled()
         with self.folder.locked():
             if (keys := self._gate.keys(info.name)) is None:
+                if is_signed(Path(source)):
+                    log.warning(
+                        "%s: added without its signature, for its files are written anew", source
+                    )
                 self._publish(files, info, replace_existing)
             else:
                 if asked:

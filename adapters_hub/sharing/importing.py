@@ -22,6 +22,7 @@ from adapters_hub.sharing.adapter_folders import (
 )
 from adapters_hub.sharing.normalising import normalise
 from adapters_hub.sharing.pickles import convert_pickle
+from adapters_hub.sharing.printable import printable
 
 _NO_NAME = re.compile(r"[^\w.]+")
 _MAX_NAME = 90
@@ -41,9 +42,8 @@ class Row:
         return asdict(self)
 
     def __str__(self) -> str:
-        return "  ".join(
-            part for part in (f"{self.status:<8}", self.name or "-", self.source, self.why) if part
-        )
+        parts = (f"{self.status:<8}", self.name or "-", self.source, self.why)
+        return "  ".join(printable(part) for part in parts if part)
 
 
 def import_adapters(

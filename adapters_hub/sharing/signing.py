@@ -26,6 +26,7 @@ from adapters_hub.library.signatures import (
     read_signature,
     signature_of,
 )
+from adapters_hub.sharing.printable import printable
 
 DETAILS_FILE = "signed.json"
 PASSWORD_VARIABLE = "ADAPTERS_HUB_KEY_PASSWORD"
@@ -50,7 +51,7 @@ class Verification:
     def __str__(self) -> str:
         if not self.difference:
             return f"{self.path}: as {self.key} signed it"
-        lines = [*self.difference.lines(), *self.details]
+        lines = [*map(printable, self.difference.lines()), *self.details]
         return "\n  ".join([f"{self.path}: not as {self.key} signed it", *lines])
 
 
@@ -179,7 +180,7 @@ def _compare_details(
 
         lines = difflib.unified_diff(card, _card(folder / CARD_FILE), lineterm="", n=0)
         shown = [line for line in lines if line[:2] not in ("--", "++", "@@")]
-        yield from _some([f"{CARD_FILE}: {ascii(line)[1:-1][:200]}" for line in shown])
+        yield from _some([f"{CARD_FILE}: {printable(line, 200)}" for line in shown])
 
 
 def _fields(what: str, old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
@@ -203,8 +204,7 @@ def _some(lines: list[str]) -> list[str]:
 def _shown(value: object) -> str:
     """A value in a line: what cannot be printed is escaped, what is long is cut."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return printable(text, 80)
 
 
 def _tensors(path: Path) -> dict[str, object]:

@@ -158,6 +158,21 @@ def test_ranks_that_servers_load(make):
     assert ("warning", "rank") in found(make(lora_tensors(rank=513), r=513))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_tensors_are_read_one_at_a_time(make, dtype):
+    import tracemalloc
+
+    sites = [f"layers.{n}.q_proj" for n in range(2)]
+    folder = make(lora_tensors(sites, rank=4, inputs=200_000, outputs=200_000, dtype=dtype), r=4)
+    size = os.path.getsize(folder / WEIGHTS)
+    examine(folder)
+    tracemalloc.start()
+    examine(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * size + (5 << 20)  # and a chunk for the hash
+
+
 def test_files_beside(make, tmp_path):
     folder = make()
     (folder / "training_args.bin").write_bytes(b"PK\x03\x04")

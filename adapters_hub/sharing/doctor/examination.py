@@ -7,6 +7,7 @@ from pathlib import Path
 from adapters_hub.errors import AdapterFileError
 from adapters_hub.sharing.doctor.findings import CHECKS, LEVELS, Finding
 from adapters_hub.sharing.doctor.subject import Subject
+from adapters_hub.sharing.printable import printable
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Report:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(self.of(level))} {level}s" for level in LEVELS)
-        return "\n".join([f"{self.path}: {counts}", *(f"  {each}" for each in self.findings)])
+        return "\n".join(
+            [f"{printable(str(self.path))}: {counts}", *(f"  {each}" for each in self.findings)]
+        )
 
 
 def examine(path: str | os.PathLike[str]) -> Report:

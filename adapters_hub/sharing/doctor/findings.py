@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapters_hub.sharing.printable import printable
+
 if TYPE_CHECKING:
     from adapters_hub.sharing.doctor.subject import Subject
 
@@ -42,6 +44,5 @@ def check(function: Check) -> Check:
 
 def few(names: list[str], most: int = 3) -> str:
     """Some of many names, in words; what cannot be printed is escaped."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:most]]
-    cut = [name if len(name) <= 120 else f"{name[:119]}…" for name in shown]
-    return ", ".join(cut) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = [printable(name, 120) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

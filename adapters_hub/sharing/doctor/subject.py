@@ -26,6 +26,7 @@ from adapters_hub.library.adapter_file import (
 from adapters_hub.library.checks import local_folder
 from adapters_hub.library.json_fields import read_json
 from adapters_hub.library.model_card import read_front_matter
+from adapters_hub.sharing.printable import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,5 +217,4 @@ def _file(path: Path, folder: Path) -> File:
 
 
 def _why(error: Exception) -> str:
-    text = str(getattr(error, "strerror", None) or error)
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return printable(str(getattr(error, "strerror", None) or error))
