@@ -16,6 +16,7 @@ from adapters_hub.cli import (
     rows,
     serving,
     sharing,
+    trust,
 )
 from adapters_hub.cli.base import Run
 from adapters_hub.errors import AdaptersHubError
@@ -26,6 +27,7 @@ _GROUPS = (
     ("blends", blends),
     ("sharing", sharing),
     ("places", hub),
+    ("trust", trust),
     ("serving", serving),
     ("backbones", backbones),
     ("rows", rows),

@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from adapters_hub.errors import BlendError
+from adapters_hub.errors import BlendError, NotFoundError
 from adapters_hub.library.library import Library
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ def load_model(
     if info.backbone is None:
         raise BlendError(f"{first!r} names no backbone: give --backbone")
     return load_backbone(info.backbone, library=library, revision=info.revision)
+
+
+def place_of(adapter: str, library: str | None) -> Path:
+    """Where an adapter of the library's, a folder or a lone file lies; `NotFoundError`."""
+    there = Library(library)
+    if adapter in there.names():
+        return there.folder.place(adapter)
+    if Path(adapter).exists():
+        return Path(adapter)
+    there.get(adapter)  # raises, with the nearest names
+    raise NotFoundError(f"no adapter {adapter!r}")
 
 
 def declare_columns(sub: argparse.ArgumentParser) -> None:

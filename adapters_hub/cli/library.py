@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 
-from adapters_hub.cli.base import DeclareCommand
+from adapters_hub.cli.base import DeclareCommand, place_of
+from adapters_hub.errors import NotFoundError, SignatureError
 from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
 from adapters_hub.library.library import Library
 
@@ -36,8 +37,11 @@ def declare(command: DeclareCommand) -> None:
     sub = command("remove", _remove, "delete an adapter")
     sub.add_argument("name")
 
-    sub = command("verify", _verify, "check files against their stored hashes")
-    sub.add_argument("names", nargs="*", help="all, if none is given")
+    sub = command("verify", _verify, "check files against their stored hashes, or their signatures")
+    sub.add_argument("names", nargs="*", help="all, if none is given; with --key folders, too")
+    sub.add_argument(
+        "--key", nargs="+", action="extend", metavar="PUBLIC_KEY", help="one of which signed them"
+    )
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -94,11 +98,29 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     library = Library(options.library)
+    if options.key:
+        return _verify_signed(options, library)
     bad = 0
     for name in options.names or library.names():
         problems = library.verify(name)
         print(f"{name}: {'; '.join(problems) or 'as it was written'}")
         bad += bool(problems)
+    return 1 if bad else 0
+
+
+def _verify_signed(options: argparse.Namespace, library: Library) -> int:
+    from adapters_hub.sharing.signing import verify
+
+    bad = 0
+    for name in options.names or library.names():
+        try:
+            found = verify(place_of(name, options.library), options.key)
+        except (SignatureError, NotFoundError) as error:
+            print(f"{name}: {error}")
+            bad += 1
+            continue
+        print(found)
+        bad += bool(found.difference)
     return 1 if bad else 0
 
 

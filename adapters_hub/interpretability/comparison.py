@@ -21,7 +21,7 @@ from adapters_hub.compose.methods import locate
 from adapters_hub.data.reading import read_data
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
 from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
-from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
+from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.json_fields import Fields, as_count, as_number, as_text, dict_of
@@ -171,7 +171,7 @@ def _from_library(library: Library, blends: Sequence[Blend]) -> tuple[list[str],
     names, deltas = [], []
     for blend, info in zip(blends, infos, strict=True):
         weight = blend.weights[0][1]
-        files = read_adapter(Path(info.path or ""), info.name)
+        files = library.open(info)
         names.append(str(Blend(((info.name, weight),))))
         deltas.append(
             {

@@ -353,7 +353,7 @@ class Experiment:
         adapter below, over which the new one would be trained: nothing is trained over itself.
         """
         check_name(name)
-        self.library.check_writable()
+        self.library.check_writable(name)
         for tag, info in self._over.items():
             if info.name == name:
                 raise SettingsError(
