@@ -1,4 +1,4 @@
-# make demo: set everything up and train a domain adapter on the starter backbone, offline.
+# make demo: set everything up, show what adapters do, and train one on the starter, offline.
 # make test: set everything up and run all tests. make check: linters and types.
 
 PYTHON ?= python3
@@ -6,8 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 # OMP_WAIT_POLICY is not here: recipes and tests set it themselves (adapters_hub/openmp.py).
-LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
-	--dynamo_backend no --num_cpu_threads_per_process $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test check format build clean
 
@@ -17,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(LAUNCH) recipes/lora_domain.py
+	$(BIN)/adapters-hub demo --train
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

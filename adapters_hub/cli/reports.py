@@ -8,7 +8,7 @@ from adapters_hub.cli.base import DeclareCommand
 
 def declare(command: DeclareCommand) -> None:
     """The commands of this group and their arguments."""
-    sub = command("matrix", _matrix, "tables and pictures of what recipes/evaluate_matrix.py wrote")
+    sub = command("matrix", _matrix, "tables and pictures of what evaluate wrote, drawn again")
     sub.add_argument("results", help="folder with its cells")
     sub.add_argument("-o", "--output", help="folder for the pictures [none are drawn]")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapters_hub.errors import AmbiguousTermError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.commands import train_command
 from adapters_hub.library.fingerprint import belongs
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,12 @@ def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0
     if kind == "lang" or (not kind and languages.is_language(value)):
         tag = languages.canonical(value)
         value += "" if tag == value else f" ({tag})"
-        recipe = f"lora_language.py --language {tag}"
+        train = train_command("language", "--language", tag, "--data", "FILE")
     else:
-        recipe = f"lora_domain.py --domain {value}"
+        train = train_command("domain", "--domain", value, "--data", "FILE")
     return (
         f'no adapter for "{value}" in {where} (have: {have or "none"}; '
-        f"closest: {', '.join(near) or 'none'}). Train one: accelerate launch recipes/{recipe}"
+        f"closest: {', '.join(near) or 'none'}). Train one: {train}"
     )
 
 

@@ -26,6 +26,7 @@ from adapters_hub.compose.core_space import Piece
 from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
 from adapters_hub.library.blend_file import BlendFile
+from adapters_hub.library.commands import train_command
 from adapters_hub.library.layers import layers_of
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.adapter import Adapter
@@ -380,8 +381,8 @@ class Runtime:
                 + (
                     f"In {self.library.root} these have one: {listed}; add it to the blend"
                     if headed
-                    else f"None in {self.library.root} has one for this backbone: train "
-                    "one with recipes/lora_domain.py --task classification"
+                    else f"None in {self.library.root} has one for this backbone. Train one: "
+                    + train_command("domain", "--task", "classification", "--data", "FILE")
                 )
             )
         labels = {name: list(adapters[name].info.labels or ()) for name in owners}
