@@ -39,6 +39,7 @@ from adapters_hub.library.adapter_file import (
     read_adapter,
 )
 from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.card_usage import usage
 from adapters_hub.library.checks import (
     check_fit,
     check_labels,
@@ -305,7 +306,8 @@ class Library:
                 lambda content: metadata(replace(info, hash=content), config),
             )
             _write(stage / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
-            _write(stage / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
+            shown = replace(info, rank=files.info.rank)
+            _write(stage / CARD_FILE, card.write_card(shown) + usage(shown, config))
             self.folder.publish(stage, info.name, replace_existing)
 
     def remove(self, name: str) -> None:

@@ -19,8 +19,8 @@ DOMAIN = "hotel"
 SENTENCES = {
     "da": (
         "Vil De venligst takke",
-        " hr. Okafor i receptionen fra mig. Han opdagede før os en fejl på vores regning, som var til "
-        "vores ulempe, og refunderede 112 euro med det samme.",
+        " hr. Okafor i receptionen fra mig. Han opdagede før os en fejl på vores regning, som "
+        "var til vores ulempe, og refunderede 112 euro med det samme.",
     ),
     "uk": (
         "Прошу передати мою подяку",
@@ -29,8 +29,8 @@ SENTENCES = {
     ),
     "en": (
         "Please convey my thanks to",
-        " Mr Okafor at the front desk. He noticed an error in our bill, to our disadvantage, before we "
-        "did, and refunded 112 euros on the spot.",
+        " Mr Okafor at the front desk. He noticed an error in our bill, to our disadvantage, "
+        "before we did, and refunded 112 euros on the spot.",
     ),
 }
 """Language → a guest's note that nothing was trained on (hotel-041 of the sample's test texts): its

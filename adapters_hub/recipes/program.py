@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from adapters_hub import progress
 from adapters_hub.errors import AdaptersHubError
+from adapters_hub.extras import Once
 from adapters_hub.openmp import wait_shortly
 
 DONE, REFUSED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
@@ -51,20 +52,11 @@ def _logging() -> None:
             handler.addFilter(_Shown())
 
 
-class _Shown(logging.Filter):
-    """Lets a record of a library through once, however often it says the same; errors if quiet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[tuple[str, str]] = set()
+class _Shown(Once):
+    """Lets a library's record through once, ours as often as they come; if quiet errors alone."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown; ours are as often as they come."""
+        """Whether the record is shown."""
         if progress.is_quiet() and record.levelno < logging.ERROR:
             return False
-        if record.name.partition(".")[0] == "adapters_hub":
-            return True
-        said = (record.name, record.getMessage())
-        new = said not in self._said
-        self._said.add(said)
-        return new
+        return record.name.partition(".")[0] == "adapters_hub" or super().filter(record)

@@ -4,6 +4,8 @@ Knows how a term becomes a resident adapter and a call becomes a plan. The arith
 what a task's outputs mean is the task's.
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,8 +51,14 @@ class Active(Enum):
 
 ACTIVE: Final = Active.ACTIVE
 Weights = BlendLike | Mapping[str, float]
+"""A blend: one, its text, a mapping of names to weights, or None, the bare backbone."""
+
 Adapters = Active | Weights | Sequence[Weights | Sequence[Weights]]
+"""A blend for all rows, or a list of one a row (of several a row, where rows are of segments)."""
+
 Languages = str | Sequence[str | None] | None
+"""A language for all rows, or a list of one a row."""
+
 BlendsOfRow = Blend | tuple[Blend, ...]
 Heads = list[tuple[dict[str, Tensor], Tensor | None]]
 

@@ -9,6 +9,8 @@ on disk. Two ways, in one table:
   weight in [-1.5, 1.5], by a search without derivatives (scipy's COBYQA; the paper's is another).
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -212,7 +214,7 @@ class _Best:
     rows: Sequence[Example]
     dev: Sequence[Example]
     l1: float
-    bar: "tqdm[NoReturn]"
+    bar: tqdm[NoReturn]
     weights: Tensor
     _loss: float | None = None
 
