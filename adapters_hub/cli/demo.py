@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, replace
 
-from adapters_hub.cli.base import DeclareCommand, declare_json
+from adapters_hub.cli.base import DeclareCommand, declare_json, show
 
 _SHORTER = {"steps": 60, "eval_every": 20}
 """Of the sample training: no more than shows what it brings, in about two minutes."""
@@ -17,7 +17,6 @@ def declare(command: DeclareCommand) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from adapters_hub.cli.base import show
     from adapters_hub.recipes import demo, domain
 
     lines = demo.compare_blends()
@@ -30,6 +29,8 @@ def _demo(options: argparse.Namespace) -> int:
             print(f"\n{demo.next_steps()}")
         return 0
     recipe = replace(domain.RECIPE, values={**domain.RECIPE.values, **_SHORTER})
-    given = {"library": options.library} if options.library else {}
-    print("\nNow one is trained: hotel, in six languages, over a frozen adapter of each.\n")
+    given = {"json": options.json, "quiet": getattr(options, "quiet", False)}
+    given |= {"library": options.library} if options.library else {}
+    if not options.json:
+        print("\nNow one is trained: hotel, in six languages, over a frozen adapter of each.\n")
     return recipe.start(given, "adapters-hub demo --train")

@@ -123,6 +123,25 @@ def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0
     )
 
 
+def nothing_fits(language: str | None, domain: str | None, infos: Sequence[AdapterInfo]) -> str:
+    """Why no adapter is of a language and a domain: what there is of these, and the closest."""
+    reasons = []
+    tags = {info.language for info in infos if info.language}
+    domains = {info.domain for info in infos if info.domain}
+    if language is not None and (tag := languages.canonical(language)) not in tags:
+        near = languages.closest(tag, tags, languages.MAX_DISTANCE)
+        reasons.append(_lacks("language", tag, tags, near[0] if near else "none"))
+    if domain is not None and domain not in domains:
+        like = difflib.get_close_matches(domain, domains, n=3)
+        reasons.append(_lacks("domain", domain, domains, ", ".join(like) or "none"))
+    return "; ".join(reasons) or "none fits"
+
+
+def _lacks(what: str, value: str, there: set[str], closest: str) -> str:
+    some = ", ".join(sorted(there)[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
+    return f'none is of the {what} "{value}" (there are: {some or "none"}; closest: {closest})'
+
+
 def _named(infos: list[AdapterInfo], name: str, kind: str) -> list[AdapterInfo]:
     """Of several adapters that ``lang:de`` or ``domain:hotel`` could mean, the one called so."""
     same = [info for info in infos if info.name == name]
