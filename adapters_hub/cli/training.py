@@ -2,14 +2,22 @@
 
 import argparse
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from adapters_hub.cli.base import DeclareCommand
+from adapters_hub.recipes import processes
 
 if TYPE_CHECKING:
     from adapters_hub.recipes.recipe import Recipe
 
-_OF_PROGRAM = ("command", "run", "typed", "whole_parser")  # options that are no settings
+_OF_PROGRAM = (
+    "command",
+    "run",
+    "typed",
+    "whole_parser",
+    "processes",
+)  # options that are no settings
 
 
 def declare(command: DeclareCommand) -> None:
@@ -37,6 +45,7 @@ def _declare_train(sub: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         recipe.declare(kind)
+        _declare_processes(kind)
         kind.set_defaults(recipe=recipe)
 
 
@@ -45,10 +54,21 @@ def _declare_evaluate(sub: argparse.ArgumentParser) -> None:
 
     sub.description = matrix.RECIPE.description
     matrix.RECIPE.declare(sub)
+    _declare_processes(sub)
     sub.set_defaults(recipe=matrix.RECIPE)
 
 
+def _declare_processes(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="so many processes of this machine, each with its share of a batch [1]",
+    )  # fmt: skip
+
+
 def _start(options: argparse.Namespace) -> int:
+    if options.processes > 1 and not processes.is_child():
+        program = [sys.executable, "-m", "adapters_hub", *options.typed]
+        return processes.run_in_processes(program, options.processes)
     given = vars(options)
     recipe: Recipe = given.pop("recipe")
     typed = shlex.join(["adapters-hub", *given["typed"]])

@@ -117,12 +117,17 @@ def show(lines: list[Line], to: TextIO | None = None) -> None:
 def next_steps() -> str:
     """What to type after the demo; the program is named as it can be called from here."""
     program = _program()
+    commands = {
+        "list": "the adapters that ship",
+        "demo --train": "train one, in about two minutes",
+        "train language --language sw --data FILE": "a language, of your text",
+        "train domain --domain hotel --data FILE": "a domain, over languages",
+        "--help": "all commands",
+    }
+    wide = max(map(len, commands))
+    lines = "\n".join(f"  {program} {c:<{wide}}  {what}" for c, what in commands.items())
     return (
-        "Next:\n\n"
-        f"  {program} list                                   the adapters that ship\n"
-        f"  {program} demo --train                           train one, about two minutes\n"
-        f"  {program} train language --language sw --data FILE   one of your text\n"
-        f"  {program} train domain --domain hotel --data FILE    a domain over languages\n\n"
+        f"Next:\n\n{lines}\n\n"
         "  import adapters_hub as ah\n"
         '  model = ah.load("da", domain="hotel")\n'
         '  model.generate(["Værelset var"], adapters=["da + hotel"])'

@@ -17,7 +17,7 @@ without a target into the other texts of an ``id``. The one shared adapter learn
 languages; below it each text has the frozen adapter of its own language, in translation of the
 language that is written, where the library has one (--over). At use time the language is swapped,
 also for languages that were not trained on. Everything else is a flag.
-Several processes, also on a CPU (accelerate's own --cpu starts one):
+Several processes, also on a CPU: --processes 2, or by accelerate, whose own --cpu starts one:
 
     accelerate launch --multi_gpu --num_processes 2 -m adapters_hub.recipes.domain --cpu
 """

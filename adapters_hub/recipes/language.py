@@ -15,10 +15,9 @@ count as translations only without a head.
 Several languages are trained in the same batches, each adapter on its own rows; with --name one
 adapter learns from all, drawn with p ~ n^alpha. Where just one language is asked for, rows that
 name none are in it. Everything else is a flag.
-Several processes, also on a CPU (accelerate's own --cpu starts one):
+Several processes, also on a CPU: --processes 2, or by accelerate, whose own --cpu starts one:
 
-    accelerate launch --multi_gpu --num_processes 2 -m adapters_hub.recipes.language \\
-        --language da --cpu
+    accelerate launch --multi_gpu --num_processes 2 -m adapters_hub.recipes.language --cpu …
 """
 
 from typing import TYPE_CHECKING

@@ -11,7 +11,7 @@ several seeds, paired bootstrap over rows and seeds. Language adapters come from
 the task needs is trained here. Each cell is a JSON file in --results; the same command goes on
 where a run stopped, and only draws where nothing is left to do. Tables and pictures come from the
 files alone: adapters-hub matrix RESULTS draws them again.
-Several processes, also on a CPU (accelerate's own --cpu starts one):
+Several processes, also on a CPU: --processes 2, or by accelerate, whose own --cpu starts one:
 
     accelerate launch --multi_gpu --num_processes 2 -m adapters_hub.recipes.matrix --cpu
 """
