@@ -42,8 +42,8 @@ def bar(
 ) -> "tqdm[NoReturn]":
     """A bar with the time that is left, moved by its ``update``; close it, or use it by ``with``.
 
-    It is shown where the work takes longer than a second, or ``at_once``; where stderr is no
-    terminal a line is written every ten seconds. ``scale`` counts in thousands and millions.
+    It is shown where the work takes longer than a second, and is gone when that is done; or
+    ``at_once``, and stays. Where stderr is no terminal a line is written every ten seconds. ``scale`` counts in thousands and millions.
     """
     from tqdm.auto import tqdm
 
@@ -55,6 +55,7 @@ def bar(
         unit_scale=scale,
         disable=_quiet or not show,
         delay=0 if at_once else _SHORT,
+        leave=at_once,
         mininterval=_interval(),
         bar_format=_FORMAT,
     )
@@ -70,6 +71,7 @@ def over(items: Iterable[_Item], desc: str, unit: str, *, show: bool = True) -> 
         unit=unit,
         disable=_quiet or not show,
         delay=_SHORT,
+        leave=False,
         mininterval=_interval(),
         bar_format=_FORMAT if isinstance(items, Sized) else None,
     )
