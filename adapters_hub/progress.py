@@ -43,7 +43,8 @@ def bar(
     """A bar with the time that is left, moved by its ``update``; close it, or use it by ``with``.
 
     It is shown where the work takes longer than a second, and is gone when that is done; or
-    ``at_once``, and stays. Where stderr is no terminal a line is written every ten seconds. ``scale`` counts in thousands and millions.
+    ``at_once``, and stays. Where stderr is no terminal a line is written every ten seconds.
+    ``scale`` counts in thousands and millions.
     """
     from tqdm.auto import tqdm
 
