@@ -1,6 +1,7 @@
 """What every group of commands shares: how one is declared, and the model that its options name."""
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -26,8 +27,12 @@ class DeclareCommand(Protocol):
         *,
         add_help: bool = True,
         formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+        fill: Callable[[argparse.ArgumentParser], None] | None = None,
     ) -> argparse.ArgumentParser:
-        """The parser to add the command's arguments to."""
+        """The parser to add the command's arguments to.
+
+        ``fill`` adds all of them, where there are too many to be made for every other command.
+        """
 
 
 def load_model(
@@ -56,6 +61,16 @@ def place_of(adapter: str, library: str | None) -> Path:
         return Path(adapter)
     there.get(adapter)  # raises, with the nearest names
     raise NotFoundError(f"no adapter {adapter!r}")
+
+
+def declare_json(sub: argparse.ArgumentParser) -> None:
+    """The flag that asks for a command's result as JSON."""
+    sub.add_argument("--json", action="store_true", help="the result as one line of JSON")
+
+
+def show(options: argparse.Namespace, text: str, **result: object) -> None:
+    """A command's result on stdout: as text, or with ``--json`` as one line of JSON."""
+    print(json.dumps(result, ensure_ascii=False) if options.json else text)
 
 
 def declare_columns(sub: argparse.ArgumentParser) -> None:

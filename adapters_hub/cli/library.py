@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 
-from adapters_hub.cli.base import DeclareCommand, place_of
+from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, show
 from adapters_hub.errors import NotFoundError, SignatureError
+from adapters_hub.library import lookup
 from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
 from adapters_hub.library.library import Library
 
@@ -24,6 +25,7 @@ def declare(command: DeclareCommand) -> None:
 
     sub = command("resolve", _resolve, "the adapter for a language, or the closest there is")
     sub.add_argument("language")
+    declare_json(sub)
 
     sub = command("add", _add, "copy a PEFT LoRA folder, or a lone .safetensors, into the library")
     sub.add_argument("source")
@@ -33,6 +35,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--labels", nargs="+", help="label names, in the order of the logits")
     sub.add_argument("--problem-type", choices=PROBLEM_TYPES, help="of a classification head")
     sub.add_argument("--replace", action="store_true", help="replace one of the same name")
+    declare_json(sub)
 
     sub = command("remove", _remove, "delete an adapter")
     sub.add_argument("name")
@@ -47,15 +50,18 @@ def declare(command: DeclareCommand) -> None:
 def _list(options: argparse.Namespace) -> int:
     library = Library(options.library)
     infos = library.list(options.language, options.domain)
+    if not infos:
+        why = "there is no such folder"
+        if library.root.is_dir():
+            why = lookup.nothing_fits(options.language, options.domain, library.list())
+        print(f"no adapters to show in {library.root}: {why}", file=sys.stderr)
+        return 0
     if options.json:
         for info in infos:
             print(json.dumps(info.to_json(), ensure_ascii=False))
         return 0
     rows = [_COLUMNS, *([_cell(info, column) for column in _COLUMNS] for info in infos)]
     wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    if not infos:
-        why = "none fits" if library.root.is_dir() else "there is no such folder"
-        print(f"no adapters to show in {library.root}: {why}", file=sys.stderr)
     for row in rows:
         print("  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip())
     return 0
@@ -69,7 +75,14 @@ def _show(options: argparse.Namespace) -> int:
 
 def _resolve(options: argparse.Namespace) -> int:
     resolution = Library(options.library).resolve(options.language)
-    print(f"{resolution.info.name}\t{resolution.distance}\t{resolution.reason}")
+    show(
+        options,
+        f"{resolution.info.name}\t{resolution.distance}\t{resolution.reason}",
+        name=resolution.info.name,
+        language=resolution.wanted,
+        distance=resolution.distance,
+        reason=resolution.reason,
+    )
     return 0
 
 
@@ -86,7 +99,7 @@ def _add(options: argparse.Namespace) -> int:
         license=options.license,
         replace_existing=options.replace,
     )
-    print(f"added {info.name} as {info.path}")
+    show(options, f"added {info.name} as {info.path}", name=info.name, written=[info.path])
     return 0
 
 

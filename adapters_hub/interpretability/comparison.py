@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.compose.core_space import Piece
@@ -28,6 +27,7 @@ from adapters_hub.library.json_fields import Fields, as_count, as_number, as_tex
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
+from adapters_hub.progress import over
 from adapters_hub.runtime.core import Runtime, Weights
 from adapters_hub.runtime.tensors import read_factors
 from adapters_hub.text.tokenising import encode_texts
@@ -260,7 +260,7 @@ def interference(
         for site in sums
     ]
     try:
-        for ids in tqdm(encoded, desc="interference", unit="text", disable=None):
+        for ids in over(encoded, "interference", "texts"):
             batch = padded([ids], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]
