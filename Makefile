@@ -1,4 +1,4 @@
-# make demo: set everything up and train a domain adapter on the starter backbone, offline.
+# make demo: set everything up, show what adapters do, and train one on the starter, offline.
 # make test: set everything up and run all tests. make check: linters and types.
 # make docs: the site, into site/, with every link checked.
 
@@ -19,7 +19,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(LAUNCH) recipes/lora_domain.py
+	$(BIN)/adapters-hub demo
+	$(LAUNCH) recipes/lora_domain.py --steps 60 --eval-every 20
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile

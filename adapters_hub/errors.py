@@ -15,6 +15,7 @@ AdaptersHubError
 │   └── RemoteNotFoundError   no such repository, file or revision (a NotFoundError too)
 ├── AdapterFileError         an adapter's files are damaged or unsafe
 │   └── UnsupportedAdapterError   sound files, but not a plain additive LoRA
+├── SignatureError           a signature is missing, another key's, or not of these files
 ├── BackboneError            the backbone cannot be loaded as asked
 │   └── BackboneMismatchError     the adapter belongs to another backbone
 ├── DataError                a data file, line or field is wrong
@@ -81,6 +82,10 @@ class AdapterFileError(AdaptersHubError, ValueError):
 
 class UnsupportedAdapterError(AdapterFileError):
     """Sound files that hold something other than a plain additive LoRA."""
+
+
+class SignatureError(AdaptersHubError, ValueError):
+    """A signature that is missing, was made with another key, or is not of these files."""
 
 
 class BackboneError(AdaptersHubError, RuntimeError):

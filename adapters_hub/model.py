@@ -3,6 +3,8 @@
 A façade: the runtime does the work of names, blends and forwards, `inference` that of each task.
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

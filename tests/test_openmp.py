@@ -8,7 +8,7 @@ from helpers import ROOT, run_python
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 PROGRAMS = {
-    "recipe": "from adapters_hub.training.recipe import main\nmain(run)",
+    "recipe": "from adapters_hub.recipes.program import run_program\nrun_program(run)",
     "command line": "from adapters_hub.cli import main\nmain(['list'])\nrun()",
 }
 SHOWN = f"""
@@ -65,7 +65,10 @@ def test_nothing_is_set_once_torch_is_loaded():
 def test_openmp_reads_it_in_a_recipe(monkeypatch):
     monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
     monkeypatch.chdir(ROOT)
-    code = "from adapters_hub.training.recipe import main\n{}main(lambda: __import__('torch'))"
+    code = (
+        "from adapters_hub.recipes.program import run_program\n"
+        "{}run_program(lambda: __import__('torch') and 0)"
+    )
     assert "GOMP_SPINCOUNT = '1000'" in run_python(code.format("")).stderr
     spins = run_python(code.format("import torch\n")).stderr
     assert "GOMP_SPINCOUNT = '" in spins

@@ -19,6 +19,7 @@ from adapters_hub.backbone.checkpoint import Checkpoint, class_for
 from adapters_hub.backbone.options import Options
 from adapters_hub.backbone.quantised import narrow_embeddings, stored_bits
 from adapters_hub.errors import BackboneError
+from adapters_hub.extras import say_once
 from adapters_hub.library.fingerprint import fingerprint, weight_files
 from adapters_hub.library.safetensors_file import read_header
 
@@ -60,6 +61,8 @@ def read_backbone(
     parts.untrained |= {key.removeprefix(f"{model.base_model_prefix}.") for key in missing}
     if kind == "encoder":
         attach_pooler(parts, weight_files(folder), dtype)
+    if bits < 16:
+        say_once("bitsandbytes")  # which else says at each layer that it casts its inputs
     if lost := sorted(key for key in parts.untrained if not key.startswith("pooler.")):
         raise BackboneError(
             f"{name}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__}, which "

@@ -1,14 +1,16 @@
 """``adapters-hub``: the library from the command line. Arguments only; the work is elsewhere."""
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from adapters_hub import __version__
+from adapters_hub import __version__, progress
 from adapters_hub.cli import (
     backbones,
     blends,
+    completion,
+    demo,
     hub,
     library,
     playground,
@@ -16,53 +18,67 @@ from adapters_hub.cli import (
     rows,
     serving,
     sharing,
+    training,
+    trust,
 )
 from adapters_hub.cli.base import Run
-from adapters_hub.errors import AdaptersHubError
-from adapters_hub.openmp import wait_shortly
+from adapters_hub.recipes.program import run_program
 
 _GROUPS = (
+    ("start", demo),
+    ("training", training),
     ("library", library),
     ("blends", blends),
     ("sharing", sharing),
     ("places", hub),
+    ("trust", trust),
     ("serving", serving),
     ("backbones", backbones),
     ("rows", rows),
     ("reports", reports),
     ("playground", playground),
+    ("shell", completion),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for a refusal, 2 for wrong arguments."""
-    wait_shortly()
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status, see docs/command-line.md."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    return run_program(partial(_run, typed))
+
+
+def _run(typed: list[str]) -> int:
+    chosen = next((word for word in typed if not word.startswith("-")), None)
+    options = parser(chosen).parse_args(typed)
+    options.typed, options.whole_parser = typed, partial(parser, whole=True)
+    progress.be_quiet(getattr(options, "quiet", False))
     run: Run = options.run
-    try:
-        return run(options)
-    except AdaptersHubError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # such as `adapters-hub list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(chosen: str | None = None, *, whole: bool = False) -> argparse.ArgumentParser:
+    """The parser of all commands; the many flags of some only for the ``chosen`` one, or ``whole``.
+
+    Making those of the training commands takes longer than most other commands take to run.
+    """
+    top = argparse.ArgumentParser(
         prog="adapters-hub",
-        usage="%(prog)s [-h] [--version] COMMAND ...",
-        description=__doc__,
+        usage="%(prog)s [-h] [--version] [--quiet] COMMAND ...",
+        description="LoRA adapters for languages and domains over one frozen backbone: train them, "
+        "add them up, measure and share them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--library", help="folder of adapters [$ADAPTERS_HUB_LIBRARY, ./adapters]")
-    commands = parser.add_subparsers(
+    for one in (top, shared):
+        one.add_argument(
+            "--quiet",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="no progress, no warnings: only results and errors",
+        )
+    commands = top.add_subparsers(
         dest="command",
         prog="adapters-hub",
         required=True,
@@ -78,16 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         *,
         add_help: bool = True,
         formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+        fill: Callable[[argparse.ArgumentParser], None] | None = None,
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
+            help=help,
             description=help,
-            parents=[shared],
+            parents=[] if fill else [shared],
             add_help=add_help,
             formatter_class=formatter_class,
         )
+        if fill and (whole or chosen == name):
+            fill(sub)
         sub.set_defaults(run=run)
-        declared.append(f"  {name:<10}{help}")
+        declared.append(f"  {name:<11}{help}")
         return sub
 
     texts = []
@@ -96,5 +116,5 @@ def _parser() -> argparse.ArgumentParser:
         group.declare(command)
         texts.append("\n".join((f"{title}:", *declared)))
     texts.append("adapters-hub COMMAND --help shows the arguments of one.")
-    parser.epilog = "\n\n".join(texts)
-    return parser
+    top.epilog = "\n\n".join(texts)
+    return top

@@ -1,8 +1,10 @@
 """Commands about backbones: advise."""
 
 import argparse
+import json
+from dataclasses import asdict
 
-from adapters_hub.cli.base import DeclareCommand, columns_of, declare_columns
+from adapters_hub.cli.base import DeclareCommand, columns_of, declare_columns, declare_json
 
 
 def declare(command: DeclareCommand) -> None:
@@ -17,6 +19,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--batch-size", type=int, default=16, help="rows of a training step [16]")
     sub.add_argument("--max-length", type=int, default=256, help="tokens of a row at most [256]")
     sub.add_argument("--rank", type=int, default=8, help="of the adapter that is trained [8]")
+    declare_json(sub)
 
 
 def _advise(options: argparse.Namespace) -> int:
@@ -35,6 +38,10 @@ def _advise(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         rank=options.rank,
     )
+    if options.json:
+        for one in measured:  # the recommended one first
+            print(json.dumps(asdict(one), ensure_ascii=False))
+        return 0
     for one in measured:
         print(f"\n{one.backbone} ({one.kind})\n\n{one.table()}")
     print(f"\n{recommendation(measured)}")

@@ -1,10 +1,12 @@
 """What every group of commands shares: how one is declared, and the model that its options name."""
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from adapters_hub.errors import BlendError
+from adapters_hub.errors import BlendError, NotFoundError
 from adapters_hub.library.library import Library
 
 if TYPE_CHECKING:
@@ -25,8 +27,12 @@ class DeclareCommand(Protocol):
         *,
         add_help: bool = True,
         formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+        fill: Callable[[argparse.ArgumentParser], None] | None = None,
     ) -> argparse.ArgumentParser:
-        """The parser to add the command's arguments to."""
+        """The parser to add the command's arguments to.
+
+        ``fill`` adds all of them, where there are too many to be made for every other command.
+        """
 
 
 def load_model(
@@ -44,6 +50,27 @@ def load_model(
     if info.backbone is None:
         raise BlendError(f"{first!r} names no backbone: give --backbone")
     return load_backbone(info.backbone, library=library, revision=info.revision)
+
+
+def place_of(adapter: str, library: str | None) -> Path:
+    """Where an adapter of the library's, a folder or a lone file lies; `NotFoundError`."""
+    there = Library(library)
+    if adapter in there.names():
+        return there.folder.place(adapter)
+    if Path(adapter).exists():
+        return Path(adapter)
+    there.get(adapter)  # raises, with the nearest names
+    raise NotFoundError(f"no adapter {adapter!r}")
+
+
+def declare_json(sub: argparse.ArgumentParser) -> None:
+    """The flag that asks for a command's result as JSON."""
+    sub.add_argument("--json", action="store_true", help="the result as one line of JSON")
+
+
+def show(options: argparse.Namespace, text: str, **result: object) -> None:
+    """A command's result on stdout: as text, or with ``--json`` as one line of JSON."""
+    print(json.dumps(result, ensure_ascii=False) if options.json else text)
 
 
 def declare_columns(sub: argparse.ArgumentParser) -> None:

@@ -1,11 +1,20 @@
 """Commands on blends: compose, compare, fit. Torch comes in when one of them runs."""
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters_hub.cli.base import DeclareCommand, columns_of, declare_columns, load_model
+from adapters_hub.cli.base import (
+    DeclareCommand,
+    columns_of,
+    declare_columns,
+    declare_json,
+    load_model,
+    show,
+)
 from adapters_hub.errors import SettingsError
 from adapters_hub.library.library import Library
 
@@ -44,13 +53,20 @@ def declare(command: DeclareCommand) -> None:
         sub.add_argument(f"--{flag}", type=kind, help="of the methods that name it below")
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
     sub.add_argument("--name", help="the new adapter's name [a blend file's, else its terms']")
+    declare_json(sub)
 
     sub = command("compare", _compare, "two adapters side by side, before they are composed")
     sub.add_argument("first", help='an adapter, such as de, or "0.5*de"')
     sub.add_argument("second")
     sub.add_argument("--texts", help="file of sentences, to measure the interference on")
     declare_columns(sub)
-    sub.add_argument("--json", help="file to write the report to")
+    sub.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="the report as JSON, to a file or stdout",
+    )
     sub.add_argument("--plot", help="file to draw the profile by depth into, .png or .svg")
     sub.add_argument("--backbone", help="run it, too [for --texts the one the first names]")
 
@@ -82,6 +98,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--max-length", type=int, default=256, help="tokens of a row")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--backbone", help="default: the one the blend's first adapter names")
+    declare_json(sub)
 
 
 class _ComposeHelp(argparse.Action):
@@ -115,9 +132,9 @@ def _compose(options: argparse.Namespace) -> int:
         blend = Blend.parse(options.blend)
         model = load_model(options, *blend.terms[:1])
     folder = model.export(blend, options.output, method=options.method, name=options.name, **given)
-    print(f"wrote {folder}")
-    if options.energy is not None:
-        print(read_adapter(folder).info.description)
+    said = read_adapter(folder).info.description or ""
+    text = f"wrote {folder}" + (f"\n{said}" if options.energy is not None else "")
+    show(options, text, written=[str(folder)], description=said)
     return 0
 
 
@@ -133,11 +150,15 @@ def _compare(options: argparse.Namespace) -> int:
     if texts is not None or options.backbone:
         source = load_model(options, one_term(options.first).terms[0])
     report = look.compare(source, options.first, options.second, texts)
-    print(f"{look.describe(report)}\n\n{look.verdict(report)}")
-    if options.json:
-        print(f"wrote {report.write(options.json)}")
+    if options.json == "-":
+        print(json.dumps(report.to_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        print(f"{look.describe(report)}\n\n{look.verdict(report)}")
+        if options.json:
+            print(f"wrote {report.write(options.json)}")
     if options.plot:
-        print(f"wrote {look.plot(report, options.plot)}")
+        plot = look.plot(report, options.plot)
+        print(f"wrote {plot}", file=sys.stderr if options.json == "-" else sys.stdout)
     return 0
 
 
@@ -179,13 +200,21 @@ def _fit(options: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in _FIT},
     )
     path = fitted.file.write(options.output)
+    lines = []
     for name, weight in fitted.weights.items():
         each = weight if isinstance(weight, tuple) else (weight,)
-        print(f"{name}\t{' '.join(f'{value:.3f}' for value in each)}")
+        lines.append(f"{name}\t{' '.join(f'{value:.3f}' for value in each)}")
     for split, scores in fitted.before.items():
         for metric, value in scores.items():
-            print(f"{split}\t{metric}\t{value:.4f} -> {fitted.after[split][metric]:.4f}")
-    print(f"wrote {path}")
+            lines.append(f"{split}\t{metric}\t{value:.4f} -> {fitted.after[split][metric]:.4f}")
+    show(
+        options,
+        "\n".join([*lines, f"wrote {path}"]),
+        written=[str(path)],
+        weights=fitted.weights,
+        before=fitted.before,
+        after=fitted.after,
+    )
     return 0
 
 
@@ -203,5 +232,10 @@ def _store(
     language, other = wanted.terms
     measured = measure_pair(model, language, other, task, task.prepare(rows, {}, task))
     info = model.library.keep_pair_weight(other, language, measured)
-    print(f"{language} beside {other}: {measured}\nwrote {info.path}")
+    show(
+        options,
+        f"{language} beside {other}: {measured}\nwrote {info.path}",
+        written=[info.path],
+        weight=measured.weight,
+    )
     return 0

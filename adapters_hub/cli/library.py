@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 
-from adapters_hub.cli.base import DeclareCommand
+from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, show
+from adapters_hub.errors import NotFoundError, SignatureError
+from adapters_hub.library import lookup
 from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
 from adapters_hub.library.library import Library
 
@@ -23,6 +25,7 @@ def declare(command: DeclareCommand) -> None:
 
     sub = command("resolve", _resolve, "the adapter for a language, or the closest there is")
     sub.add_argument("language")
+    declare_json(sub)
 
     sub = command("add", _add, "copy a PEFT LoRA folder, or a lone .safetensors, into the library")
     sub.add_argument("source")
@@ -32,26 +35,33 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--labels", nargs="+", help="label names, in the order of the logits")
     sub.add_argument("--problem-type", choices=PROBLEM_TYPES, help="of a classification head")
     sub.add_argument("--replace", action="store_true", help="replace one of the same name")
+    declare_json(sub)
 
     sub = command("remove", _remove, "delete an adapter")
     sub.add_argument("name")
 
-    sub = command("verify", _verify, "check files against their stored hashes")
-    sub.add_argument("names", nargs="*", help="all, if none is given")
+    sub = command("verify", _verify, "check files against their stored hashes, or their signatures")
+    sub.add_argument("names", nargs="*", help="all, if none is given; with --key folders, too")
+    sub.add_argument(
+        "--key", nargs="+", action="extend", metavar="PUBLIC_KEY", help="one of which signed them"
+    )
 
 
 def _list(options: argparse.Namespace) -> int:
     library = Library(options.library)
     infos = library.list(options.language, options.domain)
+    if not infos:
+        why = "there is no such folder"
+        if library.root.is_dir():
+            why = lookup.nothing_fits(options.language, options.domain, library.list())
+        print(f"no adapters to show in {library.root}: {why}", file=sys.stderr)
+        return 0
     if options.json:
         for info in infos:
             print(json.dumps(info.to_json(), ensure_ascii=False))
         return 0
     rows = [_COLUMNS, *([_cell(info, column) for column in _COLUMNS] for info in infos)]
     wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    if not infos:
-        why = "none fits" if library.root.is_dir() else "there is no such folder"
-        print(f"no adapters to show in {library.root}: {why}", file=sys.stderr)
     for row in rows:
         print("  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip())
     return 0
@@ -65,7 +75,14 @@ def _show(options: argparse.Namespace) -> int:
 
 def _resolve(options: argparse.Namespace) -> int:
     resolution = Library(options.library).resolve(options.language)
-    print(f"{resolution.info.name}\t{resolution.distance}\t{resolution.reason}")
+    show(
+        options,
+        f"{resolution.info.name}\t{resolution.distance}\t{resolution.reason}",
+        name=resolution.info.name,
+        language=resolution.wanted,
+        distance=resolution.distance,
+        reason=resolution.reason,
+    )
     return 0
 
 
@@ -82,7 +99,7 @@ def _add(options: argparse.Namespace) -> int:
         license=options.license,
         replace_existing=options.replace,
     )
-    print(f"added {info.name} as {info.path}")
+    show(options, f"added {info.name} as {info.path}", name=info.name, written=[info.path])
     return 0
 
 
@@ -94,11 +111,29 @@ def _remove(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     library = Library(options.library)
+    if options.key:
+        return _verify_signed(options, library)
     bad = 0
     for name in options.names or library.names():
         problems = library.verify(name)
         print(f"{name}: {'; '.join(problems) or 'as it was written'}")
         bad += bool(problems)
+    return 1 if bad else 0
+
+
+def _verify_signed(options: argparse.Namespace, library: Library) -> int:
+    from adapters_hub.sharing.signing import verify
+
+    bad = 0
+    for name in options.names or library.names():
+        try:
+            found = verify(place_of(name, options.library), options.key)
+        except (SignatureError, NotFoundError) as error:
+            print(f"{name}: {error}")
+            bad += 1
+            continue
+        print(found)
+        bad += bool(found.difference)
     return 1 if bad else 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from adapters_hub.cli.base import DeclareCommand, load_model
+from adapters_hub.cli.base import DeclareCommand, declare_json, load_model, show
 from adapters_hub.cli.blends import OPTIONS
 from adapters_hub.errors import AdapterFileError
 
@@ -30,6 +30,7 @@ def declare(command: DeclareCommand) -> None:
         help="read what was written, as the engine does, and compare it with the blend",
     )
     sub.add_argument("--texts", help="file of texts to verify on, one a line [three sentences]")
+    declare_json(sub)
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -47,11 +48,13 @@ def _export(options: argparse.Namespace) -> int:
     given = {key: value for key in OPTIONS if (value := getattr(options, key, None)) is not None}
     source = Source(model, blend, options.method, given, options.name, options.dtype, options.base)
     written = write_for(options.engine, source, Path(options.output))
-    print(f"wrote {written.folder}\n{written.hint}")
+    text = f"wrote {written.folder}\n{written.hint}"
+    result: dict[str, object] = {"written": [str(written.folder)], "hint": written.hint}
     if not options.verify:
+        show(options, text, **result)
         return 0
     check = check_written(options.engine, source, written.folder, texts)
-    print(check)
+    show(options, f"{text}\n{check}", **result, agrees=check.agrees, check=str(check))
     if not check.agrees:
         raise AdapterFileError(f"{written.folder} is not {options.blend!r}: {check}")
     return 0

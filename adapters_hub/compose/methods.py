@@ -38,6 +38,7 @@ from adapters_hub.compose.entrywise import (
     trim,
 )
 from adapters_hub.errors import SettingsError
+from adapters_hub.progress import over
 
 Factors = tuple[Tensor, Tensor]
 Method = Callable[..., Factors]
@@ -346,7 +347,8 @@ def compose_sites(
     apply, places = _prepared(method, options), locate([*pieces, *sites])
     made: dict[str, Factors] = {}
     at_once = method in _AT_ONCE and all(options.get(name) is None for name in _APART)
-    for group in _alike(pieces) if at_once else [[site] for site in pieces]:
+    groups = _alike(pieces) if at_once else [[site] for site in pieces]
+    for group in over(groups, "composing", "groups of layers"):
         place, first = places[group[0]], pieces[group[0]]
         if len(group) == 1:
             made[group[0]] = apply(first, place)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.library import languages
+from adapters_hub.library.commands import train_command
 from adapters_hub.metrics.tables import markdown
 from adapters_hub.text.words import split_words
 from adapters_hub.training.settings import Resolved, TrainingSettings
@@ -194,10 +195,10 @@ def recommendation(measured: Sequence[Measured]) -> str:
         lines.append(f"\nrecommended: {best.backbone}, which hardly knows the fewest languages, "
                      "and of those is the fastest to train")  # fmt: skip
     if hardly := best.hardly():
-        objective = "--objective match, " if best.kind == "encoder" else ""
+        objective = ("--objective", "match") if best.kind == "encoder" else ()
         lines.append(
-            f"A language adapter ({objective}lora_language.py) should pay in "
-            f"{', '.join(hardly)}; measure it: recipes/evaluate_matrix.py"
+            f"A language adapter ({train_command('language', *objective)}) should pay in "
+            f"{', '.join(hardly)}; measure it: adapters-hub evaluate"
         )
     else:
         lines.append("No language stands out; a domain adapter alone may be all that is needed.")

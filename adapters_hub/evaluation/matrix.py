@@ -28,6 +28,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -54,11 +55,15 @@ from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.languages import canonical
 from adapters_hub.metrics.bootstrap import Resampled
+from adapters_hub.progress import bar
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.base import Example
 from adapters_hub.training.pair_weights import best_weight
 from adapters_hub.training.run import Experiment
 from adapters_hub.training.settings import WITHOUT_PENALTIES, Resolved
+
+if TYPE_CHECKING:
+    from tqdm.std import tqdm
 
 _CALIBRATION = 8  # dev texts that interference is measured on
 _FREE = {"results", "resume", "run_folder", "tracker", "threads", "cpu", "replace", "accumulation",
@@ -96,7 +101,9 @@ class Cell:
 class Matrix:
     """A run over all cells of an experiment's data; several processes share every cell's work."""
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(
+        self, resolved: Resolved, *, command: str | None = None, quiet: bool = False
+    ) -> None:
         settings = resolved.settings
         if not isinstance(settings, MatrixSettings):
             raise TypeError(f"a matrix has MatrixSettings, not {type(settings).__name__}")
@@ -104,7 +111,9 @@ class Matrix:
         if unknown := {*settings.methods} - {*known}:
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(known)}")
         self.source = canonical(settings.source)
-        self.experiment = experiment = Experiment(resolved, trained=[self.source])
+        self.experiment = experiment = Experiment(
+            resolved, trained=[self.source], command=command, quiet=quiet
+        )
         assert isinstance(experiment.settings, MatrixSettings)
         self.settings = experiment.settings  # with the launcher's precision
         self.task, self.model = experiment.task, experiment.model
@@ -126,6 +135,22 @@ class Matrix:
         self.experiment.print(
             f"{len(self.cells)} cells, {len(self.todo)} to do; kept in {self.results}\n"
         )
+        shown = self.experiment.accelerator.is_main_process and bool(self.todo)
+        with bar(len(self.todo), "cells", "cells", show=shown) as done:
+            try:
+                self._run(done)
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(
+                    f"{stop or 'interrupted'}; the cells that are done are kept in {self.results}, "
+                    "the same command goes on after them"
+                ) from None
+        if self.experiment.accelerator.is_main_process:
+            settings, cells = self.settings, read_cells(self.results)
+            keep_results(self.results, cells, settings.data, settings.benchmark)
+        self.experiment.accelerator.wait_for_everyone()
+
+    def _run(self, done: "tqdm[NoReturn]") -> None:
+        """A domain after the other, each cell written when it is measured."""
         for domain in dict.fromkeys(cell.domain for cell in self.todo):
             trained = [self._trained(domain, seed) for seed in self.seeds]
             for cell in self.todo:
@@ -134,13 +159,10 @@ class Matrix:
                     if self.experiment.accelerator.is_main_process:
                         _write(self.results / cell.file, result)
                     self.experiment.print(f"{cell.word} {cell.language}: {_line(result)}")
+                    done.update()
             for names in trained:
                 for name in names.values():
                     self.model.drop(name)
-        if self.experiment.accelerator.is_main_process:
-            settings, cells = self.settings, read_cells(self.results)
-            keep_results(self.results, cells, settings.data, settings.benchmark)
-        self.experiment.accelerator.wait_for_everyone()
 
     # ── what is trained ──────────────────────────────────────────────────────────────────────
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.data.batches import by_length, check_batch_size
 from adapters_hub.errors import SettingsError
+from adapters_hub.progress import over
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.pooling import embedding_of, unit_vectors
 from adapters_hub.text.tokenising import NO_LIMIT, encode_texts
@@ -54,7 +54,7 @@ def embed(
     vectors = torch.empty(len(texts), backbone.width, device=backbone.device)
     batches = by_length([len(ids) for ids in encoded], batch_size)
     batches.reverse()  # the longest first: if they do not fit into memory, that shows at once
-    for rows in tqdm(batches, desc="embedding", unit="batch", disable=not progress):
+    for rows in over(batches, "embedding", "batches", show=progress):
         inputs = padded([encoded[row] for row in rows], backbone)
         with model.bank.using(model.plan([blends[row] for row in rows])):
             vectors[rows] = unit_vectors(model, inputs, [poolings[row] for row in rows])

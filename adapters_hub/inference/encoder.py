@@ -4,6 +4,8 @@ Knows the names and defaults that sentence-transformers, its evaluators, MTEB an
 does not import them.
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self

@@ -12,6 +12,7 @@ import torch
 from adapters_hub.data.batches import by_length
 from adapters_hub.data.rows import Row
 from adapters_hub.library.blend import Blend
+from adapters_hub.progress import over
 from adapters_hub.runtime.core import Runtime
 from adapters_hub.tasks.base import Example, Record, Target, Task
 from adapters_hub.tasks.features import Features
@@ -46,7 +47,8 @@ def collect_records(
     numbered: list[tuple[int, Record]] = []
     shards = model.backbone.shards
     batches = by_length(lengths, batch_size, process, processes, even=shards is not None)
-    for place, numbers in enumerate(batches):
+    shown = over(batches, "measuring", "batches", show=process == 0)
+    for place, numbers in enumerate(shown):
         chosen = [examples[number] for number in numbers]
         blends = [blend_of(row) for example in chosen for row in task.rows(example.row)]
         heads = model.heads(blends) if task.needs_head() else []

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from adapters_hub.backbone.padding import padded
 from adapters_hub.compose.core_space import Piece
@@ -21,13 +20,14 @@ from adapters_hub.compose.methods import locate
 from adapters_hub.data.reading import read_data
 from adapters_hub.errors import BackboneMismatchError, BlendError, DataError, SettingsError
 from adapters_hub.interpretability.geometry import Measures, SitePair, compare_site, moved
-from adapters_hub.library.adapter_file import AdapterInfo, read_adapter
+from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.json_fields import Fields, as_count, as_number, as_text, dict_of
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
 from adapters_hub.metrics.tables import table
+from adapters_hub.progress import over
 from adapters_hub.runtime.core import Runtime, Weights
 from adapters_hub.runtime.tensors import read_factors
 from adapters_hub.text.tokenising import encode_texts
@@ -171,7 +171,7 @@ def _from_library(library: Library, blends: Sequence[Blend]) -> tuple[list[str],
     names, deltas = [], []
     for blend, info in zip(blends, infos, strict=True):
         weight = blend.weights[0][1]
-        files = read_adapter(Path(info.path or ""), info.name)
+        files = library.open(info)
         names.append(str(Blend(((info.name, weight),))))
         deltas.append(
             {
@@ -260,7 +260,7 @@ def interference(
         for site in sums
     ]
     try:
-        for ids in tqdm(encoded, desc="interference", unit="text", disable=None):
+        for ids in over(encoded, "interference", "texts"):
             batch = padded([ids], backbone)
             if backbone.kind == "encoder-decoder":
                 batch["decoder_input_ids"] = batch["input_ids"]

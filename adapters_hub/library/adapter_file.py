@@ -23,6 +23,7 @@ from adapters_hub.library.json_fields import (
     as_number,
     as_text,
     dict_of,
+    read_json,
     tuple_of,
 )
 from adapters_hub.library.origin import Origin
@@ -53,6 +54,7 @@ _REFUSED = {
     "use_dora": "DoRA rescales the merged weight by its norm, so its delta is not additive and "
     "cannot be summed or mixed; train a plain LoRA (use_dora=False)",
     "use_qalora": "QA-LoRA pools its input before A, which is not a plain LoRA",
+    "enable_lora": "LoRA on parts of a layer (PEFT before 0.3) is not a plain LoRA",
     "lora_bias": "a bias on lora_B is not a plain LoRA",
     "layer_replication": "layer replication changes the backbone itself",
     "trainable_token_indices": "trained token embeddings are not a plain LoRA",
@@ -235,7 +237,7 @@ def read_adapter(path: str | Path, name: str | None = None) -> AdapterFiles:
     weights = _weights_file(path)
     header = tensorfile.read_header(weights)
     ours = _metadata(header, weights)
-    stored = ours.get("lora") if path.is_file() else _config(path / CONFIG_FILE)
+    stored = ours.get("lora") if path.is_file() else read_config(path / CONFIG_FILE)
     if not isinstance(stored, dict):
         raise AdapterFileError(
             f"{path}: a lone file needs the metadata this library writes into its header, and it "
@@ -417,9 +419,10 @@ def _weights_file(path: Path) -> Path:
     raise AdapterFileError(f"{path}: no {WEIGHTS_FILE} (there: {', '.join(present) or 'nothing'})")
 
 
-def _config(path: Path) -> dict[str, object]:
+def read_config(path: Path) -> dict[str, object]:
+    """PEFT's configuration, any of it; raises `AdapterFileError` for what is no JSON object."""
     try:
-        config = _json(tensorfile.read_small(path, _MAX_CONFIG_BYTES).decode())
+        config = read_json(tensorfile.read_small(path, _MAX_CONFIG_BYTES).decode())
     except FileNotFoundError:
         raise AdapterFileError(f"{path}: missing; a PEFT adapter folder has one") from None
     except OSError as error:
@@ -438,7 +441,7 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, object]:
     if raw is None:
         return {}
     try:
-        data = _json(raw)
+        data = read_json(raw)
         if not isinstance(data, dict):
             raise TypeError(f"a JSON {type(data).__name__}, not an object")
         version = data["version"]
@@ -449,13 +452,6 @@ def _metadata(header: tensorfile.Header, weights: Path) -> dict[str, object]:
             f"{weights}: written by a newer version of the format ({version}, this one reads "
             f"{FORMAT_VERSION}); upgrade adapters_hub"
         )
-    return data
-
-
-def _json(raw: str) -> object:
-    """What a JSON text says, if it can be written again: no lone surrogate, not too deep."""
-    data: object = json.loads(raw)
-    json.dumps(data, ensure_ascii=False, indent=2).encode()
     return data
 
 

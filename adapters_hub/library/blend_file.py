@@ -30,6 +30,7 @@ from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import NAME
 from adapters_hub.library.fingerprint import belongs
+from adapters_hub.library.json_fields import check_count
 from adapters_hub.library.layers import layer_of
 
 FORMAT = "adapters_hub.blend"
@@ -111,6 +112,7 @@ class BlendFile:
         path = Path(path)
         try:
             raw = tensorfile.read_small(path, _MAX_BYTES).decode("utf-8")
+            check_count(raw, letters=8)  # as weights do
             data = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
         except AdaptersHubError as error:
             raise BlendFileError(str(error)) from None

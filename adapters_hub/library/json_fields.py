@@ -1,15 +1,62 @@
-"""Fields of a JSON object, each read as what it must be.
+"""JSON of strangers: read within bounds, and its fields, each as what it must be.
 
 A field that is something else is a `TypeError` that names it; who reads a file says which one.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
 _Read = Callable[[object], _Value]
 
+MAX_DEPTH = 40
+"""The deepest nesting of a sound file's JSON is a quarter of this."""
+
+_SPARE = 40_000  # values, of a hundred bytes each in memory
+_MAX_OTHER = 1_000_000  # letters of a text with others than ASCII's, four bytes each in memory
 _MOST = 1e300  # what is written in digits may be more than a float holds
+
+
+def check_count(text: str, letters: int = 32) -> None:
+    """Raise `ValueError` for a JSON text of more values than a sound file's, before it is parsed.
+
+    Beyond some thousands, values have so many ``letters`` each, as names of modules do. So the
+    memory they take is a few times the file's, however the text is made up.
+    """
+    values = sum(map(text.count, "[,:")) + 3 * text.count("{")
+    if values > _SPARE + len(text) // letters:
+        raise ValueError(f"{values} values in {len(text)} letters")
+    if len(text) > _MAX_OTHER and not text.isascii():
+        raise ValueError(f"more than {_MAX_OTHER} letters, not all of them ASCII")
+
+
+def read_json(text: str) -> object:
+    """What a JSON text says, if it can be written again.
+
+    Raises `ValueError` for what is no JSON, has too many values, is nested too deep, or holds a
+    lone surrogate; `RecursionError`.
+    """
+    check_count(text)
+    data: object = json.loads(text)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(data)
+    json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def _check_depth(data: object) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inside: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                inside.extend(value.values())
+            elif isinstance(value, list):
+                inside.extend(value)
+        level = inside
+    if any(isinstance(value, dict | list) for value in level):
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 class Fields:

@@ -21,6 +21,7 @@ from adapters_hub.errors import (
     LibraryError,
     NotFoundError,
     SettingsError,
+    SignatureError,
 )
 from adapters_hub.library import languages, lookup, paths
 from adapters_hub.library import safetensors_file as tensorfile
@@ -52,6 +53,9 @@ from adapters_hub.library.lookup import Resolution
 from adapters_hub.library.origin import Origin
 from adapters_hub.library.pair_weight import PairWeight
 from adapters_hub.library.remote.address import is_remote
+from adapters_hub.library.signatures import is_signed
+from adapters_hub.library.signed_copy import copy_signed
+from adapters_hub.library.trust import Gate
 from adapters_hub.library.writing import write_adapter
 
 log = logging.getLogger(__name__)
@@ -77,6 +81,7 @@ class Library(Exchange):
         self.folder = LibraryFolder(root)
         self.bundled = paths.is_bundled(root, by_default=self._default)
         self._index = Index(root)
+        self._gate = Gate(root)
         if root.exists() and not root.is_dir():
             raise LibraryError(f"{root} is a file, not a folder of adapters")
 
@@ -144,8 +149,20 @@ class Library(Exchange):
         return infos[name]
 
     def read(self, name: str) -> AdapterFiles:
-        """The adapter's checked files, for the code that loads the numbers."""
-        return read_adapter(Path(self.get(name).path or ""), name)
+        """The adapter's checked files, for the code that loads the numbers; as `open`."""
+        return self.open(self.get(name))
+
+    def open(self, info: AdapterInfo) -> AdapterFiles:
+        """The checked files of an adapter of the list: every load of one comes through here.
+
+        Raises `AdapterFileError` if they are damaged, and `SignatureError` if they are not signed
+        as the library's ``trust.yaml`` demands (see `trust`).
+        """
+        folder = self.folder.place(info.name)
+        self._gate.check(info.name, folder)
+        files = read_adapter(folder, info.name)
+        self._gate.unchanged(info.name, folder)
+        return files
 
     def resolve(self, language: str, max_distance: int = languages.MAX_DISTANCE) -> Resolution:
         """The language adapter for a language: the exact one, else the closest one there is.
@@ -190,11 +207,14 @@ class Library(Exchange):
     def verify(self, name: str) -> _Lines:
         """What is wrong with an adapter, a line each; empty if its files are as written."""
         folder = self.folder.place(name)
+        problems = []
         try:
             files = read_adapter(folder, name)
+            self._gate.check(name, folder)
+        except SignatureError as error:
+            problems.append(str(error))
         except AdaptersHubError as error:
             return [str(error)]
-        problems = []
         actual, bad = tensorfile.inspect(files.weights, files.header)
         if files.info.hash is None:
             problems.append("no content hash was stored")
@@ -235,8 +255,17 @@ class Library(Exchange):
         source's name. ``backbone`` (a folder or ``starter``) stores that backbone's fingerprint.
         ``origin`` is what `pull` says of where the files are from.
         The files are checked, down to NaN, before anything is written; the library holds the old
-        state or the new one, never between.
+        state or the new one, never between. Where ``trust.yaml`` demands a signature, the folder
+        is copied as it is, signature included, and nothing but its name may be given.
         """
+        asked = {
+            key: value
+            for key, value in (
+                ("language", language), ("domain", domain), ("task", task), ("labels", labels),
+                ("problem_type", problem_type), ("backbone", backbone), ("license", license),
+            )
+            if value is not None
+        }  # fmt: skip
         if problem_type not in (None, *PROBLEM_TYPES):
             raise SettingsError(
                 f"problem_type={problem_type!r}: choose one of {', '.join(PROBLEM_TYPES)}"
@@ -282,7 +311,21 @@ class Library(Exchange):
         warn_of_tokenizer(Path(source))
         self._leave_bundled()
         with self.folder.locked():
-            self._publish(files, info, replace_existing)
+            if (keys := self._gate.keys(info.name)) is None:
+                if is_signed(Path(source)):
+                    log.warning(
+                        "%s: added without its signature, for its files are written anew", source
+                    )
+                self._publish(files, info, replace_existing)
+            else:
+                if asked:
+                    raise SettingsError(
+                        f"{source}: {', '.join(asked)} would change files that are signed, as this "
+                        "library demands; say it before they are signed"
+                    )
+                with self.folder.staging() as stage:
+                    copy_signed(Path(source), stage, keys)
+                    self.folder.publish(stage, info.name, replace_existing)
         return self.get(info.name)
 
     def keep_pair_weight(self, name: str, language: str, measured: PairWeight) -> AdapterInfo:
@@ -291,6 +334,7 @@ class Library(Exchange):
         ``language`` is the language adapter's name. Loading by language and domain uses it.
         """
         self._leave_bundled()
+        self._gate.refuse_change(name, "a copy with another weight")
         with self.folder.locked():  # so that nobody replaces it between reading and writing
             files, info = self.read(name), self.get(name)
             pairs = {**info.pair_weights, self.get(language).name: measured}
@@ -312,8 +356,13 @@ class Library(Exchange):
         with self.folder.locked():
             self.folder.discard(name)
 
-    def check_writable(self) -> None:
-        """Raise `LibraryError` now for a library that `add` could not put anything into."""
+    def check_writable(self, name: str | None = None) -> None:
+        """Raise now for a library that `add` could not put anything into, or nothing of this name.
+
+        `LibraryError`, or `SignatureError` where it would have to be signed.
+        """
+        if name is not None:
+            self._gate.refuse_change(name, "what is trained")
         if self.bundled and not self._default:
             raise LibraryError(_BUNDLED.format(self.root))
         paths.check_writable(Path("adapters") if self.bundled else self.root)

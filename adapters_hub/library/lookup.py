@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapters_hub.errors import AmbiguousTermError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.commands import train_command
 from adapters_hub.library.fingerprint import belongs
 
 log = logging.getLogger(__name__)
@@ -113,13 +114,32 @@ def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0
     if kind == "lang" or (not kind and languages.is_language(value)):
         tag = languages.canonical(value)
         value += "" if tag == value else f" ({tag})"
-        recipe = f"lora_language.py --language {tag}"
+        train = train_command("language", "--language", tag, "--data", "FILE")
     else:
-        recipe = f"lora_domain.py --domain {value}"
+        train = train_command("domain", "--domain", value, "--data", "FILE")
     return (
         f'no adapter for "{value}" in {where} (have: {have or "none"}; '
-        f"closest: {', '.join(near) or 'none'}). Train one: accelerate launch recipes/{recipe}"
+        f"closest: {', '.join(near) or 'none'}). Train one: {train}"
     )
+
+
+def nothing_fits(language: str | None, domain: str | None, infos: Sequence[AdapterInfo]) -> str:
+    """Why no adapter is of a language and a domain: what there is of these, and the closest."""
+    reasons = []
+    tags = {info.language for info in infos if info.language}
+    domains = {info.domain for info in infos if info.domain}
+    if language is not None and (tag := languages.canonical(language)) not in tags:
+        near = languages.closest(tag, tags, languages.MAX_DISTANCE)
+        reasons.append(_lacks("language", tag, tags, near[0] if near else "none"))
+    if domain is not None and domain not in domains:
+        like = difflib.get_close_matches(domain, domains, n=3)
+        reasons.append(_lacks("domain", domain, domains, ", ".join(like) or "none"))
+    return "; ".join(reasons) or "none fits"
+
+
+def _lacks(what: str, value: str, there: set[str], closest: str) -> str:
+    some = ", ".join(sorted(there)[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
+    return f'none is of the {what} "{value}" (there are: {some or "none"}; closest: {closest})'
 
 
 def _named(infos: list[AdapterInfo], name: str, kind: str) -> list[AdapterInfo]:

@@ -11,6 +11,8 @@ from adapters_hub.library.results import model_index
 from adapters_hub.library.safetensors_file import read_small
 
 _MAX_BYTES = 1_000_000
+_MAX_FRONT = 200_000  # letters of front matter
+_MAX_SIGNS = 10_000  # of YAML's in it: a second to read, where usual cards have a hundred
 _PROMPT = {"query": "before a query", "document": "before a document", "chat": "chat template"}
 
 
@@ -131,6 +133,8 @@ def read_front_matter(path: Path) -> Mapping[str, object]:
     if not text.startswith("---"):
         return {}
     text = text[3:].split("\n---", 1)[0]
+    if len(text) > _MAX_FRONT or sum(map(text.count, "\n,:[{-?&*")) > _MAX_SIGNS:
+        raise AdapterFileError(f"{path}: its front matter is larger than any sound one")
     try:
         grows = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         front = None if grows else yaml.load(text, Loader=yaml.BaseLoader)  # "no" is Norwegian

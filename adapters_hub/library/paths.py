@@ -38,6 +38,14 @@ def starter_folder() -> Path:
     return _PACKAGE / STARTER
 
 
+def sample_folder(name: str) -> Path:
+    """Sample text that ships: inside the package in a wheel, among the recipes in a checkout."""
+    inside = _PACKAGE / "samples" / name
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "recipes" / name
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
 def check_writable(root: Path) -> None:
     """Raise `LibraryError` for a folder in which nothing can be put, or that cannot be made."""
     there = next(path for path in (root, *root.absolute().parents) if path.exists())

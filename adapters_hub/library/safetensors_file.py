@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import struct
 from collections.abc import Callable, Hashable, Iterator
@@ -21,6 +22,9 @@ from adapters_hub.errors import AdapterFileError
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
+
+_HEADER_ROOM = 1 << 19  # a header above this is an eighth of its file at most: in those that have
+# tensors it is a thousandth, and one that is read takes up to twenty-six times its size in memory
 
 _ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -117,12 +121,18 @@ def read_header(path: str | Path) -> Header:
             raise AdapterFileError(
                 f"{path}: the header claims {length} bytes (limit {MAX_HEADER_BYTES}): not safetensors"
             )
+        if length > _HEADER_ROOM + size // 8 and 8 + length <= size:
+            raise AdapterFileError(
+                f"{path}: a header of {length} bytes in a file of {size}: it is not for its tensors"
+            )
         if 8 + length > size:
             raise AdapterFileError(
                 f"{path}: truncated: the header needs {8 + length} bytes, the file has {size}"
             )
         raw = file.read(length)
     try:
+        if sum(map(raw.count, (b"{", b"[", b","))) > length // 4 + 1000:
+            raise ValueError("more values than tensors need")
         metadata, rest = _split(raw.decode("utf-8"))
         layout = (_layout if len(rest) <= _MAX_KEPT else _layout.__wrapped__)(rest)
         if not all(isinstance(text, str) for text in metadata.values()):
@@ -187,6 +197,21 @@ def copy(
     return numbers.hash
 
 
+def rename(source: str | Path, header: Header, target: str | Path, names: dict[str, str]) -> None:
+    """Copy a safetensors file with other names of its tensors, old → new; metadata stay.
+
+    Raises `AdapterFileError` if the file is not the one the header was read from any more.
+    """
+    tensors = {names[name]: entry for name, entry in header.tensors.items()}
+    renamed = Header(Layout(tensors, header.layout.size), header.metadata, 0)
+    with open_regular(source) as old, open(target, "xb") as new:
+        if _state_of(old) != header.file:
+            raise AdapterFileError(f"{source}: changed while it was read; add it again")
+        new.write(_head(renamed, header.metadata))
+        old.seek(header.data_start)
+        shutil.copyfileobj(old, new, _CHUNK)
+
+
 def content_hash(path: str | Path, header: Header) -> str:
     """SHA-256 over names, dtypes, shapes and bytes in order of name; metadata do not count."""
     return inspect(path, header)[0]
@@ -199,6 +224,19 @@ def inspect(path: str | Path, header: Header) -> tuple[str, str | None]:
         for name, entry, chunk, _ in _read(file, header):
             numbers.take(name, entry, chunk)
     return numbers.hash, numbers.bad
+
+
+def digests(path: str | Path, header: Header) -> dict[str, str]:
+    """SHA-256 of every tensor's dtype, shape and bytes, by name."""
+    found: dict[str, str] = {}
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        for name, entry, chunk, _ in _read(file, header):
+            if name not in found:
+                digest = hashlib.sha256(json.dumps([entry.dtype, list(entry.shape)]).encode())
+            digest.update(chunk)
+            found[name] = digest.hexdigest()
+    return found
 
 
 class _Numbers:

@@ -16,6 +16,7 @@ from adapters_hub.library.adapter_file import (
     metadata,
     plain_config,
 )
+from adapters_hub.library.card_usage import usage
 
 
 def write_adapter(files: AdapterFiles, info: AdapterInfo, folder: Path) -> None:
@@ -32,7 +33,8 @@ def write_adapter(files: AdapterFiles, info: AdapterInfo, folder: Path) -> None:
         lambda content: metadata(replace(info, hash=content), config),
     )
     _write(folder / CONFIG_FILE, json.dumps(plain_config(config), indent=2) + "\n")
-    _write(folder / CARD_FILE, card.write_card(replace(info, rank=files.info.rank)))
+    shown = replace(info, rank=files.info.rank)
+    _write(folder / CARD_FILE, card.write_card(shown) + usage(shown, config))
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,6 +4,8 @@ Knows how a term becomes a resident adapter and a call becomes a plan. The arith
 what a task's outputs mean is the task's.
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from adapters_hub.compose.core_space import Piece
 from adapters_hub.errors import BackboneError, HeadError, NotFoundError, SettingsError
 from adapters_hub.library.blend import Blend, BlendLike
 from adapters_hub.library.blend_file import BlendFile
+from adapters_hub.library.commands import train_command
 from adapters_hub.library.layers import layers_of
 from adapters_hub.library.library import Library
 from adapters_hub.runtime.adapter import Adapter
@@ -48,8 +51,14 @@ class Active(Enum):
 
 ACTIVE: Final = Active.ACTIVE
 Weights = BlendLike | Mapping[str, float]
+"""A blend: one, its text, a mapping of names to weights, or None, the bare backbone."""
+
 Adapters = Active | Weights | Sequence[Weights | Sequence[Weights]]
+"""A blend for all rows, or a list of one a row (of several a row, where rows are of segments)."""
+
 Languages = str | Sequence[str | None] | None
+"""A language for all rows, or a list of one a row."""
+
 BlendsOfRow = Blend | tuple[Blend, ...]
 Heads = list[tuple[dict[str, Tensor], Tensor | None]]
 
@@ -380,8 +389,8 @@ class Runtime:
                 + (
                     f"In {self.library.root} these have one: {listed}; add it to the blend"
                     if headed
-                    else f"None in {self.library.root} has one for this backbone: train "
-                    "one with recipes/lora_domain.py --task classification"
+                    else f"None in {self.library.root} has one for this backbone. Train one: "
+                    + train_command("domain", "--task", "classification", "--data", "FILE")
                 )
             )
         labels = {name: list(adapters[name].info.labels or ()) for name in owners}

@@ -12,14 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Set
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoundError
 from adapters_hub.library import languages, lookup
-from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo, read_adapter
+from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.composition import weight_beside
 from adapters_hub.library.library import Library
@@ -241,7 +240,7 @@ class Residents:
         check = self.backbone.fingerprint if self.check_backbone else None
         for info in self.library.list(fingerprint=check):
             try:
-                files = read_adapter(Path(info.path or ""), info.name)
+                files = self.library.open(info)
             except AdaptersHubError as error:  # gone or damaged since it was listed
                 log.debug("%s: %s", info.name, error)
                 continue
@@ -270,7 +269,7 @@ class Residents:
         with torch.inference_mode(False):  # what stays must serve any later call
             kept, files, data = self._host.get(name, (None, None, None))
             if kept != stamp or files is None or data is None:
-                files = read_adapter(Path(info.path or ""), name)
+                files = self.library.open(info)
                 data = read_tensor_bytes(files, self._pinned)
             adapter = Adapter.load(files, self.backbone, self.check_backbone, data)
         self._stamps[name] = stamp

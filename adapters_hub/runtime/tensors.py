@@ -18,6 +18,7 @@ from adapters_hub.library import adapter_file
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.card_usage import usage
 from adapters_hub.library.model_card import write_card
 
 DTYPES = {
@@ -92,7 +93,8 @@ def write_folder(
             header = adapter_file.metadata(unhashed, config)
             save_file(tensors, stage / adapter_file.WEIGHTS_FILE, header)
             (stage / adapter_file.CONFIG_FILE).write_text(text, encoding="utf-8")
-            (stage / adapter_file.CARD_FILE).write_text(write_card(info), encoding="utf-8")
+            card = write_card(info) + usage(info, config)
+            (stage / adapter_file.CARD_FILE).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise LibraryError(f"cannot write {folder}: {error}") from error
     return folder

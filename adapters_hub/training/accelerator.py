@@ -49,7 +49,8 @@ def make_accelerator(settings: TrainingSettings) -> "Accelerator":
     if started == 1 and "MASTER_PORT" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
         log.warning(
             "accelerate launch --cpu starts one process, whatever --num_processes says; for two: "
-            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu"
+            "accelerate launch --multi_gpu --num_processes 2 RECIPE … --cpu, or "
+            "adapters-hub train … --processes 2"
         )
     return accelerator
 

@@ -9,18 +9,19 @@ on disk. Two ways, in one table:
   weight in [-1.5, 1.5], by a search without derivatives (scipy's COBYQA; the paper's is another).
 """
 
+from __future__ import annotations  # so that help() shows the names of types, not what they are
+
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from adapters_hub.data.batches import plan_batches
 from adapters_hub.data.rows import Row
@@ -29,12 +30,16 @@ from adapters_hub.extras import require
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.blend_file import BlendFile, BlendTerm, Weight
 from adapters_hub.library.layers import layer_of, layers_of
+from adapters_hub.progress import bar
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.core import Heads, Runtime, Weights
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.heads import task_of
 from adapters_hub.tasks.registry import DEFAULT_TASK, task_class
 from adapters_hub.training.mean_loss import loss_and_metrics, mean_loss
+
+if TYPE_CHECKING:
+    from tqdm.std import tqdm
 
 SEARCHES = ("gradient", "lorahub")
 """The ways to find weights."""
@@ -114,10 +119,10 @@ def fit(
         raise SettingsError(f"per='layer': the sites of {model.backbone.name} are in no layers")
     start = torch.tensor([weight for _, weight in wanted.weights])
     start = start[:, None].repeat(1, len(layers) or 1)
-    bar = tqdm(total=steps, desc="fitting", unit="step", disable=not progress)
-    with torch.inference_mode(False), bar, _resident(model, wanted, task, layers) as run:
+    shown = bar(steps, "fitting", "steps", show=progress)
+    with torch.inference_mode(False), shown, _resident(model, wanted, task, layers) as run:
         before = {split: run.scores(start, examples) for split, examples in splits.items()}
-        best = _Best(run, splits["rows"], splits.get("dev", []), l1, bar, start)
+        best = _Best(run, splits["rows"], splits.get("dev", []), l1, shown, start)
         if method == "gradient":
             _by_gradient(best, steps, batch_size, learning_rate, seed)
         else:
@@ -209,7 +214,7 @@ class _Best:
     rows: Sequence[Example]
     dev: Sequence[Example]
     l1: float
-    bar: "tqdm[NoReturn]"
+    bar: tqdm[NoReturn]
     weights: Tensor
     _loss: float | None = None
 

@@ -16,6 +16,7 @@ from typing import cast, overload
 
 import numpy as np
 
+from adapters_hub import progress
 from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.packing import Documents, PackedRows, Packer, write_rows
 from adapters_hub.data.reading import Splits, data_files, stream_data
@@ -169,14 +170,12 @@ def _packed(
     numbers: Mapping[Group, int],
 ) -> Iterator[tuple[int, Documents]]:
     """The packed rows of the groups that have a number, each with that."""
-    from tqdm.auto import tqdm
-
     packers = {number: Packer(task.row_limit(backbone)) for number in numbers.values()}
     total = sum(survey.bytes[group] for group in numbers)
     rows = (
         row for row in survey.train_rows(_stream(settings)) if (row.language, row.domain) in numbers
     )
-    with tqdm(total=total, desc="tokenising", unit="B", unit_scale=True) as bar:
+    with progress.bar(total, "tokenising", "B", scale=True) as bar:
         while chunk := list(itertools.islice(rows, _CHUNK)):
             for example in task.encode(chunk, backbone):
                 number = numbers[example.row.language, example.row.domain]
@@ -193,7 +192,7 @@ def _survey(settings: TrainingSettings) -> Survey:
     with _locked(path):
         if path.exists():
             return Survey.from_json(path.read_text(encoding="utf-8"))
-        survey = Survey.of(_stream(settings))
+        survey = Survey.of(progress.over(_stream(settings), "reading", "rows"))
         with atomic_write(path) as file:
             file.write(survey.to_json().encode())
         return survey

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from adapters_hub import progress
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError, TrainingError
 from adapters_hub.inference.records import collect_records
@@ -133,9 +133,9 @@ def train_adapters(
         if checkpoint and settings.resume:
             done = checkpoint.load(trainees, history, run.scaler, followers)
         started = time.perf_counter()
-        bar = tqdm(
-            total=len(batches), initial=done, desc="training", unit="step",
-            disable=not accelerator.is_main_process,
+        bar = progress.bar(
+            len(batches), "training", "steps", initial=done, at_once=True,
+            show=accelerator.is_main_process,
         )  # fmt: skip
         with interruptible() as interrupted, bar:
             while done < len(batches) and not all(trainee.stopped for trainee in trainees):

@@ -41,7 +41,7 @@ def with_objective(resolved: Resolved, splits: Mapping[str, Sequence[Row]]) -> R
         if not names:
             raise SettingsError(
                 f"task={settings.task!r}: a language adapter is trained by one of "
-                f"{', '.join(sorted(set(objectives().values())))}; lora_domain.py takes the others"
+                f"{', '.join(sorted(set(objectives().values())))}; train domain takes the others"
             )
         if given and given not in names:
             raise SettingsError(

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from adapters_hub.backbone.backbone import Backbone
 from adapters_hub.data.pairs import language_tag
 from adapters_hub.data.reading import (
     Splits,
@@ -18,8 +19,9 @@ from adapters_hub.data.reading import (
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError
 from adapters_hub.library import languages
+from adapters_hub.progress import bar
 from adapters_hub.tasks import task_class
-from adapters_hub.tasks.base import Example
+from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.registry import row_fields
 from adapters_hub.training.corpus import count_texts, packs, surveyed
 from adapters_hub.training.settings import TrainingSettings
@@ -29,6 +31,20 @@ OTHERS = "dev of others"
 
 STOPPING = "dev to stop by"
 """The split of dev rows in the languages of ``dev_language``."""
+
+
+_CHUNK = 10_000  # rows that are encoded at once
+
+
+def encoded(task: Task, rows: Sequence[Row], backbone: Backbone, show: bool) -> list[Example]:
+    """A task's examples of rows, encoded a chunk at a time, so that a bar says what is left."""
+    examples: list[Example] = []
+    with bar(len(rows), "tokenising", "rows", show=show) as done:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            examples += task.encode(chunk, backbone)
+            done.update(len(chunk))
+    return examples
 
 
 def languages_of(settings: TrainingSettings) -> tuple[str, ...]:

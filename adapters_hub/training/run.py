@@ -52,6 +52,7 @@ from adapters_hub.training.rows import (
     OTHERS,
     STOPPING,
     RunRows,
+    encoded,
     fixed_share,
     languages_of,
     with_owners,
@@ -288,11 +289,12 @@ class Experiment:
     def examples(self) -> dict[str, Sequence[Example]]:
         """Every split's rows, encoded and checked; the first use raises before a step is made."""
         examples: dict[str, Sequence[Example]] = {}
+        show = self.accelerator.is_main_process
         for name, rows in self.splits.items():
             if name == "train" and packs(self.settings):
                 examples[name] = self._packed(rows)
                 continue
-            examples[name] = self.task.encode(rows, self.model.backbone)
+            examples[name] = encoded(self.task, rows, self.model.backbone, show)
             self.task.check(examples[name])
         if not examples["train"]:
             raise DataError(f"{self.settings.data}: no text long enough to train on")
@@ -353,7 +355,7 @@ class Experiment:
         adapter below, over which the new one would be trained: nothing is trained over itself.
         """
         check_name(name)
-        self.library.check_writable()
+        self.library.check_writable(name)
         for tag, info in self._over.items():
             if info.name == name:
                 raise SettingsError(

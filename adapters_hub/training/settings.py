@@ -14,6 +14,7 @@ from typing import Literal, Self, TypeVar, get_type_hints
 
 from adapters_hub.data.augmentation.registry import methods, methods_of
 from adapters_hub.errors import SettingsError
+from adapters_hub.library.paths import sample_folder
 from adapters_hub.tasks.declaration import TaskOptions
 from adapters_hub.tasks.registry import DEFAULT_TASK, declaration_of, declarations, task_names
 from adapters_hub.training.conversion import (
@@ -117,7 +118,7 @@ class TrainingSettings:
     )
     trust_remote_code: bool = setting(False, "run code that comes with the checkpoint", _MODEL)
     task: str = setting(DEFAULT_TASK, "what is learnt: " + ", ".join(task_names()), _DATA)
-    data: str = setting("recipes/data", "file, folder or Hub data set of rows", _DATA)
+    data: str = setting("sample", "file, folder or Hub data set of rows; 'sample' ships", _DATA)
     columns: dict[str, str] = setting({}, "the data's names: text=review label=stars", _DATA)
     label_separator: str | None = setting(
         None,
@@ -250,6 +251,9 @@ class TrainingSettings:
     """What only some tasks have, by name, where it is not the default."""
 
     def __post_init__(self) -> None:
+        if self.data == "sample":
+            folder = sample_folder(declaration_of(self.task).sample.folder)
+            object.__setattr__(self, "data", str(folder))
         for name in ("steps", "batch_size", "accumulation", "rank"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be 1 or more")
@@ -378,11 +382,21 @@ def parse_settings(
     Later ones win. ``arguments`` defaults to the process's. Raises `SettingsError` for a YAML key
     or value that is no setting; a wrong flag ends the process with a message, as argparse does.
     """
-    recipe = _by_our_names(recipe or {}, "recipe")
-    hints = _hints(kind)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    declare_settings(parser, recipe, kind)
+    return resolve_settings(vars(parser.parse_args(arguments)), recipe, kind)
+
+
+def declare_settings(
+    parser: argparse.ArgumentParser,
+    recipe: Mapping[str, object] | None = None,
+    kind: type[TrainingSettings] = TrainingSettings,
+) -> None:
+    """Add ``--config`` and the flag of every setting; their help has a recipe's defaults."""
+    recipe = _by_our_names(recipe or {}, "recipe")
+    hints = _hints(kind)
     parser.add_argument("--config", metavar="FILE", help="a YAML file of settings")
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, setting in _fields(kind).items():
@@ -391,12 +405,22 @@ def parse_settings(
         names = [name, *(theirs for theirs, ours in SYNONYMS.items() if ours == name)]
         default = recipe.get(name, _default(setting))
         add_flag(group, names, hints[name], setting.metadata["help"], default)
-    given = vars(parser.parse_args(arguments))
-    config = given.pop("config")
+
+
+def resolve_settings(
+    given: Mapping[str, object],
+    recipe: Mapping[str, object] | None = None,
+    kind: type[TrainingSettings] = TrainingSettings,
+) -> Resolved:
+    """Settings of what the flags of `declare_settings` were given; see `parse_settings`."""
+    recipe = _by_our_names(recipe or {}, "recipe")
+    hints = _hints(kind)
+    flags = dict(given)
+    config = flags.pop("config", None)
     values = dict(recipe)
     origins = {name: "recipe" if name in recipe else "default" for name in hints}
-    written = _by_our_names(read_yaml(config), config) if config else {}
-    for origin, chosen in ((config, written), ("command line", given)):
+    written = _by_our_names(read_yaml(str(config)), str(config)) if config else {}
+    for origin, chosen in ((str(config), written), ("command line", flags)):
         for name, value in chosen.items():
             if name not in origins:
                 raise SettingsError(f"{origin}: {name!r} is no setting (see --help)")

@@ -1,5 +1,7 @@
 """Runs the recipes: in this process, or by ``accelerate launch``."""
 
+import contextlib
+import io
 import os
 import runpy
 import subprocess
@@ -11,10 +13,20 @@ RECIPES = ROOT / "recipes"
 
 
 def run(recipe, *arguments, monkeypatch, cwd):
-    """Run a recipe in this process, as ``accelerate launch`` would with one process."""
+    """Run a recipe in this process, as ``accelerate launch`` would with one process.
+
+    Where it refuses, what it said is in the `SystemExit`.
+    """
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, "argv", [str(RECIPES / recipe), *map(str, arguments)])
-    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+    except SystemExit as stop:
+        raise SystemExit(said.getvalue() if stop.code == 1 else stop.code) from stop
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 def launch(recipe, *arguments, processes, cwd, sharded=False, **options):

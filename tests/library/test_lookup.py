@@ -48,7 +48,7 @@ def test_resolve_falls_back_to_the_closest_and_says_so(library, add, caplog):
 def test_no_language_stands_in_for_a_distant_one(library, add):
     add(language="ru")
     for look in (library.resolve, library.find):
-        with pytest.raises(NotFoundError, match=r"lora_language\.py --language uk"):
+        with pytest.raises(NotFoundError, match=r"train language --language uk"):
             look("uk")
     assert library.resolve("uk", max_distance=30).info.name == "ru"
 
@@ -159,12 +159,12 @@ def test_what_is_not_found_comes_with_the_nearest_names(library, add):
         assert str(caught.value) == (
             f'no adapter for "hotell" in {library.root} (have: bank, clinic, hotel; '
             "closest: hotel). Train one: "
-            "accelerate launch recipes/lora_domain.py --domain hotell"
+            "adapters-hub train domain --domain hotell --data FILE"
         )
     with pytest.raises(NotFoundError, match=r"closest: none.*--language sw"):
         library.find("Swahili")
 
 
 def test_a_domain_that_begins_like_a_language_is_not_taken_for_it(library):
-    with pytest.raises(NotFoundError, match=r"lora_domain\.py --domain hotel"):
+    with pytest.raises(NotFoundError, match=r"train domain --domain hotel"):
         library.find("hotel")
