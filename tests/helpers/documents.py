@@ -43,7 +43,7 @@ def headings_of(page: Path) -> list[int]:
 
 
 def commands_of(block: Block) -> list[str]:
-    """The commands of a block of shell, one a line, without comments and line ends."""
+    """The commands of a block of shell, one a line, without comments, pipes and redirections."""
     text = block.text.replace("\\\n", " ")
-    lines = (re.sub(r"(^|\s)#.*$", "", line).strip() for line in text.splitlines())
+    lines = (re.sub(r"(^|\s)(#|[|>] ).*$", "", line).strip() for line in text.splitlines())
     return [line for line in lines if line]
