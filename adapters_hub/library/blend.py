@@ -131,10 +131,9 @@ class Blend:
 
     def expand(self, blends: Mapping[str, "Blend"]) -> "Blend":
         """The blend with other blends, times its weight, in the place of terms."""
-        total = Blend([(t, w) for t, w in self.weights if t not in blends], self.exact)
+        total = Blend()
         for term, weight in self.weights:
-            if term in blends:
-                total = total + weight * blends[term]
+            total = total + weight * blends.get(term, Blend([(term, 1.0)], self.exact))
         return total
 
     def __add__(self, other: BlendLike) -> "Blend":
