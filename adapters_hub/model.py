@@ -18,6 +18,7 @@ from adapters_hub.backbone.loading import read_backbone
 from adapters_hub.backbone.options import DeviceMap, Dtype, Options
 from adapters_hub.errors import NotFoundError, SettingsError
 from adapters_hub.inference.answer import answer
+from adapters_hub.inference.arrow import arrow_blends
 from adapters_hub.inference.classify import (
     NO_TOP_K,
     NoTopK,
@@ -307,6 +308,20 @@ class AdaptedModel(Runtime):
         """
         tags = None if languages is None else tuple(map(canonical, languages))
         self.auto = Auto(tags, minimum, identifier)
+
+    def route(
+        self,
+        texts: Sequence[str] | str,
+        terms: Sequence[str],
+        *,
+        top: int = 2,
+        temperature: float = 1.0,
+    ) -> list[Blend]:
+        """A blend for each text of those adapters that it asks for, by their factors alone.
+
+        Arrow's votes (arXiv:2405.11157), averaged over a text; see `inference.arrow`.
+        """
+        return arrow_blends(self, texts_of(texts), terms, top=top, temperature=temperature)
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 

@@ -176,9 +176,8 @@ def test_an_active_blend_may_be_auto(model):
         model(input_ids=ids)
     with pytest.raises(SettingsError, match="no texts"):
         model.merge("auto + hotel")
-    with pytest.raises(NotFoundError):
-        model.use("auto?nn-not + hotel")
-        model.classify(TEXTS["uk"])
+    with pytest.raises(NotFoundError, match='no adapter for "nowhere"'):
+        model.classify(TEXTS["uk"], "auto?nowhere + classification")
 
 
 def test_load_takes_auto_and_a_proxy():
