@@ -152,7 +152,8 @@ def main() -> None:
     model = ah.load_backbone(options.backbone, library=options.library)
     data = read_data(options.data)
     if options.routing:
-        return routing(model, data, options)
+        routing(model, data, options)
+        return
     path = Path(options.results)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = {(cell["language"], cell["way"]): cell for cell in map(json.loads, lines)}
@@ -233,7 +234,8 @@ def routing(model: AdaptedModel, data: dict, options: argparse.Namespace) -> Non
     Classifying is an encoder's pass and a small head, and so is embedding, without a head to train.
     """
     rows = [row for row in data["test"] if row.language in model.residents.languages()]
-    texts = [row.text[:60] for row in rows[:: max(1, len(rows) // 256)]][:256]
+    rows = rows[:: max(1, len(rows) // 256)][:256]
+    texts = [row.text[:60] for row in rows]
     terms = [str(blend) for blend in model.blends_of(texts, "auto")]
     adapters = [term if term != "none" else None for term in terms]
     model.embed(texts, adapters)
@@ -246,7 +248,7 @@ def routing(model: AdaptedModel, data: dict, options: argparse.Namespace) -> Non
         model.embed(texts, adapters)
         passed.append(time.perf_counter() - begin)
     auto, whole = statistics.median(found), statistics.median(passed)
-    right = sum(term == row.language for term, row in zip(terms, rows[:: max(1, len(rows) // 256)]))
+    right = sum(term == row.language for term, row in zip(terms, rows, strict=True))
     table = [[options.backbone, str(len(texts)), f"{auto * 1e3:.1f}", f"{whole * 1e3:.0f}",
               f"{auto / whole:.1%}", f"{right / len(texts):.3f}"]]  # fmt: skip
     head = ["backbone", "texts", "auto, ms", "encoding, ms", "share", "rows at their language"]

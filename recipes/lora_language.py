@@ -42,6 +42,8 @@ def run() -> None:
     resolved = parse_settings(recipe=RECIPE, description=__doc__)
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
+    if resolved.settings.language == ("auto",) and not resolved.settings.name:
+        raise SettingsError("--language auto: say among which (auto da sv), or give one --name")
     if resolved.settings.dev_language and not resolved.settings.name:
         raise SettingsError("--dev-language: each adapter has its language's dev rows; give --name")
     from adapters_hub.evaluation.scores import scores_by_language  # which bring in torch

@@ -48,6 +48,7 @@ from adapters_hub.training.loop import Progress, train_adapters
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.regularisers.penalties import check_regularisers
 from adapters_hub.training.rows import (
+    AUTO,
     OTHERS,
     STOPPING,
     RunRows,
@@ -374,11 +375,12 @@ class Experiment:
             without = [row for row in rows if row.language is None]
             for row in without:
                 field = row.columns.renamed.get("language", "language")
-                if field not in row.columns.names:
+                if field not in row.columns.names and AUTO not in self.settings.language:
                     several = ", ".join(self.languages) or "those of the library"
                     raise DataError(
                         f"{row.where}: field {field!r} is missing, and it could be any of "
-                        f"{several}; say it in every row, or ask for one language (--language de)"
+                        f"{several}; say it in every row, have it found (--language auto "
+                        f"{' '.join(self.languages)}), or ask for one language (--language de)"
                     )
             if without:
                 self.splits[split] = [row for row in rows if row.language is not None]

@@ -125,7 +125,10 @@ class TrainingSettings:
         _DATA,
     )
     language: tuple[str, ...] = setting(
-        (), "languages to train on; none given: all in the data", _DATA
+        (),
+        "languages to train on; none given: all in the data; 'auto' among them: rows that name "
+        "none are in the one that their text is found to be in",
+        _DATA,
     )
     domain: tuple[str, ...] = setting((), "domains to train on; rows that name none fit any", _DATA)
     dev_language: tuple[str, ...] = setting(
