@@ -1,6 +1,7 @@
 """Proxies: a blend of near languages' adapters, its weights, and what is said of it."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_distances_by_family_and_script():
         distance("kgo", "de")
     with pytest.raises(SettingsError, match="choose one of family, cldr, uriel"):
         distance("de", "en", "tea")
+
+
+@pytest.mark.skipif(find_spec("urielplus") is None, reason="needs urielplus")
+def test_distances_by_uriel():
+    near = [distance("da", tag, "uriel") for tag in ("da", "sv", "de", "ru", "zh")]
+    assert near[0] == pytest.approx(0, abs=1e-3)
+    assert near == sorted(near)
+    assert near[-1] < 1
 
 
 def test_the_table_of_families_has_canonical_tags():
