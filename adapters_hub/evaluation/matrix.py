@@ -51,6 +51,7 @@ from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.languages import canonical
+from adapters_hub.library.row_terms import PROXY
 from adapters_hub.metrics.bootstrap import Resampled
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.tasks.base import Example
@@ -100,6 +101,11 @@ class Matrix:
         known = [FITTED, *METHODS]
         if unknown := {*settings.methods} - {*known}:
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(known)}")
+        if PROXY in settings.over:
+            raise SettingsError(
+                "--over proxy: a matrix compares single language adapters, each with controls of "
+                "its own; leave it out"
+            )
         self.source = canonical(settings.source)
         self.experiment = experiment = Experiment(resolved, trained=[self.source])
         assert isinstance(experiment.settings, MatrixSettings)

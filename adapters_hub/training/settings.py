@@ -171,7 +171,8 @@ class TrainingSettings:
     over: tuple[str, ...] = setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
-        "'auto' takes those the library has, 'none' none, or a list of languages",
+        "'auto' takes those the library has, 'none' none, or a list of languages; with 'proxy' "
+        "(auto proxy) languages without one get those of near languages",
         _ADAPTER,
     )
     over_share: float = setting(1.0, "share of the rows that see their language adapter", _ADAPTER)

@@ -2,15 +2,21 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from shutil import copytree
 
 import pytest
 from helpers.recipes import run
 
 import adapters_hub as ah
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import SettingsError
+from adapters_hub.errors import NotFoundError, SettingsError
+from adapters_hub.library.blend import Blend
+from adapters_hub.library.paths import bundled_root
+from adapters_hub.training.over import adapters_below, proxies_below
 from adapters_hub.training.rows import RunRows, languages_of
-from adapters_hub.training.settings import TrainingSettings
+from adapters_hub.training.run import Experiment
+from adapters_hub.training.settings import Resolved, TrainingSettings
 
 TEXTS = {
     "da": "Værelset nummer {} var rent, og morgenmaden var god.",
@@ -77,6 +83,40 @@ def test_the_recipe_leaves_the_undecided_out(tiny, tmp_path, monkeypatch, capsys
         run(
             "lora_language.py", *common, "--language", "auto", monkeypatch=monkeypatch, cwd=tmp_path
         )
+
+
+def test_a_proxy_below_rows_of_a_language_without_an_adapter():
+    model = ah.load_backbone("starter", library=bundled_root())
+    said = []
+    over = adapters_below(model, ("auto", "proxy"), ["da", "pl", "ja"])
+    assert {tag: info.name for tag, info in over.items()} == {"da": "da"}
+    below = proxies_below(model, ("auto", "proxy"), ["pl", "ja"], said.append)
+    assert below.keys() == {"pl"}
+    assert below["pl"] == model.resolve("proxy:pl")
+    assert "pl has no adapter; below its rows are the languages nearest to Polish" in said[1]
+    assert "no language with an adapter is related to ja" in said[0]
+    assert not proxies_below(model, ("auto",), ["pl"], said.append)
+    with pytest.raises(NotFoundError, match="--over: no adapter for"):
+        adapters_below(model, ("pl",), [])
+
+
+@pytest.mark.slow
+def test_a_domain_adapter_over_proxies(tmp_path):
+    rows = [Row(f"Pokój {n} był czysty i cichy.", language="pl") for n in range(12)]
+    settings = TrainingSettings(
+        domain=("rooms",), over=("auto", "proxy"), steps=2, rank=2, batch_size=4, cpu=True,
+        library=str(copytree(bundled_root(), tmp_path / "library")),
+    )  # fmt: skip
+    rows = [replace(row, domain="rooms") for row in rows]
+    experiment = Experiment(
+        Resolved(settings, dict.fromkeys(settings.flat(), "test")), rows=rows, quiet=True
+    )
+    (adapter,), _ = experiment.train(
+        [experiment.new_adapter("rooms", domain="rooms")], lambda row: 0
+    )
+    assert {"ru", "uk"} <= {*adapter.info.over}
+    proxy = experiment.model.resolve("proxy:pl")
+    assert experiment.in_use(rows[0], Blend()) == proxy
 
 
 def test_a_corpus_that_is_packed_as_it_is_read(tmp_path):
