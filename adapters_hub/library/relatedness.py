@@ -9,12 +9,14 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from adapters_hub.errors import LanguageError, MissingExtraError, SettingsError
 from adapters_hub.library import languages
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from numpy import float32
 
 _SCRIPT = 0.1  # what another script adds; two languages with nothing else between them are near
 _FAR = 134  # CLDR's distance of languages that have nothing in common, in other scripts
@@ -60,6 +62,8 @@ def by_uriel(wanted: str, offered: str) -> float:
     Each is the angle between the feature vectors, as urielplus has it (arXiv:2409.18472); a kind
     for which a language has no features is left out.
     """
+    import numpy as np  # which listing a library does not need
+
     angles = []
     for table in _URIEL:
         index, values = _uriel(*table)
@@ -111,11 +115,13 @@ def _families() -> dict[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=8)
-def _uriel(file: str, prefix: str) -> tuple[dict[str, int], npt.NDArray[np.float32]]:
+def _uriel(file: str, prefix: str) -> tuple[dict[str, int], "npt.NDArray[float32]"]:
     """URIEL's languages (ISO 639-3) → rows, and features (languages, features), -1 unknown.
 
     The package's tables, without the package: to import it turns on the program's logging.
     """
+    import numpy as np
+
     found = find_spec("urielplus")
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
