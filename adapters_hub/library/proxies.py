@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SOURCE = "family"
 """Where distances come from unless said otherwise: what ships."""
 
-TEMPERATURE = 0.1
+TEMPERATURE = 0.2
 """By how much distance a weight falls to 1/e of the nearest language's."""
 
 MOST = 4
