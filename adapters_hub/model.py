@@ -18,8 +18,9 @@ from adapters_hub.backbone.checkpoint import Checkpoint
 from adapters_hub.backbone.loaded import name_of, take_model
 from adapters_hub.backbone.loading import read_backbone
 from adapters_hub.backbone.options import DeviceMap, Dtype, Options
-from adapters_hub.errors import BackboneMismatchError, LanguageError, NotFoundError, SettingsError
+from adapters_hub.errors import NotFoundError, SettingsError
 from adapters_hub.inference.answer import answer
+from adapters_hub.inference.arrow import arrow_blends
 from adapters_hub.inference.classify import (
     NO_TOP_K,
     NoTopK,
@@ -34,17 +35,21 @@ from adapters_hub.inference.encoder import Encoder
 from adapters_hub.inference.export import merge
 from adapters_hub.inference.generate import Prompted, Prompts, generate, prompts_of, stream
 from adapters_hub.inference.inputs import texts_of
+from adapters_hub.inference.routing import RowLanguage, row_blends, row_languages
 from adapters_hub.inference.tag import Entity, tag
 from adapters_hub.inference.translate import translate
-from adapters_hub.library import languages
 from adapters_hub.library.adapter_file import AdapterInfo
+from adapters_hub.library.asked import backbone_of, language_adapters, language_term, of_rows
 from adapters_hub.library.blend import Blend
+from adapters_hub.library.languages import canonical
 from adapters_hub.library.library import Library
+from adapters_hub.library.row_terms import Auto
 from adapters_hub.runtime.bank import MEMORY
 from adapters_hub.runtime.core import ACTIVE, Active, Adapters, Languages, Runtime, Weights
 from adapters_hub.sharing.engine import Source
 from adapters_hub.sharing.engines import write_for
 from adapters_hub.tasks.question_answering import Answer, QuestionAnswering
+from adapters_hub.text.identification import Identifier
 
 
 class AdaptedModel(Runtime):
@@ -53,7 +58,8 @@ class AdaptedModel(Runtime):
     In every method ``adapters`` is one blend for all rows, or a list of one a row; None is the bare
     backbone, and not given it is the active blend (`use`). ``languages``, one for all rows or one a
     row, adds to each row's blend the adapter of its language, at the weight that the adapters'
-    cards say (else 1); a language without an adapter adds nothing, which is logged once.
+    cards say (else 1); a language without an adapter adds nothing, which is logged once. ``auto``
+    in a blend is the adapter of the language that a text is found to be in; see `languages_of`.
 
     Texts are one text, or a list, tuple, array or Series of them. The result is a list with one
     element a text: of one where one text is given, empty where none is. Raises `SettingsError` for
@@ -261,6 +267,59 @@ class AdaptedModel(Runtime):
         """
         return tag(self, texts_of(texts), adapters, languages, batch_size)
 
+    # ── languages of rows ────────────────────────────────────────────────────────────────────
+
+    def languages_of(
+        self, texts: Sequence[str] | str, fallback: str | None = None
+    ) -> list[RowLanguage]:
+        """What ``auto`` is for each text, or ``auto?`` and a ``fallback``: language and blend.
+
+        Each with the probability of the language among those looked for, and the reason.
+        """
+        return row_languages(self, texts_of(texts), fallback)
+
+    def blends_of(
+        self,
+        texts: Sequence[str] | str,
+        adapters: Adapters = ACTIVE,
+        *,
+        languages: Languages = None,
+    ) -> list[Blend]:
+        """The blend of each text by exact names, with ``auto`` set to its language's adapter.
+
+        For calls that see no texts: ``model(input_ids=…, adapters=model.blends_of(texts, …))``.
+        """
+        return row_blends(self, texts_of(texts), adapters, languages)
+
+    def identify_by(
+        self,
+        languages: Sequence[str] | None = None,
+        *,
+        minimum: float | None = None,
+        identifier: Identifier | None = None,
+    ) -> None:
+        """Set how ``auto`` finds languages; what is not given is as it was at first.
+
+        ``languages`` to look for, by default those of the library; ``minimum`` is the least
+        probability (0.5); ``identifier`` takes texts and gives each text's probabilities by tag.
+        """
+        tags = None if languages is None else tuple(map(canonical, languages))
+        self.auto = Auto(tags, minimum, identifier)
+
+    def route(
+        self,
+        texts: Sequence[str] | str,
+        terms: Sequence[str],
+        *,
+        top: int = 2,
+        temperature: float = 1.0,
+    ) -> list[Blend]:
+        """A blend for each text of those adapters that it asks for, by their factors alone.
+
+        Arrow's votes (arXiv:2405.11157), averaged over a text; see `inference.arrow`.
+        """
+        return arrow_blends(self, texts_of(texts), terms, top=top, temperature=temperature)
+
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
     def export(
@@ -377,9 +436,10 @@ def load(
     The language adapter has the weight that the cards say was best for the two, which is logged
     where it is not 1; 0 where adding it hurts. A language without an adapter falls back to the
     closest one within a stated distance, with a logged warning. What is no language is a blend,
-    taken as it is written: an adapter's name, or ``"de + hotel"``. In either, what stands for an
-    adapter may be where it is shared, ``"hf://user/repo@revision"``: it is pulled into the library,
-    once, and from then on is the one that was pulled (`Library.pulled`).
+    taken as it is written: an adapter's name, ``"de + hotel"``, ``"proxy:nds"``, or ``"auto"``,
+    which is another adapter in each row. In either, what stands for an adapter may be where it is
+    shared, ``"hf://user/repo@revision"``: it is pulled into the library, once, and from then on is
+    the one that was pulled (`Library.pulled`).
     ``revision`` overrides the one that the adapters pin; other options are `load_backbone`'s.
     Raises `NotFoundError`, `AmbiguousTermError`, or `BackboneMismatchError` if the adapters name
     two backbones, or two revisions of one.
@@ -397,18 +457,23 @@ def load(
 
     term = domain if domain and domain.startswith("name:") else f"domain:{domain}"
     of_domain = Blend([(find(term).name, 1.0)], exact=True) if domain else Blend()
-    asked = Blend.of(_language_term(language, library) if language else None)
+    asked = Blend.of(language_term(language, library) if language else None)
+    asked = library.expand(asked, infos[0].fingerprint if infos else None)
     names: dict[str, str | None] = {}
     for term in asked.terms:
+        if of_rows(term, library):
+            infos += language_adapters(library, infos)
+            continue
         try:
             names[term] = find(term.removesuffix("?")).name
         except NotFoundError:
             if not term.endswith("?"):
                 raise
             names[term] = None
-    active = asked.rename(names)
+    rows = Blend([(t, w) for t, w in asked.weights if t not in names and not asked.exact])
+    active = asked.expand({term: Blend() for term in rows.terms}).rename(names)
     together = not set(of_domain.terms) <= set(active.terms)  # one adapter may be of both
-    name, pinned = _backbone_of(infos, language or domain or "", revision)
+    name, pinned = backbone_of(infos, language or domain or "", revision)
     model = load_backbone(
         name,
         tokenizer=tokenizer,
@@ -432,42 +497,4 @@ def load(
             active = active * model.residents.weight_beside(active.terms[0], of_domain)
         active = active + of_domain
     model.residents.load(set(active.terms))
-    model.active = active
-    return model
-
-
-def _language_term(text: str, library: Library) -> str:
-    """What `load` was given, as a blend: a language's term where it is one.
-
-    A name that is also some language's code ("one" is Oneida's) means the adapter, unless there is
-    one for that language.
-    """
-    try:
-        tag = languages.canonical(text)
-    except LanguageError:
-        return text
-    named = text in library and not library.list(tag)
-    return f"name:{text}" if named else f"lang:{text}"
-
-
-def _backbone_of(
-    infos: Sequence[AdapterInfo], asked: str, revision: str | None
-) -> tuple[str, str | None]:
-    """The one backbone that adapters name, and its revision: the one given, else what they pin."""
-    backbones = {info.backbone for info in infos}
-    if not infos:
-        raise NotFoundError(f"load({asked!r}): no adapter is left of it, and so no backbone")
-    if len(backbones) != 1 or None in backbones:
-        raise BackboneMismatchError(
-            f"load({asked!r}): the adapters must name one backbone, and name "
-            + ", ".join(f"{info.backbone} ({info.name})" for info in infos)
-            + "; load_backbone(...) takes it from you"
-        )
-    revisions = {revision} if revision else {info.revision for info in infos if info.revision}
-    if len(revisions) > 1:
-        raise BackboneMismatchError(
-            f"load({asked!r}): the adapters pin different revisions of {infos[0].backbone}: "
-            + ", ".join(f"{info.revision} ({info.name})" for info in infos if info.revision)
-            + "; give revision=... to choose one"
-        )
-    return infos[0].backbone or "", next(iter(revisions), None)
+    return model.use(rows + active)

@@ -25,7 +25,7 @@ from report import report
 import adapters_hub as ah
 from adapters_hub.data.reading import read_data, select
 from adapters_hub.data.rows import Row
-from adapters_hub.evaluation.matrix import random_like
+from adapters_hub.evaluation.controls import random_like
 from adapters_hub.inference.records import collect_records
 from adapters_hub.metrics.tables import markdown
 from adapters_hub.tasks import make_task

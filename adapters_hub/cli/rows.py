@@ -28,8 +28,6 @@ def declare(command: DeclareCommand) -> None:
 
 
 def _translate(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from adapters_hub.data.reading import read_data, select
     from adapters_hub.data.records import record_of
     from adapters_hub.errors import DataError
@@ -38,6 +36,7 @@ def _translate(options: argparse.Namespace) -> int:
     from adapters_hub.library.languages import canonical
     from adapters_hub.library.library import Library
     from adapters_hub.model import load_backbone
+    from adapters_hub.progress import bar
 
     language = canonical(options.language)
     splits = read_data(options.data, columns_of(options))
@@ -52,10 +51,11 @@ def _translate(options: argparse.Namespace) -> int:
         do_sample=options.sample,
     )  # fmt: skip
     output, written = Path(options.output).expanduser(), 0
-    with atomic_write(output) as file:
-        for row in tqdm(made, total=len(rows), desc="translating", unit="row"):
+    with atomic_write(output) as file, bar(len(rows), "translating", "rows") as done:
+        for row in made:
             file.write((json.dumps(record_of(row), ensure_ascii=False) + "\n").encode())
             written += 1
+            done.update()
         if not written:
             raise DataError(f"{model.backbone.name} wrote nothing for any of {len(rows):,} rows")
     print(f"wrote {output}: {written:,} of {len(rows):,} rows", file=sys.stderr)

@@ -44,6 +44,7 @@ from adapters_hub.evaluation.cell_file import (
     Composed,
     interval,
 )
+from adapters_hub.evaluation.controls import random_like
 from adapters_hub.evaluation.kept_results import keep_results
 from adapters_hub.evaluation.matrix_settings import MatrixSettings
 from adapters_hub.evaluation.report import read_cells
@@ -54,6 +55,7 @@ from adapters_hub.library.adapter_file import read_adapter
 from adapters_hub.library.atomic import atomic_write
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.languages import canonical
+from adapters_hub.library.row_terms import PROXY
 from adapters_hub.metrics.bootstrap import Resampled
 from adapters_hub.progress import bar
 from adapters_hub.runtime.adapter import Adapter
@@ -110,6 +112,11 @@ class Matrix:
         known = [FITTED, *METHODS]
         if unknown := {*settings.methods} - {*known}:
             raise SettingsError(f"methods: {sorted(unknown)} is none of {', '.join(known)}")
+        if PROXY in settings.over:
+            raise SettingsError(
+                "--over proxy: a matrix compares single language adapters, each with controls of "
+                "its own; leave it out"
+            )
         self.source = canonical(settings.source)
         self.experiment = experiment = Experiment(
             resolved, trained=[self.source], command=command, quiet=quiet
@@ -456,24 +463,6 @@ def at_most(rows: Sequence[Row], count: int, cell_of: Callable[[Row], Cell]) -> 
         if taken[cell] <= count:
             chosen.append(number)
     return [rows[number] for number in sorted(chosen)]
-
-
-def random_like(adapter: Adapter, seed: int, name: str) -> Adapter:
-    """An adapter of random factors whose ``B A`` has the same Frobenius norm at every site."""
-    generator = torch.Generator().manual_seed(seed)
-    factors = {}
-    for site, (a, b) in adapter.factors.items():
-        new_a, new_b = (torch.randn(t.shape, generator=generator).to(t) for t in (a, b))
-        factors[site] = (
-            new_a,
-            new_b * (_norm(a.float(), b.float()) / _norm(new_a.float(), new_b.float())),
-        )
-    return replace(adapter, info=replace(adapter.info, name=name), factors=factors, head={})
-
-
-def _norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The Frobenius norm of ``b @ a`` without forming it."""
-    return ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt()
 
 
 def _exact(name: str) -> Blend:

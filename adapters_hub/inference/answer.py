@@ -9,6 +9,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.inference.inputs import texts_of
 from adapters_hub.inference.records import collect_records
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.heads import outputs_of
 from adapters_hub.tasks.question_answering import Answer, QuestionAnswering, by_question
@@ -36,7 +37,7 @@ def answer(
             f"{len(questions)} questions for {len(contexts)} contexts: give one for all, or one "
             "each"
         )
-    blends = model.blends(len(questions), adapters, languages)
+    blends = row_blends(model, contexts, adapters, languages)
     for name in sorted(set(map(model.head_owner, blends))):
         outputs_of(model.resident(name), model.backbone, QuestionAnswering.name)
     rows = [

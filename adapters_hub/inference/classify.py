@@ -9,6 +9,7 @@ import torch
 from adapters_hub.data.batches import by_length, check_batch_size
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import SettingsError
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.classification import Classification, LabelNumbers
@@ -41,7 +42,7 @@ def classify(
 ) -> list[dict[str, float]]:
     """See `AdaptedModel.classify`. Rows may use heads with different labels, of both kinds."""
     check_batch_size(batch_size)
-    blends = model.blends(len(texts), adapters, languages)
+    blends = row_blends(model, texts, adapters, languages)
     owners = list(map(model.head_owner, blends))
     tasks = {}
     for name in dict.fromkeys(owners):

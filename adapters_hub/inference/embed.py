@@ -11,6 +11,7 @@ from torch import Tensor
 from adapters_hub.backbone.padding import padded
 from adapters_hub.data.batches import by_length, check_batch_size
 from adapters_hub.errors import SettingsError
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.progress import over
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.pooling import embedding_of, unit_vectors
@@ -36,7 +37,7 @@ def embed(
     if prompt is not None and prompt_name is not None:
         raise SettingsError("give a prompt or a prompt_name, not both")
     backbone = model.backbone
-    blends = model.blends(len(texts), adapters, languages)
+    blends = row_blends(model, texts, adapters, languages)
     known = {blend: embedding_of(model, blend, pooling) for blend in set(blends)}
     poolings = [known[blend][0] for blend in blends]
     names = sorted({"query", "document"}.union(*(prompts for _, prompts in known.values())) - {""})

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from adapters_hub.errors import SettingsError
 from adapters_hub.inference.embed import embed
 from adapters_hub.inference.inputs import texts_of
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.inference.similarity import SIMILARITIES, Embeddings, of_all, of_pairs
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import ACTIVE, Active, Runtime, Weights
@@ -53,8 +54,11 @@ class Encoder:
         language: str | None = None,
     ) -> None:
         self.model = model
-        (self.blend,) = model.blends(1, adapters, language)
-        self.pooling, prompts = embedding_of(model, self.blend, pooling)
+        self.blend = model.pinned(adapters)
+        if language is not None:
+            (self.blend,) = row_blends(model, [""], adapters, language)
+        fixed = model.resolve(model.residents.split(self.blend)[1])
+        self.pooling, prompts = embedding_of(model, fixed, pooling)
         self.prompts = {name: text for name, text in prompts.items() if name}
         self.model_card_data = CardData(model.backbone.name, self.blend)
         self._max_seq_length: int | None = None

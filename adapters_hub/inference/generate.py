@@ -19,6 +19,7 @@ from transformers import (
 from adapters_hub.backbone.padding import padded
 from adapters_hub.errors import BackboneError, SettingsError
 from adapters_hub.inference.inputs import check_text, rows_of
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.library.blend import Blend
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.runtime.merged import merging_pays
@@ -51,7 +52,7 @@ def generate(
 ) -> list[str]:
     """What `AdaptedModel.generate` returns; ``options`` are those of transformers."""
     check_writes(model.backbone)
-    blends = model.blends(len(prompts), adapters, languages)
+    blends = row_blends(model, [*map(text_of, prompts)], adapters, languages)
     return continuations(model, blends, _encoded(model, prompts, blends), options)
 
 
@@ -66,7 +67,7 @@ def stream(
     check_writes(model.backbone)
     if "streamer" in options:
         raise SettingsError("streamer: stream makes one itself; give it to generate")
-    blends = model.blends(1, adapters, languages)
+    blends = row_blends(model, [text_of(prompt)], adapters, languages)
     inputs, _ = _inputs(model, _encoded(model, [prompt], blends), options, None, _NEW_TOKENS)
     return _pieces(model, blends, inputs)
 
@@ -81,6 +82,16 @@ def prompts_of(given: Prompts) -> list[Prompted]:
     if rows and all(map(is_message, rows)):
         rows = [rows]
     return [_prompted(row, f"texts, text {number}") for number, row in enumerate(rows, 1)]
+
+
+def text_of(prompt: Prompted) -> str:
+    """What says a prompt's language: its text, or its fields' texts, or the last message."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, Mapping):
+        return str(prompt[-1].get("content") or "") if prompt else ""
+    texts = [value for value in prompt.values() if isinstance(value, str)]
+    return text if isinstance(text := prompt.get("text"), str) and text else "\n".join(texts)
 
 
 def _prompted(given: object, place: str) -> Prompted:

@@ -8,6 +8,7 @@ import torch
 from adapters_hub.data.batches import check_batch_size
 from adapters_hub.data.rows import Row
 from adapters_hub.inference.records import collect_records
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.base import Example
 from adapters_hub.tasks.heads import label_names
@@ -36,7 +37,7 @@ def tag(
 ) -> list[list[Entity]]:
     """See `AdaptedModel.tag`. Rows may use heads with different tags."""
     check_batch_size(batch_size)
-    blends = model.blends(len(texts), adapters, languages)
+    blends = row_blends(model, texts, adapters, languages)
     owners = [model.head_owner(blend) for blend in blends]
     names = {
         owner: label_names(model.resident(owner), model.backbone, TokenClassification.name)

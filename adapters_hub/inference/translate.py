@@ -9,6 +9,7 @@ from adapters_hub.data.rows import Row
 from adapters_hub.errors import LanguageError, SettingsError
 from adapters_hub.inference.generate import continuations
 from adapters_hub.inference.inputs import each_row
+from adapters_hub.inference.routing import row_blends
 from adapters_hub.library.languages import UNDETERMINED, canonical
 from adapters_hub.runtime.core import Adapters, Languages, Runtime
 from adapters_hub.tasks.translation import Translation
@@ -32,8 +33,8 @@ def translate(
         raise SettingsError("num_return_sequences: a text has one translation here")
     backbone = model.backbone
     check_writes(backbone)
-    blends = model.blends(len(texts), adapters, languages)
     sources = _tags(source, len(texts), "source")
+    blends = row_blends(model, texts, adapters, languages, known=sources)
     targets = _tags(target, len(texts), "target")
     rows = [
         Row(text, language=from_tag, fields={"target_language": to_tag}, where=f"text {number}")

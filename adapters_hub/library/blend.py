@@ -4,11 +4,13 @@ Knows the grammar and the arithmetic; does not know which adapters exist.
 
     blend  = [sign] item { sign item }
     item   = [number "*"] term  |  term "*" number
-    term   = ["lang:" | "domain:" | "name:"] name ["?"]
+    term   = plain ["?"]  |  ["lang:"] "auto?" plain
+    plain  = ["lang:" | "domain:" | "name:" | "proxy:"] name
     name   = word characters and dots, in parts joined by single hyphens
 
 A hyphen inside a name is part of it (``pt-BR``), so a minus needs a space before it. A term with a
-question mark is optional: the adapter it means if there is one, else nothing.
+question mark is optional: the adapter it means if there is one, else nothing. What ``auto`` and
+``proxy:`` mean: `library.row_terms` and `library.proxies`.
 """
 
 import math
@@ -40,7 +42,8 @@ _LETTER = rf"[\w{_marks()}]"
 NAME = re.compile(rf"{_LETTER}+(?:[.\-]{_LETTER}+)*")
 """What a term may look like, and so what an adapter may be called."""
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = rf"(?:(?:lang|domain|name):)?{NAME.pattern}\??"
+_PLAIN = rf"(?:(?:lang|domain|name|proxy):)?{NAME.pattern}"
+_TERM = rf"(?:(?:lang:)?auto\?{_PLAIN}|{_PLAIN}\??)"
 _ITEM = re.compile(
     rf"\s*(?P<sign>[+\-])?\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<term>{_TERM})"
     rf"(?:\s*\*\s*(?P<after>{_NUMBER}))?(?=\s|[+\-]|$)"
@@ -125,6 +128,13 @@ class Blend:
         """
         pairs = ((names.get(term, term), weight) for term, weight in self.weights)
         return Blend([(name, weight) for name, weight in pairs if name is not None], exact=True)
+
+    def expand(self, blends: Mapping[str, "Blend"]) -> "Blend":
+        """The blend with other blends, times its weight, in the place of terms."""
+        total = Blend()
+        for term, weight in self.weights:
+            total = total + weight * blends.get(term, Blend([(term, 1.0)], self.exact))
+        return total
 
     def __add__(self, other: BlendLike) -> "Blend":
         added = Blend.of(other)

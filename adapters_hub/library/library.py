@@ -23,7 +23,7 @@ from adapters_hub.errors import (
     SettingsError,
     SignatureError,
 )
-from adapters_hub.library import languages, lookup, paths
+from adapters_hub.library import languages, lookup, paths, proxies
 from adapters_hub.library import safetensors_file as tensorfile
 from adapters_hub.library.adapter_file import (
     CONFIG_FILE,
@@ -36,6 +36,7 @@ from adapters_hub.library.adapter_file import (
     read_adapter,
 )
 from adapters_hub.library.atomic import new_folder
+from adapters_hub.library.blend import Blend
 from adapters_hub.library.checks import (
     check_fit,
     check_labels,
@@ -174,6 +175,40 @@ class Library(Exchange):
         if language not in infos:
             self.explain(language)
         return lookup.resolve(language, [*infos.values()], max_distance, self._where())
+
+    def proxy(
+        self,
+        language: str,
+        *,
+        distance: str = proxies.SOURCE,
+        temperature: float = proxies.TEMPERATURE,
+        most: int = proxies.MOST,
+        without: Iterable[str] = (),
+        fingerprint: str | None = None,
+    ) -> proxies.Proxy:
+        """A blend of the adapters of languages near to one that has none, and the reason for it.
+
+        Weights are a softmax of the negative distances over ``temperature``, over ``most``
+        languages (arXiv:2601.16629). ``distance`` is ``family`` (a tree of languages, and scripts),
+        ``cldr`` or ``uriel`` (needs the extra of this name). ``without`` leaves languages out.
+        Raises `NotFoundError` where no language is related to it, `LanguageError`.
+        """
+        infos = self.list(fingerprint=fingerprint)
+        return proxies.proxy(
+            language,
+            infos,
+            self._where(),
+            distance=distance,
+            temperature=temperature,
+            most=most,
+            without=[*without],
+        )
+
+    def expand(self, blend: Blend, fingerprint: str | None = None) -> Blend:
+        """A blend with adapters' names in the place of its ``proxy:`` terms; see `proxies`."""
+        if not any(proxies.proxied(term) for term in blend.terms):
+            return blend
+        return proxies.expand(blend, self.list(fingerprint=fingerprint), self._where())
 
     def find(self, term: str, fingerprint: str | None = None) -> AdapterInfo:
         """The one adapter a blend's term means: an adapter's name, or a language, or a domain.

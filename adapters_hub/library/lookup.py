@@ -5,8 +5,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adapters_hub.errors import AmbiguousTermError, BackboneMismatchError, NotFoundError
-from adapters_hub.library import languages
+from adapters_hub.errors import (
+    AmbiguousTermError,
+    BackboneMismatchError,
+    NotFoundError,
+    SettingsError,
+)
+from adapters_hub.library import languages, proxies
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.commands import train_command
 from adapters_hub.library.fingerprint import belongs
@@ -69,6 +74,11 @@ def find(
 
     An exact name wins, unless the same word is also the language or domain of other adapters.
     """
+    if proxies.proxied(term) is not None:
+        raise SettingsError(
+            f"{term!r} stands for several adapters, and one is wanted here; "
+            f"Library.proxy({proxies.proxied(term)!r}) says which"
+        )
     infos = [i for i in everything if fingerprint is None or belongs(i.fingerprint, fingerprint)]
     kind, _, value = term.rpartition(":")
     readings: dict[str, list[AdapterInfo]] = {}
@@ -105,9 +115,11 @@ def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0
 
     ``others`` is how many adapters there are for other backbones.
     """
+    infos = [*infos]
     names = sorted(info.name for info in infos)
     kind, _, value = term.rpartition(":")
     near = difflib.get_close_matches(value, names, n=3)
+    instead = ""
     have = ", ".join(names[:_SHOWN]) + (f", … {len(names)} in all" if len(names) > _SHOWN else "")
     if others:
         have = f"{have or 'none'} for this backbone, {others} for others"
@@ -115,11 +127,13 @@ def missing(term: str, infos: Iterable[AdapterInfo], where: str, others: int = 0
         tag = languages.canonical(value)
         value += "" if tag == value else f" ({tag})"
         train = train_command("language", "--language", tag, "--data", "FILE")
+        instead = proxies.offer(tag, infos, where)
     else:
         train = train_command("domain", "--domain", value, "--data", "FILE")
     return (
         f'no adapter for "{value}" in {where} (have: {have or "none"}; '
         f"closest: {', '.join(near) or 'none'}). Train one: {train}"
+        + (f".{instead}" if instead else "")
     )
 
 

@@ -39,6 +39,8 @@ def train_language(resolved: Resolved, command: str, silent: bool) -> Result:
     """Settings, data, train, save, show; raises what `Experiment` raises."""
     if not resolved.settings.language:
         raise SettingsError("say which language: --language da (or several)")
+    if resolved.settings.language == ("auto",) and not resolved.settings.name:
+        raise SettingsError("--language auto: say among which (auto da sv), or give one --name")
     if resolved.settings.dev_language and not resolved.settings.name:
         raise SettingsError("--dev-language: each adapter has its language's dev rows; give --name")
     from adapters_hub.training.objectives import with_objective  # which brings in torch

@@ -31,6 +31,7 @@ from adapters_hub.library.blend_file import BlendFile
 from adapters_hub.library.commands import train_command
 from adapters_hub.library.layers import layers_of
 from adapters_hub.library.library import Library
+from adapters_hub.library.row_terms import Auto
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.bank import MEMORY, MergedView
 from adapters_hub.runtime.merged import merged_view, wrapped
@@ -91,6 +92,7 @@ class Runtime:
         finalize(self, self.bank.detach).atexit = False
         self._watch()
         self.active = Blend()
+        self.auto = Auto()
         self.hooks: list[RemovableHandle] = []
 
     @property
@@ -116,7 +118,8 @@ class Runtime:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The labels of the active blend's head; None if it names none. `HeadError` without one."""
-        return self.resident(self.head_owner(self.active)).info.labels
+        fixed = self.resolve(self.residents.split(self.active)[1])
+        return self.resident(self.head_owner(fixed)).info.labels
 
     def eval(self) -> Self:
         """Nothing: the backbone is always in eval mode."""
@@ -193,17 +196,21 @@ class Runtime:
         Raises `NotFoundError`, `AmbiguousTermError`, `BackboneMismatchError` or `AdapterFileError`,
         and then the blend that was active stays.
         """
-        self.active = self.resolve(blend)
+        self.active = self.pinned(blend)
         return self
+
+    def pinned(self, blend: Weights | Active) -> Blend:
+        """A blend as far as it is resolved without texts: all of it but ``auto``."""
+        rows, fixed = self.residents.split(self.active if blend is ACTIVE else Blend.of(blend))
+        return rows + self.resolve(fixed) if rows else self.resolve(fixed)
 
     def resolve(self, blend: Weights | Active) -> Blend:
         """The blend with every term replaced by an adapter's exact name, each one loaded.
 
-        An optional term (``en?``) for which there is no adapter is left out.
+        An optional term (``en?``) for which there is no adapter is left out. Raises `SettingsError`
+        for ``auto``, which means an adapter in a row with a text alone.
         """
-        if blend is ACTIVE:
-            return self.active
-        wanted = Blend.of(blend)
+        wanted = self.residents.expand(self.active if blend is ACTIVE else Blend.of(blend))
         with self.residents.lock:
             names: dict[str, str | None] = {term: term for term in wanted.terms}
             if not wanted.exact:
@@ -481,14 +488,13 @@ class Runtime:
         """The backbone with a blend in its weights, sharing what it does not change; the last one
         is kept.
         """
-        versions = [weight._version for weight in self.backbone.weights(plan.sites)]
+        weights = self.backbone.weights(plan.sites)
+        versions = [weight._version for weight in weights]
         key = (plan.atoms, tuple(plan.weights.flatten().tolist()), versions)
         kept = self.bank.view
         if kept is None or kept.key != key:
             self.bank.drop_view()  # two would not fit
-            pieces, hooks = self.pieces(blend), self.bank.hook_ids()
-            model = merged_view(self.backbone, pieces, hooks)
-            size = sum(weight.nbytes for weight in self.backbone.weights(plan.sites))
-            kept = MergedView(model, size, key)
+            model = merged_view(self.backbone, self.pieces(blend), self.bank.hook_ids())
+            kept = MergedView(model, sum(weight.nbytes for weight in weights), key)
             self.bank.keep_view(kept)
         return kept.model

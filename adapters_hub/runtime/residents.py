@@ -16,12 +16,19 @@ from dataclasses import replace
 import torch
 
 from adapters_hub.backbone.backbone import Backbone
-from adapters_hub.errors import AdaptersHubError, BackboneMismatchError, NotFoundError
-from adapters_hub.library import languages, lookup
+from adapters_hub.errors import (
+    AdaptersHubError,
+    BackboneMismatchError,
+    NotFoundError,
+    SettingsError,
+)
+from adapters_hub.library import languages, lookup, proxies
 from adapters_hub.library.adapter_file import AdapterFiles, AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.composition import weight_beside
+from adapters_hub.library.fingerprint import belongs
 from adapters_hub.library.library import Library
+from adapters_hub.library.row_terms import row_term
 from adapters_hub.runtime.adapter import Adapter
 from adapters_hub.runtime.bank import Bank
 from adapters_hub.runtime.tensors import read_tensor_bytes
@@ -159,6 +166,12 @@ class Residents:
         plain = term.removesuffix("?")
         if (name := plain.removeprefix("name:")) in self._added:
             return name
+        if self.is_row_term(term):
+            raise SettingsError(
+                f"{term!r} stands for the adapter of each row's language, and here are no texts to "
+                "find it by: give texts (model.classify(texts, adapters=…)), or first make blends "
+                "of them: model.blends_of(texts, …)"
+            )
         if term not in self._names:
             try:
                 self._names[term] = self._find(plain).name
@@ -168,6 +181,55 @@ class Residents:
                 log.info("no adapter for the optional term %r: it adds nothing", term)
                 self._names[term] = None
         return self._names[term]
+
+    def is_row_term(self, term: str) -> bool:
+        """Whether a term is ``auto``, and not the name or domain of an adapter."""
+        meant = row_term(term)
+        if meant is None:
+            return False
+        self._look()
+        word = term.removesuffix("?")
+        named = any(word in (info.name, info.domain) for info in self._infos.values())
+        return not (meant.plain and (named or word in self._added))
+
+    def split(self, blend: Blend) -> tuple[Blend, Blend]:
+        """The terms of a blend that mean another adapter in each row, and the others."""
+        with self.lock:
+            rows = {} if blend.exact else {t: Blend() for t in blend.terms if self.is_row_term(t)}
+        kept = [(term, weight) for term, weight in blend.weights if term in rows]
+        return Blend(kept), blend.expand(rows) if rows else blend
+
+    def languages(self) -> list[str]:
+        """The languages that have an adapter of their own for this backbone."""
+        with self.lock:
+            self._look()
+            return sorted({info.language for info in self._fitting() if info.language})
+
+    def expand(self, blend: Blend) -> Blend:
+        """A blend with what each ``proxy:`` stands for in its place; see `proxies`."""
+        if blend.exact or not any(proxies.proxied(term) for term in blend.terms):
+            return blend
+        with self.lock:
+            self._look()
+            return proxies.expand(blend, self._fitting(), str(self.library.root))
+
+    def proxy(self, language: str) -> proxies.Proxy | None:
+        """The proxy of a language, from the adapters for this backbone; None without a near one."""
+        with self.lock:
+            self._look()
+            try:
+                return proxies.proxy(language, self._fitting(), str(self.library.root))
+            except NotFoundError:
+                return None
+
+    def _fitting(self) -> list[AdapterInfo]:
+        """The adapters for a language alone that are for this backbone."""
+        check = self.backbone.fingerprint if self.check_backbone else None
+        return [
+            info
+            for info in self._infos.values()
+            if info.language and not info.domain and (not check or belongs(info.fingerprint, check))
+        ]
 
     def language_adapter(self, language: str) -> str | None:
         """The adapter that a language has: of just this, else of the closest language.

@@ -33,6 +33,7 @@ from adapters_hub.library.adapter_file import (
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.layers import layer_of
 from adapters_hub.library.library import Library
+from adapters_hub.library.row_terms import row_term
 from adapters_hub.runtime.tensors import read_factors, write_folder
 from adapters_hub.sharing.plain_form import one_rank
 
@@ -137,11 +138,12 @@ class Sums:
 
     def resolve(self, text: str) -> Blend:
         """A text's blend, of exact names in their order; see `__call__`."""
-        wanted = Blend.parse(text)
-        if "auto" in wanted.terms and "auto" not in self.library:
+        wanted = self.library.expand(Blend.parse(text), self.fingerprint)
+        rows = [(term, meant) for term in wanted.terms if (meant := row_term(term))]
+        if any(not meant.plain or "auto" not in self.library for _, meant in rows):
             raise SettingsError(
-                "'auto' would choose adapters for each text, and a server's request has one "
-                "adapter, chosen before its text is read: name the language, such as 'sw'"
+                f"{rows[0][0]!r} would choose adapters for each text, and a server's request has "
+                "one adapter, chosen before its text is read: name the language, such as 'sw'"
             )
         names: dict[str, str | None] = {}
         for term in wanted.terms:

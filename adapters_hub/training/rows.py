@@ -4,6 +4,7 @@ Knows settings, data and tasks by their interface; knows neither adapters nor ba
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,12 +18,13 @@ from adapters_hub.data.reading import (
     with_held_out,
 )
 from adapters_hub.data.rows import Row
-from adapters_hub.errors import DataError
+from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.library import languages
 from adapters_hub.progress import bar
 from adapters_hub.tasks import task_class
 from adapters_hub.tasks.base import Example, Task
 from adapters_hub.tasks.registry import row_fields
+from adapters_hub.text.identification import identify
 from adapters_hub.training.corpus import count_texts, packs, surveyed
 from adapters_hub.training.settings import TrainingSettings
 
@@ -47,9 +49,14 @@ def encoded(task: Task, rows: Sequence[Row], backbone: Backbone, show: bool) -> 
     return examples
 
 
+AUTO = "auto"
+"""Among the languages asked for: rows that name none get the one that their text is in."""
+
+
 def languages_of(settings: TrainingSettings) -> tuple[str, ...]:
-    """The languages asked for, as canonical tags, each once."""
-    return tuple(dict.fromkeys(map(languages.canonical, settings.language)))
+    """The languages asked for, as canonical tags, each once; ``auto`` is none of them."""
+    asked = (tag for tag in settings.language if tag != AUTO)
+    return tuple(dict.fromkeys(map(languages.canonical, asked)))
 
 
 def read_rows(settings: TrainingSettings) -> Splits:
@@ -58,6 +65,12 @@ def read_rows(settings: TrainingSettings) -> Splits:
     Of a run that packs its texts the train rows only stand for them; see `surveyed`.
     """
     if packs(settings):
+        if AUTO in settings.language:
+            raise SettingsError(
+                "--language auto looks at every text before the first step, and this data is "
+                "packed as it is read: say the languages, in the rows or in the files' names, or "
+                "leave --packing out"
+            )
         return surveyed(settings)
     return read_data(settings.data, settings.columns, settings.label_separator, row_fields())
 
@@ -105,6 +118,8 @@ class RunRows:
                 f"{settings.data}: no train rows; by the names of its files, all are for "
                 + " and ".join(name for name, rows in read.items() if rows)
             )
+        if AUTO in settings.language:
+            read = {name: self._identified(name, rows) for name, rows in read.items()}
         if not packs(settings):
             read = with_held_out(read)
         splits = {name: read.get(name, []) for name in ("train", "dev", "test")}
@@ -113,7 +128,9 @@ class RunRows:
         if settings.dev_language and not task.across:
             splits[STOPPING] = self._stopping(splits["dev"])
         self._say_without_language(splits)
-        if len(self.languages) == 1:  # the one asked for is what rows that name none are in
+        if (
+            len(self.languages) == 1 and AUTO not in settings.language
+        ):  # the one asked for is what rows that name none are in
             (tag,) = self.languages
             for name, rows in splits.items():
                 splits[name] = [r if r.language else replace(r, language=tag) for r in rows]
@@ -131,6 +148,25 @@ class RunRows:
         if not task.across:
             splits = {name: self._prepared(rows) for name, rows in splits.items()}
         return splits
+
+    def _identified(self, split: str, rows: Sequence[Row]) -> list[Row]:
+        """Rows with the language of their text where they name none; says how many of which.
+
+        One is looked for among the languages asked for, or all; the undecided still name none.
+        """
+        without = [row for row in rows if row.language is None]
+        if not without:
+            return [*rows]
+        found = identify([row.text for row in without], self.languages or None)
+        counts = Counter(one.language for one in found)
+        unsure = counts.pop(None, 0)
+        listed = ", ".join(f"{tag} {count}" for tag, count in sorted(counts.items())) or "none"
+        self.say(
+            f"{len(without)} of {len(rows)} {split} rows name no language; found by their texts: "
+            f"{listed}" + (f"; {unsure} undecided" if unsure else "")
+        )
+        named = iter(found)
+        return [r if r.language else replace(r, language=next(named).language) for r in rows]
 
     def _stopping(self, dev: Sequence[Row]) -> list[Row]:
         """The dev rows that choose the best state; `DataError` for a language that has none."""
@@ -157,7 +193,10 @@ class RunRows:
             count = count_texts(row for row in rows if row.language is None)
             if count and self.languages:
                 (taken, *others) = self.languages
-                how = "they fit any, and see no language adapter" if others else f"taken as {taken}"
+                one = not others and AUTO not in self.settings.language
+                how = (
+                    "they fit any, and see no language adapter" if not one else f"taken as {taken}"
+                )
                 self.say(f"{count} of {count_texts(rows)} {split} rows name no language: {how}")
 
     def _prepared(self, rows: Sequence[Row]) -> list[Row]:

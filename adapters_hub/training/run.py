@@ -9,7 +9,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -23,13 +23,10 @@ from adapters_hub.data.batches import draw_batches, members_of
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import (
     AdaptersHubError,
-    AmbiguousTermError,
     DataError,
     LibraryError,
-    NotFoundError,
     SettingsError,
 )
-from adapters_hub.library import languages, lookup
 from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.blend import Blend
 from adapters_hub.library.folder import check_name
@@ -46,9 +43,11 @@ from adapters_hub.training.accelerator import make_accelerator, set_threads
 from adapters_hub.training.augmentation import augmenter_of, described
 from adapters_hub.training.corpus import PackedCorpus, count_texts, packed_corpus, packs
 from adapters_hub.training.loop import Progress, train_adapters
+from adapters_hub.training.over import adapters_below, proxies_below
 from adapters_hub.training.pair_weights import measure_pair
 from adapters_hub.training.regularisers.penalties import check_regularisers
 from adapters_hub.training.rows import (
+    AUTO,
     OTHERS,
     STOPPING,
     RunRows,
@@ -149,7 +148,9 @@ class Experiment:
             }
             self.accelerator.init_trackers("adapters_hub", config=flat)
         every = {tag for name in self.splits for tag in self._tags(name)}
-        self._over = self._language_adapters(every)
+        self._over = adapters_below(self.model, settings.over, every)
+        without = every - {*self._over}
+        self._proxies = proxies_below(self.model, settings.over, without, self.print)
 
     # ── what is trained ──────────────────────────────────────────────────────────────────────
 
@@ -315,11 +316,12 @@ class Experiment:
     def language_blend(self, row: Row) -> Blend:
         """The frozen language adapter of a row, as a blend; bare where there is none."""
         info = self._over.get(row.language or "")
-        return Blend(((info.name, 1.0),), exact=True) if info else Blend()
+        proxy = self._proxies.get(row.language or "", Blend())
+        return Blend(((info.name, 1.0),), exact=True) if info else proxy
 
     def languages_with_adapters(self) -> list[str]:
         """The data's languages for which a frozen language adapter is used."""
-        return sorted(self._over)
+        return sorted({*self._over, *self._proxies})
 
     def with_pair_weights(self, adapter: Adapter) -> Adapter:
         """A trained domain adapter that knows its weights beside the library's language adapters.
@@ -334,7 +336,7 @@ class Experiment:
             if row.language:
                 rows.setdefault(row.language, []).append(row)
         pairs = {}
-        for tag, info in self._language_adapters(rows).items():
+        for tag, info in adapters_below(self.model, self.settings.over, rows).items():
             if info.language == tag in rows and info.name != adapter.name:
                 pair = measure_pair(self.model, info.name, adapter.name, self.task, rows[tag])
                 self.print(f"{info.name} beside {adapter.name}: {pair}")
@@ -344,7 +346,9 @@ class Experiment:
     def in_use(self, row: Row, blend: Blend) -> Blend:
         """A blend and the adapter of a row's language, at the weight that users get."""
         info = self._over.get(row.language or "")
-        return self.model.residents.with_language(blend, info.name if info else None)
+        if info is None:
+            return blend + self._proxies.get(row.language or "", Blend())
+        return self.model.residents.with_language(blend, info.name)
 
     # ── what comes out ───────────────────────────────────────────────────────────────────────
 
@@ -356,8 +360,8 @@ class Experiment:
         """
         check_name(name)
         self.library.check_writable(name)
-        for tag, info in self._over.items():
-            if info.name == name:
+        for tag in self.languages_with_adapters():
+            if name in self.language_blend(Row("", language=tag)).terms:
                 raise SettingsError(
                     f"{name!r} would be trained over itself: it is the frozen adapter below rows "
                     f"in {tag}. Leave it out of --over (none, or a list of others), or choose "
@@ -378,11 +382,12 @@ class Experiment:
             without = [row for row in rows if row.language is None]
             for row in without:
                 field = row.columns.renamed.get("language", "language")
-                if field not in row.columns.names:
+                if field not in row.columns.names and AUTO not in self.settings.language:
                     several = ", ".join(self.languages) or "those of the library"
                     raise DataError(
                         f"{row.where}: field {field!r} is missing, and it could be any of "
-                        f"{several}; say it in every row, or ask for one language (--language de)"
+                        f"{several}; say it in every row, have it found (--language auto "
+                        f"{' '.join(self.languages)}), or ask for one language (--language de)"
                     )
             if without:
                 self.splits[split] = [row for row in rows if row.language is not None]
@@ -430,36 +435,14 @@ class Experiment:
     def _over_in_training(self) -> tuple[str, ...]:
         """The frozen adapters that train rows see."""
         tags = self._tags("train")
-        return tuple(sorted({info.name for tag, info in self._over.items() if tag in tags}))
+        below = [self.language_blend(Row("", language=tag)) for tag in tags]
+        return tuple(sorted({name for blend in below for name in blend.terms}))
 
     def _tags(self, split: str) -> set[str]:
         """The languages whose adapters would go below a split's rows, as they may be drawn."""
         texts = (text for row in self.splits[split] for text in self.task.rows(row))
         drawn = self.augmenter.languages if self.augmenter and split == "train" else frozenset()
         return {text.language for text in texts if text.language} | drawn
-
-    def _language_adapters(self, tags: Iterable[str]) -> dict[str, AdapterInfo]:
-        """The frozen adapter for each of these languages, as ``--over`` says."""
-        asked = self.settings.over
-        if asked in (("none",), ()):
-            return {}
-        auto = asked == ("auto",)
-        below = {}
-        for tag in sorted(tags if auto else {languages.canonical(tag) for tag in asked}):
-            try:
-                info = self.model.residents.of_language(tag)
-            except AmbiguousTermError as error:
-                if not auto:
-                    raise
-                log.warning("rows in %s go without a language adapter: %s", tag, error)
-                continue
-            if info is not None:
-                below[tag] = info
-            elif not auto:  # which takes what there is
-                infos = self.library.list(fingerprint=self.model.backbone.fingerprint)
-                where = str(self.library.root)
-                raise NotFoundError(f"--over: {lookup.missing(f'lang:{tag}', infos, where)}")
-        return below
 
 
 def _check_revision(settings: TrainingSettings) -> None:

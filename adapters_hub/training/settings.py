@@ -126,7 +126,10 @@ class TrainingSettings:
         _DATA,
     )
     language: tuple[str, ...] = setting(
-        (), "languages to train on; none given: all in the data", _DATA
+        (),
+        "languages to train on; none given: all in the data; 'auto' among them: rows that name "
+        "none are in the one that their text is found to be in",
+        _DATA,
     )
     domain: tuple[str, ...] = setting((), "domains to train on; rows that name none fit any", _DATA)
     dev_language: tuple[str, ...] = setting(
@@ -169,7 +172,8 @@ class TrainingSettings:
     over: tuple[str, ...] = setting(
         ("auto",),
         "frozen language adapters below a domain adapter, chosen per row by its language: "
-        "'auto' takes those the library has, 'none' none, or a list of languages",
+        "'auto' takes those the library has, 'none' none, or a list of languages; with 'proxy' "
+        "(auto proxy) languages without one get those of near languages",
         _ADAPTER,
     )
     over_share: float = setting(1.0, "share of the rows that see their language adapter", _ADAPTER)

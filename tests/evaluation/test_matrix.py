@@ -16,7 +16,8 @@ from adapters_hub.data.reading import read_data
 from adapters_hub.data.rows import Row
 from adapters_hub.errors import DataError, SettingsError
 from adapters_hub.evaluation.cell_file import CONTROLS, CellFile, Composed
-from adapters_hub.evaluation.matrix import Cell, at_most, random_like
+from adapters_hub.evaluation.controls import random_like
+from adapters_hub.evaluation.matrix import Cell, at_most
 from adapters_hub.evaluation.matrix_settings import MatrixSettings
 from adapters_hub.evaluation.report import correlations, draw, read_cells, summary, tables
 from adapters_hub.inference.records import collect_records

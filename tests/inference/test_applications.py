@@ -4,25 +4,15 @@ import gc
 
 import pytest
 import torch
-from peft import LoraConfig
+from helpers.task_adapters import TASKS, adapters
 from torch._subclasses.fake_tensor import FakeTensor
 
 import adapters_hub as ah
-from adapters_hub.library.adapter_file import AdapterInfo
 from adapters_hub.library.paths import bundled_root
-from adapters_hub.tasks import make_task
 
 TEXTS = ["Værelset var rent.", "The room was clean.", "Das Zimmer war sauber."]
 BLENDS = ["da + {}", "en + {}", "de + {}"]
 QUESTION = "What was clean?"
-TASKS = {
-    "classification": {"label_names": ("good", "bad")},
-    "question-answering": {},
-    "token-classification": {"label_names": ("O", "B-X", "I-X")},
-    "retrieval": {},
-    "generation": {},
-    "translation": {},
-}
 
 
 def live_bytes():
@@ -35,22 +25,6 @@ def live_bytes():
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
-
-
-def adapters(model):
-    """One adapter a task, with factors that do something."""
-    generator = torch.Generator().manual_seed(0)
-    made = {}
-    for name, options in TASKS.items():
-        task = make_task(name, **options)
-        lora = LoraConfig(r=4, target_modules="all-linear")
-        info = AdapterInfo(
-            name=name, task=name, labels=task.labels, backbone="starter",
-            fingerprint=model.backbone.fingerprint,
-        )  # fmt: skip
-        fresh = task.new_adapter(info, model.backbone, lora)
-        made[name] = fresh.map(lambda t: t + 0.02 * torch.randn(t.shape, generator=generator).to(t))
-    return made
 
 
 def use(model, task, blends):
