@@ -179,3 +179,12 @@ def test_commands_parse(page, parsed_only, capsys):
             except SystemExit as refused:
                 if refused.code:
                     pytest.fail(f"{page.name}: {command}\n{capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["adapters-hub list --colour", "accelerate launch recipes/lora_domain.py --ranks 8"],
+)
+def test_a_wrong_flag_is_seen(command, parsed_only):
+    with pytest.raises(SystemExit):
+        check_command(command)
