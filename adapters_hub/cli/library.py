@@ -127,13 +127,13 @@ def _verify_signed(options: argparse.Namespace, library: Library) -> int:
     bad = 0
     for name in options.names or library.names():
         try:
-            found = verify(place_of(name, options.library), options.key)
+            verification = verify(place_of(name, options.library), options.key)
         except (SignatureError, NotFoundError) as error:
             print(f"{name}: {error}")
             bad += 1
             continue
-        print(found)
-        bad += bool(found.difference)
+        print(verification)
+        bad += bool(verification.difference)
     return 1 if bad else 0
 
 

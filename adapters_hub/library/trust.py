@@ -126,7 +126,7 @@ class Gate:
 
 def _state(folder: Path) -> _State:
     """Names, times and sizes of all files below a folder."""
-    found = []
+    stamps = []
     for place, _, files in os.walk(folder):
         for file in files:
             path = os.path.join(place, file)
@@ -134,8 +134,8 @@ def _state(folder: Path) -> _State:
                 seen = os.stat(path)
             except OSError:
                 continue  # a dangling link, which the check itself speaks of
-            found.append((path, seen.st_mtime_ns, seen.st_size, seen.st_ino))
-    return tuple(sorted(found))
+            stamps.append((path, seen.st_mtime_ns, seen.st_size, seen.st_ino))
+    return tuple(sorted(stamps))
 
 
 def _yaml(text: str) -> dict[object, object]:

@@ -182,10 +182,10 @@ def answer(model: AdaptedModel, request: Request) -> Json:
     no_answer = None if request.flag("always") else 0.0
 
     def column(blend: Blend) -> Json:
-        (found,) = model.answer([question], [text], adapters=[blend], no_answer=no_answer)
-        span = {"start": found.start, "end": found.end, "label": "", "score": found.score}
-        return {"text": found.text, "spans": [] if found.start is None else [span],
-                "score": found.score}  # fmt: skip
+        (answer,) = model.answer([question], [text], adapters=[blend], no_answer=no_answer)
+        span = {"start": answer.start, "end": answer.end, "label": "", "score": answer.score}
+        return {"text": answer.text, "spans": [] if answer.start is None else [span],
+                "score": answer.score}  # fmt: skip
 
     return _by_column(model, request.blends("blends", model.library), column)
 

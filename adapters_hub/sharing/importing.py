@@ -72,11 +72,11 @@ def import_adapters(
     """
     if not source.exists():
         raise AdapterFileError(f"{source}: no such folder or file")
-    found = find_adapters(source)
-    if not found:
+    places = find_adapters(source)
+    if not places:
         raise AdapterFileError(f"{source}: no adapter in it, nor in its folders")
     taken: dict[str, Path] = {}
-    for place in found:
+    for place in places:
         shown = str(place)
         if place != source and is_checkpoint(place):
             yield Imported(shown, "left out", None, "a trainer's checkpoint; import it by itself")

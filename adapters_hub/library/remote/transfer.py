@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class RemoteAdapter:
     """An adapter at its source, not fetched yet."""
 
     origin: Origin
@@ -45,7 +45,7 @@ class Found:
             yield self._fetch(folder)
 
 
-def found_at(address: Address, token: hub.Token = None) -> Found:
+def adapter_at(address: Address, token: hub.Token = None) -> RemoteAdapter:
     """What is at an address now; raises `TransferError` or `AdapterFileError`."""
     if isinstance(address, HubAddress):
         commit = hub.commit_of(address, token)
@@ -55,11 +55,13 @@ def found_at(address: Address, token: hub.Token = None) -> Found:
             hub.fetch(address, commit, folder, token)
             return folder
 
-        return Found(Origin(source, commit.id), address.name, from_hub)
+        return RemoteAdapter(Origin(source, commit.id), address.name, from_hub)
     if isinstance(address, StoreAddress):
         origin = Origin(address.text, store.newest(address))
-        return Found(origin, address.name, lambda folder: store.fetch(address, folder))
-    return Found(Origin(str(address.resolve()), _of_path(address)), "", lambda folder: address)
+        return RemoteAdapter(origin, address.name, lambda folder: store.fetch(address, folder))
+    return RemoteAdapter(
+        Origin(str(address.resolve()), _of_path(address)), "", lambda folder: address
+    )
 
 
 def newest_of(address: Address, token: hub.Token = None) -> str:
