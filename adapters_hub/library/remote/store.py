@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adapters_hub import progress
 from adapters_hub.errors import (
     AccessError,
     AdaptersHubError,
@@ -137,7 +138,6 @@ def _open(address: StoreAddress, url: str) -> tuple["AbstractFileSystem", str]:
 def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
     """Fetch a file by parts, going on with what an earlier try left."""
     from filelock import FileLock
-    from tqdm import tqdm
 
     info = _info(fs, path)
     size = info.get("size")
@@ -148,9 +148,8 @@ def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
     with FileLock(cache / f"{key}.lock"):
         with (
             open(partial, "ab") as file,
-            tqdm(total=size, initial=file.tell(), unit="B", unit_scale=True, desc=target.name,
-                 leave=False, disable=None) as bar,
-        ):  # fmt: skip
+            progress.bar(size, target.name, "B", initial=file.tell(), scale=True) as bar,
+        ):
             while size is None or file.tell() < size:
                 at = file.tell()
                 end = None if size is None else min(size, at + CHUNK)
