@@ -1,4 +1,4 @@
-"""What every group of commands shares: how one is declared, and the model that its options name."""
+"""What all groups of commands share: declaring a command, its output, loading its model."""
 
 import argparse
 import json

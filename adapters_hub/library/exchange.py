@@ -1,6 +1,6 @@
-"""What a library has to do with other places: adapters come from there and go there.
+"""A library's pull and push: adapters fetched from and sent to other places.
 
-Knows a library by what it lists, reads and adds; how files travel is `remote`'s to know. Never
+Knows a library by what it lists, reads and adds; `remote` knows how files are transferred. Never
 imports torch.
 """
 
@@ -89,14 +89,14 @@ class Exchange(ABC):
         Raises `RemoteNotFoundError`, `AccessError` or `TransferError`, `LibraryError` for a name
         that is taken, and as `add`; nothing new is in the library then.
         """
-        remote_adapter = adapter_at(address_of(source, revision), token)
+        source_adapter = adapter_at(address_of(source, revision), token)
         if not replace_existing:
             for info in self.list():
-                if info.origin == remote_adapter.origin and name in (None, info.name):
+                if info.origin == source_adapter.origin and name in (None, info.name):
                     return info
         if name is not None and name in self.names() and not replace_existing:
             raise LibraryError(_TAKEN.format(self.root, name))
-        with remote_adapter.fetched() as path:
+        with source_adapter.fetched() as path:
             files = read_adapter(path)
             stored = files.info.name if METADATA_KEY in files.header.metadata else None
             return self.add(
@@ -106,7 +106,7 @@ class Exchange(ABC):
                 domain=domain,
                 backbone=backbone,
                 replace_existing=replace_existing,
-                origin=remote_adapter.origin,
+                origin=source_adapter.origin,
             )
 
     def pulled(self, source: str, *, token: Token = None) -> AdapterInfo:

@@ -224,7 +224,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _opened(bundle: bytes, place: Path) -> tuple[str, bytes, bytes]:
-    """A bundle's name of the key, its payload and its one signature, none of them believed yet."""
+    """A bundle's name of the key, its payload and its one signature, none of them verified yet."""
     try:
         text = bundle.decode()
         check_count(text)

@@ -143,8 +143,9 @@ def _drawn(
     options: Json,
     go_on: Callable[[Sequence[Blend]], list[_Written]],
 ) -> list[_Written]:
-    """What blends write: all at once, or, where it is drawn, each by itself from the same seed, so
-    that none hangs on what stands beside it.
+    """The text of each blend: in one batch, or, where tokens are sampled, one blend at a time.
+
+    Each blend starts from the same seed, so its text does not depend on the other blends.
     """
     if not options.get("do_sample"):
         return go_on(blends)

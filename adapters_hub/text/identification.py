@@ -91,7 +91,7 @@ def py3langid(texts: Sequence[str]) -> list[Probabilities]:
     results: list[Probabilities] = []
     for text in texts:
         by_tag: dict[str, float] = {}
-        for label, probability in model.rank(text):  # just reads, so threads may share it
+        for label, probability in model.rank(text):  # only reads, so threads may share it
             tag = labels.get(label)
             if tag is not None:
                 by_tag[tag] = by_tag.get(tag, 0.0) + probability
@@ -111,7 +111,7 @@ def _asked(ask: Identifier, texts: Sequence[str]) -> Sequence[Probabilities]:
         answers = list(ask(texts))
     except (LanguageError, ImportError):
         raise
-    except Exception as error:  # it may be anybody's
+    except Exception as error:  # a user's identifier may raise anything
         raise LanguageError(
             f"the identifier failed on {len(texts)} texts ({type(error).__name__}: {error}); "
             "name the languages instead: adapters=[…], one blend a text, or languages=[…]"

@@ -1,7 +1,7 @@
 """Adapters in a store that fsspec reaches: S3, GCS, a web server, memory.
 
 A download that broke off leaves what came in the cache, and the next one goes on from there. Knows
-bytes and URLs; what is in the files is not its to judge.
+bytes and URLs; does not check what is in the files.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def newest(address: StoreAddress) -> str:
 def revision_of(fs: "AbstractFileSystem", path: str) -> str:
     """A hash of a weights file's header, and of what the store says of a file that is not ours.
 
-    The header of ours has a hash of the numbers; of others the time or checksum has to do.
+    Our header has a hash of the tensors; for other files the store's time or checksum is used.
     """
     info = _info(fs, path)
     start = _bytes(fs, path, 0, _HEADER)[:_HEADER]
@@ -154,7 +154,7 @@ def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
                 at = file.tell()
                 end = None if size is None else min(size, at + CHUNK)
                 part = _bytes(fs, path, at, end)
-                if size is not None and len(part) == size:  # servers may send all they have
+                if size is not None and len(part) == size:  # a server may send the whole file
                     file.truncate(0)
                 if not part:
                     break
@@ -184,7 +184,7 @@ def _info(fs: "AbstractFileSystem", path: str) -> dict[str, Any]:
     def ask() -> dict[str, Any]:
         try:
             return dict(fs.info(path))
-        except FileNotFoundError as error:  # by which fsspec means any failure of a web server
+        except FileNotFoundError as error:  # fsspec raises it for any failure of a web server
             cause = error.__cause__
             if isinstance(cause, Exception) and _status(cause) != 404:
                 raise cause from None

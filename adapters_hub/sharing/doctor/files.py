@@ -67,7 +67,7 @@ def code(subject: Subject) -> Iterator[Finding]:
 
 @check
 def special_files(subject: Subject) -> Iterator[Finding]:
-    """Regular files only, and not beyond number."""
+    """Regular files only, and not too many."""
     if odd := [file.path for file in subject.files if not file.regular]:
         yield Finding(
             "error", "special files", "a pipe, a device, a dangling link, or unreadable", few(odd),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _USUAL = ("F32", "F16", "BF16")
-_MOST_RANK = 1024  # a product of this size has 4 MB; what is larger is said by the check of ranks
+_MOST_RANK = 1024  # a product of this size has 4 MB; the check of ranks reports larger ones
 _MOST_RMS = 0.1  # weights of language models have about 0.02
 _OUT_OF_LINE = 10.0  # times, and six deviations
 _MIN_GROUP = 6
@@ -81,7 +81,7 @@ def content(subject: Subject) -> Iterator[Finding]:
     try:
         actual = content_hash(subject.weights, subject.header)
     except (AdapterFileError, OSError):
-        return  # said by the check of values
+        return  # `tensor_values` reports it
     if actual != stored:
         yield Finding(
             "error", "content", "the tensors changed since this library stored them",
