@@ -31,7 +31,7 @@ def is_quiet() -> bool:
 
 
 def bar(
-    total: int,
+    total: int | None,
     desc: str,
     unit: str,
     *,

@@ -1,10 +1,15 @@
 """Commands about backbones: advise."""
 
 import argparse
-import json
 from dataclasses import asdict
 
-from adapters_hub.cli.base import DeclareCommand, columns_of, declare_columns, declare_json
+from adapters_hub.cli.base import (
+    DeclareCommand,
+    columns_of,
+    declare_columns,
+    declare_json,
+    print_json,
+)
 
 
 def declare(command: DeclareCommand) -> None:
@@ -40,7 +45,7 @@ def _advise(options: argparse.Namespace) -> int:
     )
     if options.json:
         for one in measured:  # the recommended one first
-            print(json.dumps(asdict(one), ensure_ascii=False))
+            print_json(asdict(one))
         return 0
     for one in measured:
         print(f"\n{one.backbone} ({one.kind})\n\n{one.table()}")

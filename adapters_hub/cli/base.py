@@ -1,4 +1,4 @@
-"""What every group of commands shares: how one is declared, and the model that its options name."""
+"""What all groups of commands share: declaring a command, its output, loading its model."""
 
 import argparse
 import json
@@ -63,14 +63,24 @@ def place_of(adapter: str, library: str | None) -> Path:
     raise NotFoundError(f"no adapter {adapter!r}")
 
 
-def declare_json(sub: argparse.ArgumentParser) -> None:
+def declare_json(
+    sub: argparse.ArgumentParser, help: str = "the result as one line of JSON"
+) -> None:
     """The flag that asks for a command's result as JSON."""
-    sub.add_argument("--json", action="store_true", help="the result as one line of JSON")
+    sub.add_argument("--json", action="store_true", help=help)
+
+
+def print_json(data: object) -> None:
+    """One line of JSON on stdout, written at once."""
+    print(json.dumps(data, ensure_ascii=False), flush=True)
 
 
 def show(options: argparse.Namespace, text: str, **result: object) -> None:
     """A command's result on stdout: as text, or with ``--json`` as one line of JSON."""
-    print(json.dumps(result, ensure_ascii=False) if options.json else text)
+    if options.json:
+        print_json(result)
+    else:
+        print(text)
 
 
 def declare_columns(sub: argparse.ArgumentParser) -> None:

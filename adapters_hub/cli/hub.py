@@ -1,11 +1,10 @@
 """Commands on where adapters are shared: push, pull, outdated. Only a blend's sum needs torch."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
-from adapters_hub.cli.base import DeclareCommand
+from adapters_hub.cli.base import DeclareCommand, declare_json, print_json
 from adapters_hub.library.library import Library
 
 _PLACES = "user/repo on the Hub, hf://user/repo@revision, s3://…, gs://…, a folder, a .safetensors"
@@ -38,7 +37,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--replace", action="store_true", help="replace one of the same name")
 
     sub = command("outdated", _outdated, "the pulled adapters whose source has a newer revision")
-    sub.add_argument("--json", action="store_true", help="JSON Lines instead of text")
+    declare_json(sub, "JSON Lines instead of text")
 
 
 def _push(options: argparse.Namespace) -> int:
@@ -80,7 +79,7 @@ def _outdated(options: argparse.Namespace) -> int:
     unknown = [row for row in rows if row.problem]
     for row in rows:
         if options.json:
-            print(json.dumps(asdict(row), ensure_ascii=False))
+            print_json(asdict(row))
         elif row.problem:
             print(f"{row.name}: {row.problem}", file=sys.stderr)
         else:

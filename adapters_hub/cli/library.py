@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, show
+from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, print_json, show
 from adapters_hub.errors import NotFoundError, SignatureError
 from adapters_hub.library import lookup
 from adapters_hub.library.adapter_file import PROBLEM_TYPES, AdapterInfo
@@ -18,7 +18,7 @@ def declare(command: DeclareCommand) -> None:
     sub = command("list", _list, "the adapters of a library, one a line")
     sub.add_argument("--language", help="name, code or tag")
     sub.add_argument("--domain")
-    sub.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+    declare_json(sub, "JSON Lines instead of a table")
 
     sub = command("show", _show, "everything known of one adapter, as JSON")
     sub.add_argument("term", help="an adapter's name, a language or a domain")
@@ -58,7 +58,7 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     if options.json:
         for info in infos:
-            print(json.dumps(info.to_json(), ensure_ascii=False))
+            print_json(info.to_json())
         return 0
     rows = [_COLUMNS, *([_cell(info, column) for column in _COLUMNS] for info in infos)]
     wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
@@ -127,13 +127,13 @@ def _verify_signed(options: argparse.Namespace, library: Library) -> int:
     bad = 0
     for name in options.names or library.names():
         try:
-            found = verify(place_of(name, options.library), options.key)
+            verification = verify(place_of(name, options.library), options.key)
         except (SignatureError, NotFoundError) as error:
             print(f"{name}: {error}")
             bad += 1
             continue
-        print(found)
-        bad += bool(found.difference)
+        print(verification)
+        bad += bool(verification.difference)
     return 1 if bad else 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adapters_hub.cli.base import DeclareCommand, place_of
+from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, print_json
 from adapters_hub.errors import LibraryError, SettingsError
 from adapters_hub.library.library import Library
 
@@ -17,7 +17,7 @@ def declare(command: DeclareCommand) -> None:
 
     sub = command("doctor", _doctor, "look at strangers' adapters without running anything")
     sub.add_argument("adapters", nargs="+", help="folders (of one or many), files, names")
-    sub.add_argument("--json", action="store_true", help="JSON Lines, one an adapter")
+    declare_json(sub, "JSON Lines, one for each adapter")
     sub.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
 
     sub = command("import", _import, "add a folder of PEFT adapters, as the Hub has them")
@@ -30,7 +30,7 @@ def declare(command: DeclareCommand) -> None:
     for flag in ("language", "domain", "task", "backbone", "license"):
         sub.add_argument(f"--{flag}", help="of all of them")
     sub.add_argument("--replace", action="store_true", help="replace those of the same names")
-    sub.add_argument("--json", action="store_true", help="JSON Lines, one an adapter")
+    declare_json(sub, "JSON Lines, one for each adapter")
 
 
 def _sign(options: argparse.Namespace) -> int:
@@ -55,8 +55,6 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    import json
-
     from adapters_hub.sharing.adapter_folders import find_adapters
     from adapters_hub.sharing.doctor import examine
 
@@ -65,14 +63,15 @@ def _doctor(options: argparse.Namespace) -> int:
         place = place_of(named, options.library)
         for path in find_adapters(place) or [place]:
             report = examine(path)
-            print(json.dumps(report.to_json(), ensure_ascii=False) if options.json else report)
+            if options.json:
+                print_json(report.to_json())
+            else:
+                print(report)
             bad += bool(report.of("error") or (options.strict and report.of("warning")))
     return 1 if bad else 0
 
 
 def _import(options: argparse.Namespace) -> int:
-    import json
-
     from adapters_hub.sharing.importing import import_adapters
 
     rows = []
@@ -88,7 +87,10 @@ def _import(options: argparse.Namespace) -> int:
         license=options.license,
     ):
         rows.append(row)
-        print(json.dumps(row.to_json(), ensure_ascii=False) if options.json else row, flush=True)
+        if options.json:
+            print_json(row.to_json())
+        else:
+            print(row, flush=True)
     refused = sum(row.status == "refused" for row in rows)
     added = sum(row.status == "added" for row in rows)
     if not options.json:

@@ -1,4 +1,4 @@
-"""Adapters that know nothing, to measure others against.
+"""Random adapters, as controls to compare trained ones with.
 
 Knows factors; does not know cells or scores.
 """

@@ -1,4 +1,4 @@
-"""Arrow (arXiv:2405.11157): which adapters a text asks for, by the adapters' factors alone.
+"""Arrow (arXiv:2405.11157): chooses adapters for a text by the adapters' factors alone.
 
 At each site an adapter's prototype is the direction that its delta answers most, the top right
 singular vector of B·A. A token's hidden state votes for the adapters whose prototypes it is most in

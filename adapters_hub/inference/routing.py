@@ -61,10 +61,10 @@ def row_blends(
     for term in sorted(terms):
         having = [row for row in range(rows) if term in wanted[row].terms]
         fallback = _fallback(term)
-        found = row_languages(
+        row_results = row_languages(
             model, [texts[row] for row in having], fallback, [tags[row] for row in having]
         )
-        for row, language in zip(having, found, strict=True):
+        for row, language in zip(having, row_results, strict=True):
             meant[row][term] = language.blend
     blends = [blend.expand(of) for blend, of in zip(wanted, meant, strict=True)]
     return model.blends(rows, blends, given)
@@ -96,39 +96,39 @@ def row_languages(
         _say_unknown(allowed)
     given = [None] * len(texts) if given is None else given
     asked = dict.fromkeys(text for text, tag in zip(texts, given, strict=True) if not tag)
-    found = dict(zip(asked, _identified([*asked], allowed, settings), strict=True))
+    by_text = dict(zip(asked, _identified([*asked], allowed, settings), strict=True))
     if fallback == PROXY:
-        found |= _elsewhere(found, settings)
+        by_text |= _elsewhere(by_text, settings)
     results = []
     for text, tag in zip(texts, given, strict=True):
-        identified = Identified(tag, tag, 1.0) if tag else found[text]
+        identified = Identified(tag, tag, 1.0) if tag else by_text[text]
         results.append(_row_language(model, identified, fallback, instead, bool(tag)))
     return results
 
 
 def _row_language(
-    model: Runtime, found: Identified, fallback: str | None, instead: Blend, given: bool
+    model: Runtime, identified: Identified, fallback: str | None, instead: Blend, given: bool
 ) -> RowLanguage:
     """The blend of one row, from its language."""
-    language, how = found.language, "given" if given else "identified"
+    language, how = identified.language, "given" if given else "identified"
     if language is not None:
         name = model.residents.language_adapter(language)
         if name is not None:
-            return RowLanguage(language, found.probability, _exact(name), how)
+            return RowLanguage(language, identified.probability, _exact(name), how)
         if fallback == PROXY:
             proxy = model.residents.proxy(language)
             if proxy is not None:
                 why = f"{how}, without an adapter: {proxy.reason}"
-                return RowLanguage(language, found.probability, proxy.blend, why)
+                return RowLanguage(language, identified.probability, proxy.blend, why)
         why = f"{how}, without an adapter"
-    elif found.elsewhere is not None:
-        why = f"seems to be in {found.elsewhere}, which is none of the languages looked for"
-    elif found.likeliest is None:
+    elif identified.elsewhere is not None:
+        why = f"seems to be in {identified.elsewhere}, which is none of the languages looked for"
+    elif identified.likeliest is None:
         why = "no letters to go by"
     else:
-        why = f"undecided, {found.likeliest} is the likeliest"
+        why = f"undecided, {identified.likeliest} is the likeliest"
     taken = f"{instead} instead" if instead else "no adapter for it"
-    return RowLanguage(language, found.probability, instead, f"{why}; {taken}")
+    return RowLanguage(language, identified.probability, instead, f"{why}; {taken}")
 
 
 def _identified(
@@ -138,9 +138,9 @@ def _identified(
     return identify(texts, allowed, minimum=minimum, identifier=settings.identifier)
 
 
-def _elsewhere(found: Mapping[str, Identified], settings: Auto) -> dict[str, Identified]:
+def _elsewhere(by_text: Mapping[str, Identified], settings: Auto) -> dict[str, Identified]:
     """The texts in none of the languages with an adapter, with the language that they are in."""
-    texts = [text for text, one in found.items() if one.language is None and one.elsewhere]
+    texts = [text for text, one in by_text.items() if one.language is None and one.elsewhere]
     among = settings.languages
     return dict(zip(texts, _identified(texts, among, settings), strict=True)) if texts else {}
 

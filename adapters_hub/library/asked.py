@@ -1,4 +1,4 @@
-"""What somebody asks for who gives a language, a domain or a blend, and no backbone yet.
+"""Resolves a request for a language, a domain or a blend that names no backbone.
 
 Knows a library and its adapters' metadata; loads nothing.
 """
@@ -13,20 +13,20 @@ from adapters_hub.library.row_terms import row_term
 
 
 def of_rows(term: str, library: Library) -> bool:
-    """Whether a term is ``auto``, and no adapter or domain is called so."""
+    """Whether a term is ``auto`` and no adapter or domain has that name."""
     meant = row_term(term)
     named = meant is not None and meant.plain and ("auto" in library or library.list(domain="auto"))
     return meant is not None and not named
 
 
 def language_adapters(library: Library, infos: Sequence[AdapterInfo]) -> list[AdapterInfo]:
-    """The adapters for languages alone, of the backbone of others where there are any."""
+    """The adapters with a language and no domain; with ``infos``, those for their backbone only."""
     listed = library.list(fingerprint=infos[0].fingerprint if infos else None)
     return [info for info in listed if info.language and not info.domain]
 
 
 def language_term(text: str, library: Library) -> str:
-    """What `load` was given, as a blend: a language's term where it is one.
+    """The argument of `load` as a blend's text; a language becomes the term ``lang:``.
 
     A name that is also some language's code ("one" is Oneida's) means the adapter, unless there is
     one for that language.
@@ -42,7 +42,7 @@ def language_term(text: str, library: Library) -> str:
 def backbone_of(
     infos: Sequence[AdapterInfo], asked: str, revision: str | None
 ) -> tuple[str, str | None]:
-    """The one backbone that adapters name, and its revision: the one given, else what they pin."""
+    """The backbone that all the adapters name, and the revision given, else the one they pin."""
     backbones = {info.backbone for info in infos}
     if not infos:
         raise NotFoundError(f"load({asked!r}): no adapter is left of it, and so no backbone")

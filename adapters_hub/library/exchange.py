@@ -1,6 +1,6 @@
-"""What a library has to do with other places: adapters come from there and go there.
+"""A library's pull and push: adapters fetched from and sent to other places.
 
-Knows a library by what it lists, reads and adds; how files travel is `remote`'s to know. Never
+Knows a library by what it lists, reads and adds; `remote` knows how files are transferred. Never
 imports torch.
 """
 
@@ -19,7 +19,7 @@ from adapters_hub.library.remote.address import address_of
 from adapters_hub.library.remote.hub import Pushed, Token
 from adapters_hub.library.remote.transfer import (
     Outgoing,
-    found_at,
+    adapter_at,
     newest_of,
     of_parts,
     same_source,
@@ -89,14 +89,14 @@ class Exchange(ABC):
         Raises `RemoteNotFoundError`, `AccessError` or `TransferError`, `LibraryError` for a name
         that is taken, and as `add`; nothing new is in the library then.
         """
-        found = found_at(address_of(source, revision), token)
+        source_adapter = adapter_at(address_of(source, revision), token)
         if not replace_existing:
             for info in self.list():
-                if info.origin == found.origin and name in (None, info.name):
+                if info.origin == source_adapter.origin and name in (None, info.name):
                     return info
         if name is not None and name in self.names() and not replace_existing:
             raise LibraryError(_TAKEN.format(self.root, name))
-        with found.fetched() as path:
+        with source_adapter.fetched() as path:
             files = read_adapter(path)
             stored = files.info.name if METADATA_KEY in files.header.metadata else None
             return self.add(
@@ -106,7 +106,7 @@ class Exchange(ABC):
                 domain=domain,
                 backbone=backbone,
                 replace_existing=replace_existing,
-                origin=found.origin,
+                origin=source_adapter.origin,
             )
 
     def pulled(self, source: str, *, token: Token = None) -> AdapterInfo:
@@ -119,7 +119,7 @@ class Exchange(ABC):
 
     def with_pulled(self, text: str, *, token: Token = None) -> str:
         """A blend's text, its addresses (``hf://…``) replaced by the names of what is `pulled`."""
-        return _ADDRESS.sub(lambda found: f"name:{self.pulled(found[0], token=token).name}", text)
+        return _ADDRESS.sub(lambda match: f"name:{self.pulled(match[0], token=token).name}", text)
 
     def push(
         self,

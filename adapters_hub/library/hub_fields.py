@@ -1,4 +1,4 @@
-"""What the Hub takes in a model card's fields, and how ours are said in them.
+"""The values that the Hub accepts in a model card's fields, made from an adapter's metadata.
 
 The Hub refuses a commit whose card has a language that is not an ISO 639 code, a licence that is
 not on its list, or a base model that is no id. Knows these rules, as of

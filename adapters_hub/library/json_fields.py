@@ -1,6 +1,6 @@
-"""JSON of strangers: read within bounds, and its fields, each as what it must be.
+"""Reads untrusted JSON within bounds, and checks the type of each field.
 
-A field that is something else is a `TypeError` that names it; who reads a file says which one.
+A field that is something else is a `TypeError` that names it; the caller adds the name of the file.
 """
 
 import json

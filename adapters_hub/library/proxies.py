@@ -120,10 +120,10 @@ def proxy(
 def offer(language: str, infos: Sequence[AdapterInfo], where: str) -> str:
     """What a message about a missing adapter says of its proxy; empty where there is none."""
     try:
-        found = proxy(language, infos, where)
+        nearest = proxy(language, infos, where)
     except (NotFoundError, LanguageError):
         return ""
-    return f" Or take proxy:{found.language}, {found.reason}"
+    return f" Or take proxy:{nearest.language}, {nearest.reason}"
 
 
 def proxied(term: str) -> str | None:
@@ -136,7 +136,7 @@ def expand(blend: Blend, infos: Sequence[AdapterInfo], where: str) -> Blend:
 
     What was taken is logged. Raises `NotFoundError` for a language with no related one.
     """
-    found: dict[str, Blend] = {}
+    blends: dict[str, Blend] = {}
     for term in blend.terms:
         if (language := proxied(term)) is None:
             continue
@@ -145,11 +145,11 @@ def expand(blend: Blend, infos: Sequence[AdapterInfo], where: str) -> Blend:
         except NotFoundError:
             if not term.endswith("?"):
                 raise
-            found[term] = Blend()
+            blends[term] = Blend()
             continue
         log.info("%s: %s", term, taken.reason)
-        found[term] = taken.blend
-    return blend.expand(found) if found else blend
+        blends[term] = taken.blend
+    return blend.expand(blends) if blends else blend
 
 
 def _by_language(infos: Iterable[AdapterInfo], without: set[str]) -> dict[str, AdapterInfo]:

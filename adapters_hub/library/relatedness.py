@@ -94,13 +94,13 @@ def _base(tag: str) -> str:
 
 def _path(tag: str) -> tuple[str, ...]:
     """The groups a language is in, the widest first."""
-    found = _families().get(_base(tag))
-    if found is None:
+    groups = _families().get(_base(tag))
+    if groups is None:
         raise LanguageError(
             f"{tag} ({languages.name(tag)}) is not in the table of families that ships; "
             "distance='uriel' knows more languages: pip install 'adapters-hub[uriel]'"
         )
-    return found
+    return groups
 
 
 @lru_cache(maxsize=1)
@@ -122,12 +122,12 @@ def _uriel(file: str, prefix: str) -> tuple[dict[str, int], "npt.NDArray[float32
     """
     import numpy as np
 
-    found = find_spec("urielplus")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("urielplus")
+    if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
             "distances by URIEL need urielplus: pip install 'adapters-hub[uriel]'"
         )
-    folder = Path(found.submodule_search_locations[0]) / "database" / "original_uriel"
+    folder = Path(spec.submodule_search_locations[0]) / "database" / "original_uriel"
     with np.load(folder / file, allow_pickle=False) as table:
         chosen = np.array([str(name).startswith(prefix) for name in table["feats"]])
         data = table["data"][:, chosen].astype(np.float32)

@@ -228,15 +228,15 @@ def inspect(path: str | Path, header: Header) -> tuple[str, str | None]:
 
 def digests(path: str | Path, header: Header) -> dict[str, str]:
     """SHA-256 of every tensor's dtype, shape and bytes, by name."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     digest = hashlib.sha256()
     with open_regular(path) as file:
         for name, entry, chunk, _ in _read(file, header):
-            if name not in found:
+            if name not in hashes:
                 digest = hashlib.sha256(json.dumps([entry.dtype, list(entry.shape)]).encode())
             digest.update(chunk)
-            found[name] = digest.hexdigest()
-    return found
+            hashes[name] = digest.hexdigest()
+    return hashes
 
 
 class _Numbers:

@@ -207,7 +207,7 @@ def file_digest(path: Path) -> str:
 
 def _files(folder: Path) -> list[str]:
     """The paths below a folder that a signature must cover. Linked folders count as one path."""
-    found: list[str] = []
+    file_names: list[str] = []
     waiting = [folder]
     while waiting:
         for entry in os.scandir(waiting.pop()):
@@ -217,14 +217,14 @@ def _files(folder: Path) -> list[str]:
             if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
                 waiting.append(Path(entry.path))
             else:
-                found.append(name)
-            if len(found) + len(waiting) > _MAX_FILES:
+                file_names.append(name)
+            if len(file_names) + len(waiting) > _MAX_FILES:
                 raise AdapterFileError(f"{folder}: more than {_MAX_FILES} files, for an adapter")
-    return found
+    return file_names
 
 
 def _opened(bundle: bytes, place: Path) -> tuple[str, bytes, bytes]:
-    """A bundle's name of the key, its payload and its one signature, none of them believed yet."""
+    """A bundle's name of the key, its payload and its one signature, none of them verified yet."""
     try:
         text = bundle.decode()
         check_count(text)

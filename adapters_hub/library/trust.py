@@ -78,7 +78,7 @@ class TrustPolicy:
 
 
 class Gate:
-    """What every load of a library's adapters goes through."""
+    """Checks an adapter's signature each time a library loads it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -92,8 +92,7 @@ class Gate:
     def check(self, name: str, folder: Path) -> None:
         """Raise `SignatureError` unless an adapter is signed as its library demands.
 
-        What passed passes again, unread, while the times and sizes of its files and the keys are
-        the same.
+        The files are not read again while their times and sizes and the keys stay the same.
         """
         if (keys := self.keys(name)) is None:
             return
@@ -126,16 +125,16 @@ class Gate:
 
 def _state(folder: Path) -> _State:
     """Names, times and sizes of all files below a folder."""
-    found = []
+    stamps = []
     for place, _, files in os.walk(folder):
         for file in files:
             path = os.path.join(place, file)
             try:
                 seen = os.stat(path)
             except OSError:
-                continue  # a dangling link, which the check itself speaks of
-            found.append((path, seen.st_mtime_ns, seen.st_size, seen.st_ino))
-    return tuple(sorted(found))
+                continue  # a dangling link, which the check itself reports
+            stamps.append((path, seen.st_mtime_ns, seen.st_size, seen.st_ino))
+    return tuple(sorted(stamps))
 
 
 def _yaml(text: str) -> dict[object, object]:

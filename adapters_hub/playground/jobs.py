@@ -268,7 +268,7 @@ class Job:
 
 
 def _worker(order: Mapping[str, object], errors: IO[str]) -> "subprocess.Popen[str]":
-    """The process, with what it is to do already said."""
+    """Start the worker process and send it its settings."""
     here = str(Path(__file__).parents[2])  # the same package, wherever it was imported from
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(

@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(200, given)
 
     def _computed(self, work: Callable[[], _Given]) -> _Given:
-        """What the work gives, when it is its turn; sending it takes no one else's."""
+        """The result of the work, done when it is its turn; sending it blocks nobody."""
         with self.server.computing:
             return work()
 

@@ -25,7 +25,7 @@ _MOST_LOGITS = 1 << 25  # numbers in one forward's logits: 128 MiB
 class Piece:
     """Some characters of a text: their bits under a blend, and on the bare backbone.
 
-    ``bits`` is -log2 of their probability, given all before; None of what nothing comes before.
+    ``bits`` is -log2 of their probability, given all before; None where nothing comes before them.
     """
 
     text: str

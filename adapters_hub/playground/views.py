@@ -143,8 +143,9 @@ def _drawn(
     options: Json,
     go_on: Callable[[Sequence[Blend]], list[_Written]],
 ) -> list[_Written]:
-    """What blends write: all at once, or, where it is drawn, each by itself from the same seed, so
-    that none hangs on what stands beside it.
+    """The text of each blend: in one batch, or, where tokens are sampled, one blend at a time.
+
+    Each blend starts from the same seed, so its text does not depend on the other blends.
     """
     if not options.get("do_sample"):
         return go_on(blends)
@@ -182,10 +183,10 @@ def answer(model: AdaptedModel, request: Request) -> Json:
     no_answer = None if request.flag("always") else 0.0
 
     def column(blend: Blend) -> Json:
-        (found,) = model.answer([question], [text], adapters=[blend], no_answer=no_answer)
-        span = {"start": found.start, "end": found.end, "label": "", "score": found.score}
-        return {"text": found.text, "spans": [] if found.start is None else [span],
-                "score": found.score}  # fmt: skip
+        (answer,) = model.answer([question], [text], adapters=[blend], no_answer=no_answer)
+        span = {"start": answer.start, "end": answer.end, "label": "", "score": answer.score}
+        return {"text": answer.text, "spans": [] if answer.start is None else [span],
+                "score": answer.score}  # fmt: skip
 
     return _by_column(model, request.blends("blends", model.library), column)
 

@@ -98,7 +98,7 @@ def train_domain(resolved: Resolved, command: str, silent: bool) -> Result:
         )
     experiment.close()
     if not saved:
-        return {}  # of the processes that are not the main one
+        return {}  # only the main process reports
     return {
         "written": [str(saved.path), *map(str, shown.pictures)],
         "metrics": {name: shown.metrics},

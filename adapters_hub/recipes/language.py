@@ -81,7 +81,7 @@ def train_language(resolved: Resolved, command: str, silent: bool) -> Result:
     )
     experiment.close()
     if not infos:
-        return {}  # of the processes that are not the main one
+        return {}  # only the main process reports
     return {
         "written": [info.path for info in infos],
         "metrics": {info.name: dict(info.metrics) for info in infos},

@@ -1,4 +1,4 @@
-"""A table of results as a picture, for who would rather look than read. Knows no model."""
+"""Draws a table of results as a bar chart. Knows no model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def draw_table(
     title: str,
     notes: Mapping[str, str],
 ) -> str | None:
-    """Draw column → language → value as bars, a group a language, into a PNG.
+    """Draw column → language → value as bars, one group for each language, into a PNG.
 
     ``notes`` are set behind a language's name. Returns None, or why there is no picture: without
     matplotlib there is none. Raises `SettingsError` where the file cannot be written.

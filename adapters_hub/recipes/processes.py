@@ -1,7 +1,7 @@
-"""Several processes of one command on this machine, as ``torchrun`` would start them, but tidily.
+"""Starts several processes of one command on this machine, as ``torchrun`` does.
 
-``accelerate launch`` and ``torchrun`` print a traceback of their own behind an error or Ctrl-C of
-the program they started; here the program's sentence is the last thing said. Knows no recipe.
+``accelerate launch`` and ``torchrun`` add a traceback of their own after an error or Ctrl-C in
+the program; here the program's message comes last. Knows no recipe.
 """
 
 import os
@@ -65,11 +65,11 @@ def run_in_processes(command: Sequence[str], count: int) -> int:
 
 
 def _wait(running: Sequence["subprocess.Popen[bytes]"]) -> int | None:
-    """Wait for all, or for one that fails: its rank. The first rank's word goes before others'."""
+    """Wait until all end (None) or one fails: its rank, 0 if the first rank failed too."""
     while True:
         status = [process.poll() for process in running]
         if bad := [rank for rank, code in enumerate(status) if code]:
-            time.sleep(1.0)  # all fail alike where arguments are wrong
+            time.sleep(1.0)  # wrong arguments make all fail: wait for the first rank
             return 0 if running[0].poll() else bad[0]
         if all(code == 0 for code in status):
             return None
@@ -77,7 +77,7 @@ def _wait(running: Sequence["subprocess.Popen[bytes]"]) -> int | None:
 
 
 def _end(running: Sequence["subprocess.Popen[bytes]"], *, ask: bool) -> None:
-    """See that none is left: wait for them, after asking if they were not asked, then end them."""
+    """Wait for all processes (``ask``: terminate them first); kill those that take too long."""
     for process in running:
         if ask and process.poll() is None:
             process.terminate()

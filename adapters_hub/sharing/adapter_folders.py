@@ -27,10 +27,10 @@ def find_adapters(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         return [source]
-    found = [*_folders(source)]
-    if not found:
-        found = sorted(p for p in source.iterdir() if p.suffix == ".safetensors" and p.is_file())
-    return found
+    places = [*_folders(source)]
+    if not places:
+        places = sorted(p for p in source.iterdir() if p.suffix == ".safetensors" and p.is_file())
+    return places
 
 
 def is_checkpoint(folder: Path) -> bool:

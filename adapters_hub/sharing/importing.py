@@ -72,11 +72,11 @@ def import_adapters(
     """
     if not source.exists():
         raise AdapterFileError(f"{source}: no such folder or file")
-    found = find_adapters(source)
-    if not found:
+    places = find_adapters(source)
+    if not places:
         raise AdapterFileError(f"{source}: no adapter in it, nor in its folders")
     taken: dict[str, Path] = {}
-    for place in found:
+    for place in places:
         shown = str(place)
         if place != source and is_checkpoint(place):
             yield Imported(shown, "left out", None, "a trainer's checkpoint; import it by itself")
@@ -99,7 +99,7 @@ def import_adapters(
 
 
 def clean_name(text: str) -> str:
-    """The nearest name that an adapter can have; what is left of none is ``adapter``."""
+    """The nearest valid name of an adapter; ``adapter`` where no character is left."""
     text = _NO_NAME.sub("-", unicodedata.normalize("NFC", text))
     text = re.sub(r"[.\-]*-[.\-]*|\.{2,}", "-", text).strip(".-")
     while len(text.encode()) > _MAX_NAME:
@@ -127,7 +127,7 @@ def _add(
                 folder, changes = normalise(place, weights, plain)
                 notes += changes
             info = library.add(folder, name=name, replace_existing=replace_existing, **given)
-        except AdaptersHubError as error:  # in the words of who gave the folder
+        except AdaptersHubError as error:  # named by the path that the user gave
             text = str(error).replace(str(plain), str(place)).replace(scratch, str(place))
             raise type(error)(text) from None
         return info.name, notes
@@ -140,7 +140,7 @@ def _weights(place: Path, scratch: Path, convert: bool) -> tuple[Path, list[str]
         return weights, []
     pickles = [place / name for name in PICKLED_WEIGHTS if (place / name).exists()]
     if not pickles:
-        return weights, []  # which is then said to be missing
+        return weights, []  # the caller reports it as missing
     if not convert:
         raise AdapterFileError(
             f"{pickles[0]} is a pickle, which can run code when it is opened; --convert-pickle "

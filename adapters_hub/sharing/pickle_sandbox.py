@@ -106,6 +106,6 @@ def convert(source: str, target: str) -> dict:
 if __name__ == "__main__":
     try:
         answer = convert(*sys.argv[1:])
-    except BaseException as error:  # whatever it is, the other side is told
+    except BaseException as error:  # every error is reported to the parent process
         answer = {"error": f"{type(error).__name__}: {str(error).split(chr(10))[0][:300]}"}
     print(json.dumps(answer))

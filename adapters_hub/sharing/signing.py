@@ -112,7 +112,7 @@ def sign(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     partial = place.with_name(f".{place.name}.{os.urandom(4).hex()}")
     try:
         if path.is_dir():
-            place.unlink(missing_ok=True)  # of what was there before; half signed is unsigned
+            place.unlink(missing_ok=True)  # the old one: a failure leaves the folder unsigned
             with atomic_write(path / DETAILS_FILE) as file:
                 file.write(json.dumps(_details(path), ensure_ascii=False).encode())
             how.set_ignored_paths(paths=[place.name, partial.name, ".cache"])
@@ -162,14 +162,14 @@ def _compare_details(
     try:
         raw = tensorfile.read_small(folder / DETAILS_FILE, _MAX_DETAILS)
         if hashlib.sha256(raw).hexdigest() != signed[DETAILS_FILE]:
-            return  # it would say what the one who changed it likes
+            return  # the details were changed too, so they cannot be trusted
         before = json.loads(raw)
         if before["format"] != _FORMAT or before["version"] != 1:
             return
         old = {kind: dict(before[kind]) for kind in ("tensors", "metadata", "config")}
         card = list(before["card"])
     except (OSError, AdapterFileError, ValueError, KeyError, TypeError, RecursionError):
-        return  # signed by something else that uses the name
+        return  # another program uses this file name
     if WEIGHTS_FILE in difference.changed:
         yield from _fields("tensor", old["tensors"], _tensors(folder / WEIGHTS_FILE))
         yield from _fields("metadata", old["metadata"], _metadata(folder / WEIGHTS_FILE))

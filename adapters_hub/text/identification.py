@@ -73,9 +73,9 @@ def identify(
     tags = None if allowed is None else tuple(dict.fromkeys(map(languages.canonical, allowed)))
     starts = [_start(text) for text in texts]
     lettered = [start for start in starts if start]
-    found = iter(_asked(ask, lettered) if lettered else ())
+    answers = iter(_asked(ask, lettered) if lettered else ())
     return [
-        _decided(start, next(found), tags, minimum) if start else Identified(None, None, 0.0)
+        _decided(start, next(answers), tags, minimum) if start else Identified(None, None, 0.0)
         for start in starts
     ]
 
@@ -91,7 +91,7 @@ def py3langid(texts: Sequence[str]) -> list[Probabilities]:
     results: list[Probabilities] = []
     for text in texts:
         by_tag: dict[str, float] = {}
-        for label, probability in model.rank(text):  # just reads, so threads may share it
+        for label, probability in model.rank(text):  # only reads, so threads may share it
             tag = labels.get(label)
             if tag is not None:
                 by_tag[tag] = by_tag.get(tag, 0.0) + probability
@@ -108,54 +108,54 @@ def _start(text: str) -> str:
 def _asked(ask: Identifier, texts: Sequence[str]) -> Sequence[Probabilities]:
     """What an identifier says, checked; `LanguageError` where it fails."""
     try:
-        found = list(ask(texts))
+        answers = list(ask(texts))
     except (LanguageError, ImportError):
         raise
-    except Exception as error:  # it may be anybody's
+    except Exception as error:  # a user's identifier may raise anything
         raise LanguageError(
             f"the identifier failed on {len(texts)} texts ({type(error).__name__}: {error}); "
             "name the languages instead: adapters=[…], one blend a text, or languages=[…]"
         ) from error
-    if len(found) != len(texts):
-        raise LanguageError(f"the identifier gave {len(found)} results for {len(texts)} texts")
-    for probabilities in found:
+    if len(answers) != len(texts):
+        raise LanguageError(f"the identifier gave {len(answers)} results for {len(texts)} texts")
+    for probabilities in answers:
         for tag, value in probabilities.items():
             if not (math.isfinite(value) and value >= 0):
                 raise LanguageError(f"the identifier gave {tag!r} the probability {value}")
-    return found
+    return answers
 
 
 def _decided(
-    text: str, found: Probabilities, allowed: tuple[str, ...] | None, minimum: float
+    text: str, probabilities: Probabilities, allowed: tuple[str, ...] | None, minimum: float
 ) -> Identified:
     """The language of one text, from the probabilities of all."""
-    whole = sum(found.values())
+    whole = sum(probabilities.values())
     if not whole:
         return Identified(None, None, 0.0)
-    top = max(found, key=lambda tag: found[tag])
+    top = max(probabilities, key=lambda tag: probabilities[tag])
     if allowed is None:
-        best = found[top] / whole
+        best = probabilities[top] / whole
         return Identified(top if best >= minimum else None, top, best)
     tags_of: dict[str, list[str]] = {}
     for tag in allowed:
-        if (known := _known_as(tag, found)) is not None:
+        if (known := _known_as(tag, probabilities)) is not None:
             tags_of.setdefault(known, []).append(tag)
-    covered = sum(found[known] for known in tags_of)
+    covered = sum(probabilities[known] for known in tags_of)
     outside = None if top in tags_of else top
     if not covered:
         return Identified(None, None, 0.0, outside)
-    known = max(tags_of, key=lambda tag: found[tag])
-    probability = found[known] / covered
+    known = max(tags_of, key=lambda tag: probabilities[tag])
+    probability = probabilities[known] / covered
     likeliest = _by_script(text, tags_of[known])
     if covered / whole < COVERED:
         return Identified(None, likeliest, probability, outside)
     return Identified(likeliest if probability >= minimum else None, likeliest, probability)
 
 
-def _known_as(tag: str, found: Probabilities) -> str | None:
+def _known_as(tag: str, probabilities: Probabilities) -> str | None:
     """The tag by which an identifier knows a language: this very one, else without its region."""
     base = tag.partition("-")[0]
-    return tag if tag in found else base if base in found else None
+    return tag if tag in probabilities else base if base in probabilities else None
 
 
 def _by_script(text: str, tags: Sequence[str]) -> str:

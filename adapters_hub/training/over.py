@@ -1,4 +1,4 @@
-"""What lies frozen below the rows of a run: each language's adapter, or on request a proxy of it.
+"""The frozen adapters below a run's rows: each language's, or on request its proxy.
 
 Knows languages, adapters' metadata and what was asked for; knows no rows and no training.
 """

@@ -157,15 +157,15 @@ class RunRows:
         without = [row for row in rows if row.language is None]
         if not without:
             return [*rows]
-        found = identify([row.text for row in without], self.languages or None)
-        counts = Counter(one.language for one in found)
+        identified = identify([row.text for row in without], self.languages or None)
+        counts = Counter(one.language for one in identified)
         unsure = counts.pop(None, 0)
         listed = ", ".join(f"{tag} {count}" for tag, count in sorted(counts.items())) or "none"
         self.say(
             f"{len(without)} of {len(rows)} {split} rows name no language; found by their texts: "
             f"{listed}" + (f"; {unsure} undecided" if unsure else "")
         )
-        named = iter(found)
+        named = iter(identified)
         return [r if r.language else replace(r, language=next(named).language) for r in rows]
 
     def _stopping(self, dev: Sequence[Row]) -> list[Row]:

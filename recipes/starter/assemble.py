@@ -57,14 +57,14 @@ def write_mono(items: Items, folder: Path) -> Counter[str]:
                         rows[language].append((split, text, domain, package))
     chooser = random.Random(0)
     check = LanguageCheck({
-        language: [row[1] for row in chooser.sample(rows[language], min(30_000, len(found)))]
-        for language, found in rows.items()
+        language: [row[1] for row in chooser.sample(rows[language], min(30_000, len(candidates)))]
+        for language, candidates in rows.items()
     })  # fmt: skip
     used: Counter[str] = Counter()
     for language in LANGUAGES:
-        found = rows.pop(language)
-        wrong = check.wrong([row[1] for row in found], language)
-        kept = [row for row, bad in zip(found, wrong, strict=True) if not bad]
+        candidates = rows.pop(language)
+        wrong = check.wrong([row[1] for row in candidates], language)
+        kept = [row for row, bad in zip(candidates, wrong, strict=True) if not bad]
         new = Deduplicator(language).is_new
         counts = {}
         for split in SPLITS:
@@ -75,7 +75,7 @@ def write_mono(items: Items, folder: Path) -> Counter[str]:
                 for _, text, domain, package in unique
             ))  # fmt: skip
             counts[f"{split}_mb"] = round(sum(len(row[1].encode()) for row in unique) / 1e6, 2)
-        print(language, len(found), f"wrong language: {wrong.mean():.1%}", counts, flush=True)
+        print(language, len(candidates), f"wrong language: {wrong.mean():.1%}", counts, flush=True)
     return used
 
 
@@ -109,13 +109,13 @@ def write_parallel(items: Items, folder: Path, mono: Path) -> None:
                 if source and target and source != target and well_matched(source, target):
                     pairs[language].append((split, source, target, domain, package))
     english_out = held_out(mono, "en")
-    for language, found in sorted(pairs.items()):
+    for language, aligned in sorted(pairs.items()):
         new, target_out = Deduplicator(language).is_new, held_out(mono, language)
         counts = {
             split: dump(folder / f"en-{language}.{split}.jsonl", (
                 {"source": source, "target": target, "target_language": language,
                  "domain": domain, "package": package}
-                for part, source, target, domain, package in found
+                for part, source, target, domain, package in aligned
                 if part == split
                 and new(target)
                 and (split != "train" or (source not in english_out and target not in target_out))

@@ -130,11 +130,11 @@ class LanguageCheck:
 
     def wrong(self, texts: list[str], language: str, margin: float = 0.12) -> np.ndarray:
         """Return a mask of the texts that another language explains clearly better."""
-        own = self.languages.index(language)
+        column = self.languages.index(language)
         mask = []
         for begin in range(0, len(texts), 5000):
             ids, starts = self._ids(texts[begin : begin + 5000])
             scores = np.add.reduceat(self.table[ids], starts, axis=0)
             lengths = np.diff(np.append(starts, len(ids)))
-            mask.append((scores.max(axis=1) - scores[:, own]) / lengths > margin)
+            mask.append((scores.max(axis=1) - scores[:, column]) / lengths > margin)
         return np.concatenate(mask) if mask else np.zeros(0, dtype=bool)

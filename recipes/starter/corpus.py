@@ -70,7 +70,7 @@ def read_package(path: Path) -> tuple[list[Blocks], dict[str, object]]:
     package, version = path.name.split("_")[:2]
     group = re.sub(r"-(l10n|help|doc|dev)?(-[a-z]{2}(-[a-z]{2})?)?$", "", package)
     group = "manpages" if package.startswith("manpages") else group
-    found: list[Blocks] = []
+    texts: list[Blocks] = []
     licences: list[str] = []
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
@@ -81,9 +81,9 @@ def read_package(path: Path) -> tuple[list[Blocks], dict[str, object]]:
                 if name == f"usr/share/doc/{package}/copyright":
                     licences = classify(archive.extractfile(member).read().decode(errors="replace"))
                 elif _TEXT_FILE.search(name) and "/metainfo/" not in name and "/mime/" not in name:
-                    found += read_file(name, archive.extractfile(member).read(), package, group)
+                    texts += read_file(name, archive.extractfile(member).read(), package, group)
         process.stdout.read()
-    return found, {"package": package, "version": version.replace("%3a", ":"), "licences": licences}
+    return texts, {"package": package, "version": version.replace("%3a", ":"), "licences": licences}
 
 
 def read_file(name: str, data: bytes, package: str, group: str) -> list[Blocks]:
@@ -130,14 +130,16 @@ def read_translations(lists: Path) -> list[Blocks]:
             if "Package" in fields:
                 source = fields.get("Source", fields["Package"])
                 about[fields["Package"]] = (source, fields.get("Section", "misc").split("/")[-1])
-    found: list[Blocks] = []
+    descriptions: list[Blocks] = []
     for index in sorted(lists.glob("*_main_i18n_Translation-*")):
         language = normal_code(index.name.rsplit("Translation-", 1)[1].replace("%5f", "_"))
         for package, blocks in read_descriptions(index.read_text(encoding="utf-8")):
             if language and package in about:
                 source, section = about[package]
-                found.append((f"desc:{source}:{package}", language, blocks, section, package))
-    return found
+                descriptions.append(
+                    (f"desc:{source}:{package}", language, blocks, section, package)
+                )
+    return descriptions
 
 
 def main() -> None:
@@ -156,9 +158,9 @@ def main() -> None:
     about: list[dict[str, object]] = []
     descriptions = read_translations(out / "apt" / "lists")
     with ProcessPoolExecutor(options.workers) as pool:
-        for found, info in pool.map(read_package, files):
+        for texts, info in pool.map(read_package, files):
             about.append(info)
-            add(items, found)
+            add(items, texts)
     add(items, descriptions)
     print(f"{len(files)} packages, {len(items)} items", flush=True)
     resolve(about, out / "debs-licences", environment)
@@ -174,9 +176,9 @@ def main() -> None:
     (out / "sources.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def add(items: dict[str, dict[str, Versions]], found: list[Blocks]) -> None:
+def add(items: dict[str, dict[str, Versions]], texts: list[Blocks]) -> None:
     """File blocks under their item and language; the first version of an item wins."""
-    for item, language, blocks, domain, package in found:
+    for item, language, blocks, domain, package in texts:
         versions = items[item]
         if item.startswith("mo:"):
             versions.setdefault("en", ([item[3:]], domain, package))

@@ -20,8 +20,8 @@ def join(run: Path, machine: str) -> list[dict]:
         rounds = json.loads((Path(settings["start"]) / CURVE).read_text())
     keys = ("tokens", "loss", "dev_loss")
     points = [{key: point[key] for key in keys} for point in state["curve"]]
-    own = {"machine": machine, "minutes": round(state["minutes"]), "steps": last["step"]}
-    return [*rounds, {**own, "tokens": last["tokens"], "points": points}]
+    this_round = {"machine": machine, "minutes": round(state["minutes"]), "steps": last["step"]}
+    return [*rounds, {**this_round, "tokens": last["tokens"], "points": points}]
 
 
 def draw(rounds: list[dict], path: Path) -> None:

@@ -83,6 +83,6 @@ class _Level:
         seen = (self.keys[place] == key) & (context >= 0)
         count = np.where(seen, self.counts[place], 0)
         total = np.where(context >= 0, self.totals[context], 0)
-        own = np.maximum(count - self.discounts[np.minimum(count, 3)], 0)
-        mixed = (own + self.left[context] * shorter) / np.maximum(total, 1)
+        discounted = np.maximum(count - self.discounts[np.minimum(count, 3)], 0)
+        mixed = (discounted + self.left[context] * shorter) / np.maximum(total, 1)
         return np.where(seen, place, -1), np.where(total > 0, mixed, shorter)

@@ -138,7 +138,7 @@ def source_rows(sources: list[dict]) -> str:
     for entry in sources:
         groups[", ".join(sorted(entry["licences"]))].append(entry["package"])
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return "\n".join(f"| {names} | {', '.join(sorted(found))} |" for names, found in ordered)
+    return "\n".join(f"| {names} | {', '.join(sorted(packages))} |" for names, packages in ordered)
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ def _hub(text: str) -> HubAddress:
     folder = ""
     revision = None
     if at:
-        found = _REVISION.fullmatch(behind)
-        revision, folder = (found[1], found[2] or "") if found else (None, "")
+        match = _REVISION.fullmatch(behind)
+        revision, folder = (match[1], match[2] or "") if match else (None, "")
     else:
         parts = rest.split("/")
         repo, folder = "/".join(parts[:2]), "/".join(parts[2:])
@@ -152,13 +152,13 @@ def _hub_page(text: str) -> HubAddress | None:
         raise SettingsError(f"{text} is no page of a model on the Hub: write user/repo")
     if len(pieces) == 2:
         return HubAddress(repo)
-    found = _TREE.fullmatch(pieces[2])
-    if found is None:
+    match = _TREE.fullmatch(pieces[2])
+    if match is None:
         return HubAddress(repo)
-    folder = found[2] or ""
+    folder = match[2] or ""
     if re.search(r"\.(?:safetensors|json|md|bin)$", folder):  # a file's page: its folder is meant
         folder = folder.rpartition("/")[0]
-    return HubAddress(repo, found[1], _folder(folder, text))
+    return HubAddress(repo, match[1], _folder(folder, text))
 
 
 def _folder(folder: str, text: str) -> str:

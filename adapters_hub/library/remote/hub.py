@@ -1,8 +1,8 @@
-"""Adapters on the Hub: the commit that a revision is, its files here, a commit of ours there.
+"""Adapters on the Hub: resolves a revision to a commit, downloads its files, pushes a commit.
 
 The client is huggingface_hub: it takes up a download that broke off where it stopped, keeps what
 was fetched in its cache, and sends no large file that the Hub has already. Knows repositories;
-what is in the files is not its to judge.
+does not check what is in the files.
 """
 
 import re
@@ -155,7 +155,7 @@ def _told(address: HubAddress, token: Token, *, writing: bool = False) -> Iterat
     except errors.HfHubHTTPError as error:
         raise _refusal(address, error, token, writing) from error
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error.__cause__, errors.BadRequestError):  # what is wrong is in its words
+        if isinstance(error.__cause__, errors.BadRequestError):  # its message says what is wrong
             raise TransferError(f"{address.text}: the Hub refuses it: {_line(error)}") from error
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise _refusal(address, error.__cause__, token, writing) from error

@@ -1,7 +1,7 @@
 """Adapters in a store that fsspec reaches: S3, GCS, a web server, memory.
 
 A download that broke off leaves what came in the cache, and the next one goes on from there. Knows
-bytes and URLs; what is in the files is not its to judge.
+bytes and URLs; does not check what is in the files.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adapters_hub import progress
 from adapters_hub.errors import (
     AccessError,
     AdaptersHubError,
@@ -53,7 +54,7 @@ def newest(address: StoreAddress) -> str:
 def revision_of(fs: "AbstractFileSystem", path: str) -> str:
     """A hash of a weights file's header, and of what the store says of a file that is not ours.
 
-    The header of ours has a hash of the numbers; of others the time or checksum has to do.
+    Our header has a hash of the tensors; for other files the store's time or checksum is used.
     """
     info = _info(fs, path)
     start = _bytes(fs, path, 0, _HEADER)[:_HEADER]
@@ -137,7 +138,6 @@ def _open(address: StoreAddress, url: str) -> tuple["AbstractFileSystem", str]:
 def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
     """Fetch a file by parts, going on with what an earlier try left."""
     from filelock import FileLock
-    from tqdm import tqdm
 
     info = _info(fs, path)
     size = info.get("size")
@@ -148,14 +148,13 @@ def _download(fs: "AbstractFileSystem", path: str, target: Path) -> None:
     with FileLock(cache / f"{key}.lock"):
         with (
             open(partial, "ab") as file,
-            tqdm(total=size, initial=file.tell(), unit="B", unit_scale=True, desc=target.name,
-                 leave=False, disable=None) as bar,
-        ):  # fmt: skip
+            progress.bar(size, target.name, "B", initial=file.tell(), scale=True) as bar,
+        ):
             while size is None or file.tell() < size:
                 at = file.tell()
                 end = None if size is None else min(size, at + CHUNK)
                 part = _bytes(fs, path, at, end)
-                if size is not None and len(part) == size:  # servers may send all they have
+                if size is not None and len(part) == size:  # a server may send the whole file
                     file.truncate(0)
                 if not part:
                     break
@@ -185,7 +184,7 @@ def _info(fs: "AbstractFileSystem", path: str) -> dict[str, Any]:
     def ask() -> dict[str, Any]:
         try:
             return dict(fs.info(path))
-        except FileNotFoundError as error:  # by which fsspec means any failure of a web server
+        except FileNotFoundError as error:  # fsspec raises it for any failure of a web server
             cause = error.__cause__
             if isinstance(cause, Exception) and _status(cause) != 404:
                 raise cause from None

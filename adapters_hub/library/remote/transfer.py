@@ -1,4 +1,4 @@
-"""Adapters coming and going, wherever that is: one way in and one way out for every address.
+"""Fetches and sends adapters, in the same way for every kind of address.
 
 Knows addresses, origins and an adapter's files; does not know a library.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceAdapter:
     """An adapter at its source, not fetched yet."""
 
     origin: Origin
@@ -35,7 +35,7 @@ class Found:
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:
-        """Its folder or file here, for the time being."""
+        """Its folder or file on this machine; temporary, for the ``with`` block."""
         import tempfile
 
         with tempfile.TemporaryDirectory() as work:
@@ -45,7 +45,7 @@ class Found:
             yield self._fetch(folder)
 
 
-def found_at(address: Address, token: hub.Token = None) -> Found:
+def adapter_at(address: Address, token: hub.Token = None) -> SourceAdapter:
     """What is at an address now; raises `TransferError` or `AdapterFileError`."""
     if isinstance(address, HubAddress):
         commit = hub.commit_of(address, token)
@@ -55,11 +55,13 @@ def found_at(address: Address, token: hub.Token = None) -> Found:
             hub.fetch(address, commit, folder, token)
             return folder
 
-        return Found(Origin(source, commit.id), address.name, from_hub)
+        return SourceAdapter(Origin(source, commit.id), address.name, from_hub)
     if isinstance(address, StoreAddress):
         origin = Origin(address.text, store.newest(address))
-        return Found(origin, address.name, lambda folder: store.fetch(address, folder))
-    return Found(Origin(str(address.resolve()), _of_path(address)), "", lambda folder: address)
+        return SourceAdapter(origin, address.name, lambda folder: store.fetch(address, folder))
+    return SourceAdapter(
+        Origin(str(address.resolve()), _of_path(address)), "", lambda folder: address
+    )
 
 
 def newest_of(address: Address, token: hub.Token = None) -> str:
@@ -82,7 +84,7 @@ def same_source(origin: Origin, address: Address) -> bool:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """An adapter on its way out: its files, what is said of it, the folder it is from."""
+    """An adapter to send: its files, its metadata, the folder it is from."""
 
     files: AdapterFiles
     info: AdapterInfo
@@ -136,7 +138,7 @@ class Outgoing:
 
 
 def of_parts(info: AdapterInfo, parts: Sequence[AdapterInfo]) -> AdapterInfo:
-    """What is known of a sum from its parts: its one language and domain, what they all share."""
+    """The metadata of a sum of adapters: its language and domain, and what all parts share."""
 
     def one(values: Sequence[str | None], *, of_all: bool = False) -> str | None:
         known = {*values} if of_all else {value for value in values if value is not None}

@@ -51,10 +51,10 @@ function goOn(page) {
     if (!page.text().trim()) { box.replaceChildren(); return; }
     const began = performance.now();
     for (const card of box.children) card.classList.add("waiting");
-    const found = await ask(shown);
-    if (!found) return;
+    const answer = await ask(shown);
+    if (!answer) return;
     last = performance.now() - began;
-    box.replaceChildren(...cards(shown, found.columns, (column, result, detail) => {
+    box.replaceChildren(...cards(shown, answer.columns, (column, result, detail) => {
       detail.textContent = result.pieces ? saved(result.pieces) : "";
       if (!result.pieces) return el("div", { className: "tokens", dir: "auto", lang: column.language }, result.text);
       return tokens(result.pieces, column.language, { set textContent(text) { detail.textContent = text || saved(result.pieces); } });
@@ -116,8 +116,8 @@ function simple(page, { id, title, note, inputs = () => [], body = () => ({}), f
     async update() {
       if (!page.text().trim()) { box.replaceChildren(); return; }
       const shown = withHead(page, id);
-      const found = await ask(shown);
-      if (found) box.replaceChildren(...cards(shown, found.columns, fill));
+      const answer = await ask(shown);
+      if (answer) box.replaceChildren(...cards(shown, answer.columns, fill));
     },
   };
 }

@@ -44,5 +44,5 @@ def examine(path: str | os.PathLike[str]) -> Report:
     subject = Subject(Path(path))
     if not os.path.lexists(path):
         raise AdapterFileError(f"{path}: no such folder or file")
-    found = [finding for each in CHECKS.values() for finding in each(subject)]
-    return Report(subject.path, tuple(sorted(found, key=lambda each: LEVELS.index(each.level))))
+    findings = [finding for each in CHECKS.values() for finding in each(subject)]
+    return Report(subject.path, tuple(sorted(findings, key=lambda each: LEVELS.index(each.level))))

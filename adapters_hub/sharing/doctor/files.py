@@ -58,16 +58,16 @@ def pickles(subject: Subject) -> Iterator[Finding]:
 @check
 def code(subject: Subject) -> Iterator[Finding]:
     """No programs beside the tensors."""
-    if found := [f.path for f in subject.files if Path(f.path).suffix.lower() in _CODE]:
+    if programs := [f.path for f in subject.files if Path(f.path).suffix.lower() in _CODE]:
         yield Finding(
-            "warning", "code", "an adapter needs no program", few(found),
+            "warning", "code", "an adapter needs no program", few(programs),
             "do not run it, and do not load with trust_remote_code",
         )  # fmt: skip
 
 
 @check
 def special_files(subject: Subject) -> Iterator[Finding]:
-    """Regular files only, and not beyond number."""
+    """Regular files only, and not too many."""
     if odd := [file.path for file in subject.files if not file.regular]:
         yield Finding(
             "error", "special files", "a pipe, a device, a dangling link, or unreadable", few(odd),
@@ -106,9 +106,9 @@ def chat_template(subject: Subject) -> Iterator[Finding]:
 @check
 def tokenizer(subject: Subject) -> Iterator[Finding]:
     """A tokenizer beside an adapter may have other pieces than the backbone's."""
-    if found := [file.path for file in subject.files if file.path in _TOKENIZER]:
+    if tokenizer_files := [file.path for file in subject.files if file.path in _TOKENIZER]:
         yield Finding(
-            "note", "tokenizer", "brings a tokenizer, which is not used here", few(found),
+            "note", "tokenizer", "brings a tokenizer, which is not used here", few(tokenizer_files),
             "if it has pieces that the backbone's lacks, the adapter was trained with others",
         )  # fmt: skip
 

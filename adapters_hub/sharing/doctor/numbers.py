@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _USUAL = ("F32", "F16", "BF16")
-_MOST_RANK = 1024  # a product of this size has 4 MB; what is larger is said by the check of ranks
+_MOST_RANK = 1024  # a product of this size has 4 MB; the check of ranks reports larger ones
 _MOST_RMS = 0.1  # weights of language models have about 0.02
 _OUT_OF_LINE = 10.0  # times, and six deviations
 _MIN_GROUP = 6
@@ -58,18 +58,18 @@ def tensor_values(subject: Subject) -> Iterator[Finding]:
     if isinstance(subject.header, Unread):
         return
     try:
-        found = _numbers(subject)
+        numbers = _numbers(subject)
     except (AdapterFileError, OSError) as error:
         yield Finding("error", "tensor values", str(error), subject.weights.name, "try again")
         return
-    if found.bad:
+    if numbers.bad:
         yield Finding(
-            "error", "tensor values", f"{len(found.bad)} tensors hold NaN or infinity",
-            few(found.bad), "its training diverged, or the file was damaged; do not use it",
+            "error", "tensor values", f"{len(numbers.bad)} tensors hold NaN or infinity",
+            few(numbers.bad), "its training diverged, or the file was damaged; do not use it",
         )  # fmt: skip
-    yield from _effect(subject, found)
-    if not found.bad:
-        yield from _norms(subject, found)
+    yield from _effect(subject, numbers)
+    if not numbers.bad:
+        yield from _norms(subject, numbers)
 
 
 @check
@@ -81,7 +81,7 @@ def content(subject: Subject) -> Iterator[Finding]:
     try:
         actual = content_hash(subject.weights, subject.header)
     except (AdapterFileError, OSError):
-        return  # said by the check of values
+        return  # `tensor_values` reports it
     if actual != stored:
         yield Finding(
             "error", "content", "the tensors changed since this library stored them",
@@ -92,25 +92,25 @@ def content(subject: Subject) -> Iterator[Finding]:
 def _numbers(subject: Subject) -> _Numbers:
     import numpy as np
 
-    found = _Numbers()
+    numbers = _Numbers()
     for name, tensor in subject.tensors():
         if not np.isfinite(tensor).all():
-            found.bad.append(name)
+            numbers.bad.append(name)
             continue
         if not tensor.any():
-            found.zero.add(name)
+            numbers.zero.add(name)
         match = FACTOR.fullmatch(name)
         if match and tensor.ndim == 2:
             rank = tensor.shape[0 if match[2] == "A" else 1]
             if rank <= _MOST_RANK and rank * rank * 8 <= max(tensor.nbytes, 1 << 20):
                 with np.errstate(over="ignore", invalid="ignore"):
                     gram = tensor @ tensor.T if match[2] == "A" else tensor.T @ tensor
-                found.grams[name] = gram.astype("<f8")
-    return found
+                numbers.grams[name] = gram.astype("<f8")
+    return numbers
 
 
-def _effect(subject: Subject, found: _Numbers) -> Iterator[Finding]:
-    idle = [m for m, pair in subject.pairs.items() if not found.zero.isdisjoint(pair.values())]
+def _effect(subject: Subject, numbers: _Numbers) -> Iterator[Finding]:
+    idle = [m for m, pair in subject.pairs.items() if not numbers.zero.isdisjoint(pair.values())]
     if not idle:
         return
     if len(idle) == len(subject.pairs):
@@ -125,7 +125,7 @@ def _effect(subject: Subject, found: _Numbers) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _norms(subject: Subject, found: _Numbers) -> Iterator[Finding]:
+def _norms(subject: Subject, numbers: _Numbers) -> Iterator[Finding]:
     if not isinstance(subject.adapter, AdapterFiles):
         return
     import numpy as np
@@ -134,13 +134,13 @@ def _norms(subject: Subject, found: _Numbers) -> Iterator[Finding]:
     norms: dict[str, float] = {}
     large: list[str] = []
     for module, (a, b) in subject.adapter.modules.items():
-        if a not in found.grams or b not in found.grams:
+        if a not in numbers.grams or b not in numbers.grams:
             continue
-        if found.grams[a].shape != found.grams[b].shape:
+        if numbers.grams[a].shape != numbers.grams[b].shape:
             continue  # of stacks of experts
         (rank, fan_in), fan_out = tensors[a].shape, tensors[b].shape[0]
         with np.errstate(over="ignore", invalid="ignore"):
-            squared = float((found.grams[b] * found.grams[a].T).sum())
+            squared = float((numbers.grams[b] * numbers.grams[a].T).sum())
         norm = abs(spec.scaling(module, rank)) * (sqrt(squared) if squared > 0 else squared)
         if not isfinite(norm):
             large.append(module)

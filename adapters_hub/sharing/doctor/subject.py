@@ -143,12 +143,12 @@ class Subject:
     @cached_property
     def pairs(self) -> dict[str, dict[str, str]]:
         """Module → side (A, B) → key, as far as the names say."""
-        found: dict[str, dict[str, str]] = {}
+        keys: dict[str, dict[str, str]] = {}
         if isinstance(self.header, tensorfile.Header):
             for key in self.header.tensors:
                 if match := FACTOR.fullmatch(key):
-                    found.setdefault(match[1], {})[match[2]] = key
-        return found
+                    keys.setdefault(match[1], {})[match[2]] = key
+        return keys
 
     @cached_property
     def ranks(self) -> dict[str, int]:

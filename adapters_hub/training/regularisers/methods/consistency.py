@@ -1,4 +1,4 @@
-"""A row as augmentation drew it, and as it was read, are to say the same."""
+"""Consistency loss: the augmented row and the row as read should give the same predictions."""
 
 from typing import ClassVar
 
