@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 	$(LAUNCH) recipes/lora_domain.py --steps 60 --eval-every 20
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
