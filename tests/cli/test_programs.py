@@ -202,7 +202,7 @@ def complete(words):
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_flags_and_choices():
-    assert complete(["adapters-hub", "tr"]) == ["train"]
+    assert complete(["adapters-hub", "trai"]) == ["train"]
     assert complete(["adapters-hub", "train", ""])[:2] == ["language", "domain"]
     assert complete(["adapters-hub", "train", "domain", "--rank"]) == ["--rank"]
     assert complete(["adapters-hub", "train", "domain", "--schedule", "c"]) == [

@@ -15,6 +15,7 @@ from adapters_hub.errors import AdaptersHubError, LibraryError, RemoteNotFoundEr
 from adapters_hub.library import model_card as card
 from adapters_hub.library.adapter_file import CARD_FILE, WEIGHTS_FILE, AdapterFiles, AdapterInfo
 from adapters_hub.library.atomic import atomic_write, new_folder
+from adapters_hub.library.card_usage import usage
 from adapters_hub.library.hub_fields import hub_id
 from adapters_hub.library.origin import Origin
 from adapters_hub.library.remote import hub, store
@@ -126,11 +127,13 @@ class Outgoing:
         stage.mkdir()
         write_adapter(self.files, info, stage)
         source = None if isinstance(address, Path) else address.text
-        body = card.card_body(info, source)
+        written, config = self.files.info, self.files.spec.config
+        body = card.card_body(info, source) + usage(info, config)
         old = self.folder / CARD_FILE
         if old.is_file():
             present = card.split_card(old.read_text(encoding="utf-8"))
-            if present.strip() not in ("", card.card_body(self.files.info).strip()):
+            plain = card.card_body(written)
+            if present.strip() not in ("", plain.strip(), (plain + usage(written, config)).strip()):
                 body = present
         (stage / CARD_FILE).write_text(
             card.join_card(card.front_matter(info), body), encoding="utf-8"
