@@ -1,11 +1,14 @@
 """Commands on adapters from elsewhere: sign, doctor, import. None of them needs torch."""
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from adapters_hub.cli.base import DeclareCommand, declare_json, place_of, print_json
 from adapters_hub.errors import LibraryError, SettingsError
 from adapters_hub.library.library import Library
+from adapters_hub.library.remote.address import address_of, is_remote
+from adapters_hub.library.remote.transfer import adapter_at
 
 
 def declare(command: DeclareCommand) -> None:
@@ -16,7 +19,7 @@ def declare(command: DeclareCommand) -> None:
     sub.add_argument("--new-key", metavar="NAME", help="make NAME.pem and NAME.pub first")
 
     sub = command("doctor", _doctor, "look at strangers' adapters without running anything")
-    sub.add_argument("adapters", nargs="+", help="folders (of one or many), files, names")
+    sub.add_argument("adapters", nargs="+", help="folders (of one or many), files, names, hf://…")
     declare_json(sub, "JSON Lines, one for each adapter")
     sub.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
 
@@ -60,15 +63,22 @@ def _doctor(options: argparse.Namespace) -> int:
 
     bad = 0
     for named in options.adapters:
-        place = place_of(named, options.library)
-        for path in find_adapters(place) or [place]:
-            report = examine(path)
-            if options.json:
-                print_json(report.to_json())
-            else:
-                print(report)
-            bad += bool(report.of("error") or (options.strict and report.of("warning")))
+        with _here(named, options.library) as place:
+            for path in find_adapters(place) or [place]:
+                report = examine(path)
+                if options.json:
+                    print_json(report.to_json())
+                else:
+                    print(report)
+                bad += bool(report.of("error") or (options.strict and report.of("warning")))
     return 1 if bad else 0
+
+
+def _here(adapter: str, library: str | None) -> AbstractContextManager[Path]:
+    """An adapter's place for the ``with`` block; what is elsewhere is fetched, as pull would."""
+    if is_remote(adapter):
+        return adapter_at(address_of(adapter)).fetched()
+    return nullcontext(place_of(adapter, library))
 
 
 def _import(options: argparse.Namespace) -> int:

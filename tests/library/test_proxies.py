@@ -101,7 +101,9 @@ def test_terms_in_blends():
 
 def test_messages_offer_a_proxy():
     said = missing("nds", infos("de", "da"), "here")
-    assert "--language nds --data FILE. Or take proxy:nds, the languages nearest to Low German" in said
+    assert (
+        "--language nds --data FILE. Or take proxy:nds, the languages nearest to Low German" in said
+    )
     assert "proxy" not in missing("ja", infos("de"), "here")
     library = Library(bundled_root())
     with pytest.raises(NotFoundError, match=r"proxy:pl, the languages nearest to Polish"):

@@ -295,3 +295,14 @@ def test_without_torch(make):
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)",
         make(),
     )
+
+
+def test_what_is_elsewhere_is_fetched_and_left_there(make, tmp_path, capsys):
+    library = Library(tmp_path / "library")
+    library.add(make(), name="de", language="de")
+    library.push("de", "memory://doctor/german")
+    assert main(["doctor", "memory://doctor/german", "--json", "--library", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] is not None
+    assert library.names() == ["de"]
+    assert main(["doctor", "memory://doctor/nothing"]) == 1
+    assert "doctor/nothing" in capsys.readouterr().err
